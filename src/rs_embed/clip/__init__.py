@@ -1,0 +1,1 @@
+"""CLIP in plain torch: network, pixels, tokens, checkpoints. Knows nothing of the earth."""

@@ -1,0 +1,196 @@
+"""The CLIP network (Radford et al. 2021, ViT variants) with the parameter names of open_clip.
+
+Shapes: n images or texts, t tokens, w width, g patches a side, d the CLIP projection.
+Source of the layout: https://github.com/mlfoundations/open_clip (`VisionTransformer`, `CLIP`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Activation = Literal["gelu", "quick_gelu"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionConfig:
+    """Sizes of the image tower."""
+
+    width: int
+    layers: int
+    heads: int
+    patch_px: int
+    """Side of one patch in pixels."""
+    image_px: int
+    """Side of the square input in pixels, a multiple of `patch_px`."""
+
+    @property
+    def grid(self) -> int:
+        """Patches a side."""
+        return self.image_px // self.patch_px
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextConfig:
+    """Sizes of the text tower."""
+
+    width: int
+    layers: int
+    heads: int
+    context: int
+    """Tokens a text, start and end included."""
+    vocabulary: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipConfig:
+    """Sizes of the whole network."""
+
+    vision: VisionConfig
+    text: TextConfig
+    projection: int
+    """Length of the CLIP projection, shared by images and texts."""
+    activation: Activation = "gelu"
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": _quick_gelu}
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused projection for query, key and value."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, *, causal: bool) -> Tensor:
+        n, t, w = x.shape
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (n, t, 3w)
+        q, k, v = qkv.view(n, t, 3, self.heads, w // self.heads).permute(2, 0, 3, 1, 4)  # each (n, h, t, w/h)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)  # (n, h, t, w/h)
+        out: Tensor = self.out_proj(y.transpose(1, 2).reshape(n, t, w))
+        return out
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, activation: Activation) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, 4 * width)
+        self.c_proj = nn.Linear(4 * width, width)
+        self.activation = _ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.c_proj(self.activation(self.c_fc(x)))
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm residual attention block."""
+
+    def __init__(self, width: int, heads: int, activation: Activation) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, activation)
+
+    def forward(self, x: Tensor, *, causal: bool) -> Tensor:
+        x = x + self.attn(self.ln_1(x), causal=causal)
+        out: Tensor = x + self.mlp(self.ln_2(x))
+        return out
+
+
+class Transformer(nn.Module):
+    def __init__(self, width: int, layers: int, heads: int, activation: Activation) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(Block(width, heads, activation) for _ in range(layers))
+
+    def forward(self, x: Tensor, *, causal: bool = False) -> Tensor:
+        for block in self.resblocks:
+            x = block(x, causal=causal)
+        return x
+
+
+class VisionTower(nn.Module):
+    """Image tower: pixels to tokens, tokens to the CLIP projection."""
+
+    def __init__(self, config: VisionConfig, projection: int, activation: Activation) -> None:
+        super().__init__()
+        width = config.width
+        self.config = config
+        self.conv1 = nn.Conv2d(3, width, config.patch_px, stride=config.patch_px, bias=False)
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        self.positional_embedding = nn.Parameter(torch.empty(config.grid**2 + 1, width))
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = Transformer(width, config.layers, config.heads, activation)
+        self.ln_post = nn.LayerNorm(width)
+        self.proj = nn.Parameter(torch.empty(width, projection))
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """Tokens of the last block, CLS first, before `ln_post`: (n, 3, px, px) to (n, 1 + g*g, w)."""
+        x = self.conv1(pixels).flatten(2).transpose(1, 2)  # (n, g*g, w)
+        cls = self.class_embedding.expand(x.shape[0], 1, -1)  # (n, 1, w)
+        x = torch.cat([cls, x], dim=1) + self.positional_embedding  # (n, 1 + g*g, w)
+        out: Tensor = self.transformer(self.ln_pre(x))
+        return out
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """CLS through `ln_post` and the CLIP projection, not normalised: (n, 1 + g*g, w) to (n, d)."""
+        out: Tensor = self.ln_post(tokens[:, 0]) @ self.proj
+        return out
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """CLIP image embedding, not L2-normalised: (n, 3, px, px) to (n, d)."""
+        return self.project(self.tokens(pixels))
+
+
+class TextTower(nn.Module):
+    """Text tower: token ids to the CLIP projection. Its parameters sit at the checkpoint's top level."""
+
+    def __init__(self, config: TextConfig, projection: int, activation: Activation) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocabulary, config.width)
+        self.positional_embedding = nn.Parameter(torch.empty(config.context, config.width))
+        self.transformer = Transformer(config.width, config.layers, config.heads, activation)
+        self.ln_final = nn.LayerNorm(config.width)
+        self.text_projection = nn.Parameter(torch.empty(config.width, projection))
+        self.logit_scale = nn.Parameter(torch.tensor(2.6592))  # ln(1 / 0.07), CLIP's start
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """CLIP text embedding at the end-of-text token (the highest id): (n, context) to (n, d)."""
+        x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]  # (n, t, w)
+        x = self.ln_final(self.transformer(x, causal=True))  # (n, t, w)
+        end = x[torch.arange(x.shape[0], device=x.device), ids.argmax(dim=-1)]  # (n, w)
+        return end @ self.text_projection
+
+
+def initialise(tower: VisionTower | TextTower, seed: int) -> None:
+    """Random weights as CLIP starts training from (normal, scaled by width and depth), from a seed."""
+    rng = torch.Generator().manual_seed(seed)
+    width, layers = tower.config.width, tower.config.layers
+    residual = width**-0.5 * (2 * layers) ** -0.5
+    spread = {"out_proj.weight": residual, "c_proj.weight": residual, "c_fc.weight": (2 * width) ** -0.5}
+    with torch.no_grad():
+        for name, p in tower.named_parameters():
+            if name == "logit_scale" or ".ln_" in f".{name}":
+                continue  # both start at their module's own value
+            if name.endswith("bias"):
+                p.zero_()
+            elif name in ("token_embedding.weight", "positional_embedding") and isinstance(tower, TextTower):
+                p.normal_(std=0.02 if name == "token_embedding.weight" else 0.01, generator=rng)
+            else:
+                std = next((s for end, s in spread.items() if name.endswith(end)), width**-0.5)
+                p.normal_(std=std, generator=rng)

@@ -1,0 +1,71 @@
+"""Raw digital numbers to the network's input, equal to Pillow's path bit for bit.
+
+DN (3, y, x) → uint8 (y, x, 3) → shorter side to 224, bicubic with antialiasing → centre crop → (3, 224, 224) f32.
+Source: open_clip's `image_transform` for inference (Resize, CenterCrop, ToTensor, Normalize).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_LONGEST_PX = 16 * 224
+"""A resized strip longer than this is cut to its centre while it is resized: same pixels, bounded memory."""
+
+
+def to_uint8(dn: npt.NDArray[np.generic], dn_range: tuple[float, float]) -> npt.NDArray[np.uint8]:
+    """Stretch `dn_range` to 0…255, clipped and truncated: (3, y, x) DN to (y, x, 3) uint8.
+
+    Divides rather than multiplies by the inverse: in float32 the two differ for some DN.
+    """
+    low, high = dn_range
+    grey = dn.astype(np.float32)
+    if low:
+        grey -= np.float32(low)
+    grey /= np.float32(high - low)
+    np.clip(grey, 0.0, 1.0, out=grey)
+    grey *= np.float32(255.0)
+    return np.ascontiguousarray(grey.astype(np.uint8).transpose(1, 2, 0))
+
+
+def resize_and_crop(rgb: npt.NDArray[np.uint8], side_px: int) -> npt.NDArray[np.uint8]:
+    """Shorter side to `side_px` (bicubic, antialiased), then the centre: (y, x, 3) to (side, side, 3)."""
+    height, width = rgb.shape[:2]
+    new_width, new_height = resized_size(width, height, side_px)
+    left, top = round((new_width - side_px) / 2.0), round((new_height - side_px) / 2.0)
+    image = Image.fromarray(rgb)
+    if (new_width, new_height) == (width, height):
+        return rgb[top : top + side_px, left : left + side_px]
+    if max(new_width, new_height) > _LONGEST_PX:
+        x, y = width / new_width, height / new_height
+        box = (left * x, top * y, (left + side_px) * x, (top + side_px) * y)
+        return np.asarray(image.resize((side_px, side_px), Image.Resampling.BICUBIC, box=box))
+    image = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
+    return np.asarray(image.crop((left, top, left + side_px, top + side_px)))
+
+
+def resized_size(width: int, height: int, side_px: int) -> tuple[int, int]:
+    """(width, height) once the shorter side is `side_px`; the longer one is truncated, as torchvision does."""
+    if width <= height:
+        return side_px, int(side_px * height / width)
+    return int(side_px * width / height), side_px
+
+
+def cropped_fraction(width: int, height: int) -> float:
+    """Share of an image that the centre crop leaves out, 0 for a square."""
+    return 1.0 - min(width, height) / max(width, height)
+
+
+def normalise(chips: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
+    """CLIP's mean and standard deviation: n chips (side, side, 3) uint8 to (n, 3, side, side) f32."""
+    batch = torch.from_numpy(np.stack(chips)).permute(0, 3, 1, 2)
+    pixels = batch.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+    return pixels.sub_(mean).div_(std)

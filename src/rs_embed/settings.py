@@ -1,0 +1,62 @@
+"""Environment variables: all of them, read when used, a bad value refused by name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rs_embed.errors import RSEmbedError
+
+FETCH_WORKERS = "RS_EMBED_REMOTECLIP_FETCH_WORKERS"
+BATCH_SIZE = "RS_EMBED_REMOTECLIP_BATCH_SIZE"
+BACKEND = "RS_EMBED_BACKEND"
+CACHE_DIR = "RS_EMBED_CACHE_DIR"
+
+DEFAULT_BACKEND = "earth-search"
+
+
+def fetch_workers() -> int:
+    """Requests that a provider may have in flight (default 8)."""
+    return _positive_int(FETCH_WORKERS, 8)
+
+
+def batch_size(device_type: str) -> int:
+    """Chips in one forward pass: 8 on a CPU, 64 on CUDA."""
+    return _positive_int(BATCH_SIZE, 64 if device_type == "cuda" else 8)
+
+
+def default_backend() -> str:
+    """What `backend="auto"` means."""
+    return os.environ.get(BACKEND, "").strip() or DEFAULT_BACKEND
+
+
+def hub_cache_dir() -> Path | None:
+    """The hub client's cache folder, or None for the client's own default.
+
+    `HUGGINGFACE_HOME` is an old name that the client itself no longer reads, so the folder is
+    always handed to it.
+    """
+    for variable, child in (
+        ("HF_HUB_CACHE", None),
+        ("HUGGINGFACE_HUB_CACHE", None),
+        ("HF_HOME", "hub"),
+        ("HUGGINGFACE_HOME", "hub"),
+    ):
+        value = os.environ.get(variable, "").strip()
+        if value:
+            folder = Path(value).expanduser()
+            return folder / child if child else folder
+    return None
+
+
+def _positive_int(variable: str, default: int) -> int:
+    text = os.environ.get(variable, "").strip()
+    if not text:
+        return default
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise RSEmbedError(f"{variable}={text!r} is not a whole number of at least 1; unset it for {default}")
+    return value

@@ -174,7 +174,8 @@ class TextTower(nn.Module):
         x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]  # (n, t, w)
         x = self.ln_final(self.transformer(x, causal=True))  # (n, t, w)
         end = x[torch.arange(x.shape[0], device=x.device), ids.argmax(dim=-1)]  # (n, w)
-        return end @ self.text_projection
+        out: Tensor = end @ self.text_projection
+        return out
 
 
 def initialise(tower: VisionTower | TextTower, seed: int) -> None:

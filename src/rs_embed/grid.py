@@ -1,0 +1,99 @@
+"""Where the pixels of a place lie: the local UTM zone, north-up, edges on multiples of the pixel size.
+
+The same place and `scale_m` give the same grid on every backend.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+from affine import Affine
+from odc.geo.geobox import GeoBox
+from pyproj import Transformer
+
+from rs_embed.errors import SpecError
+from rs_embed.specs import BBox, Place, PointBuffer
+
+FloatArray = npt.NDArray[np.float64]
+
+MAX_SIDE_PX = 8192
+_SNAP_PX = 1e-6
+_OUTLINE_POINTS = 21
+
+
+def utm_epsg(lon: float, lat: float) -> int:
+    """EPSG code of the UTM zone of a point, with MGRS's exceptions 32V and 31X to 37X."""
+    zone = min(math.floor((lon + 180) / 6) + 1, 60)
+    if 56 <= lat < 64 and 3 <= lon < 12:
+        zone = 32
+    elif 72 <= lat <= 84 and 0 <= lon < 42:
+        zone = next(z for east, z in ((9, 31), (21, 33), (33, 35), (42, 37)) if lon < east)
+    return (32600 if lat >= 0 else 32700) + zone
+
+
+def place_geobox(place: Place, scale_m: float) -> GeoBox:
+    """The pixel grid of a place.
+
+    Raises:
+        SpecError: for a grid of more than 8,192 px a side.
+    """
+    epsg = utm_epsg(*place.centre)
+    grid = _box_pixels(place, epsg, scale_m) if isinstance(place, BBox) else _square_pixels(place, epsg, scale_m)
+    left, top, width, height = grid
+    if max(width, height) > MAX_SIDE_PX:
+        raise SpecError(
+            f"{place} is {width} x {height} px at scale_m={scale_m:g}; at most {MAX_SIDE_PX} px a side are read at "
+            "once: cut the area into smaller places (input_prep='tile' embeds each at native resolution; "
+            "`rs-embed export --bbox W S E N --chip M` does the cutting) or take a larger scale_m"
+        )
+    affine = Affine(scale_m, 0.0, left * scale_m, 0.0, -scale_m, top * scale_m)
+    return GeoBox((height, width), affine, f"EPSG:{epsg}")
+
+
+def lonlat_bounds(geobox: GeoBox) -> tuple[float, float, float, float]:
+    """(west, south, east, north) in degrees of a grid's outline."""
+    box = geobox.boundingbox
+    outline = _outline(box.left, box.bottom, box.right, box.top)
+    lon, lat = transformer(epsg_of(geobox), 4326).transform(*outline)
+    return float(np.min(lon)), float(np.min(lat)), float(np.max(lon)), float(np.max(lat))
+
+
+def epsg_of(geobox: GeoBox) -> int:
+    """EPSG code of a grid; all of ours have one."""
+    epsg = geobox.crs.epsg if geobox.crs is not None else None
+    if epsg is None:
+        raise SpecError(f"the grid's CRS has no EPSG code: {geobox.crs}")
+    return int(epsg)
+
+
+@lru_cache(maxsize=64)
+def transformer(source_epsg: int, target_epsg: int) -> Transformer:
+    """Exact coordinate transform, x (longitude) first; safe to share between threads."""
+    return Transformer.from_crs(source_epsg, target_epsg, always_xy=True)
+
+
+def _square_pixels(place: PointBuffer, epsg: int, scale_m: float) -> tuple[int, int, int, int]:
+    """Left, top, width, height in pixels of a square on a point."""
+    x, y = transformer(4326, epsg).transform(place.lon, place.lat)
+    n = math.ceil(2 * place.buffer_m / scale_m - _SNAP_PX)
+    return math.floor(x / scale_m - n / 2 + 0.5), math.floor(y / scale_m + n / 2 + 0.5), n, n
+
+
+def _box_pixels(place: BBox, epsg: int, scale_m: float) -> tuple[int, int, int, int]:
+    """Left, top, width, height in pixels of a box's UTM envelope, snapped outward."""
+    x, y = transformer(4326, epsg).transform(*_outline(place.minlon, place.minlat, place.maxlon, place.maxlat))
+    left, bottom = (math.floor(float(np.min(v)) / scale_m + _SNAP_PX) for v in (x, y))
+    right, top = (math.ceil(float(np.max(v)) / scale_m - _SNAP_PX) for v in (x, y))
+    return left, top, right - left, top - bottom
+
+
+def _outline(west: float, south: float, east: float, north: float) -> tuple[FloatArray, FloatArray]:
+    """X and y of points along the four sides of a box."""
+    x, y = np.linspace(west, east, _OUTLINE_POINTS), np.linspace(south, north, _OUTLINE_POINTS)
+    return (
+        np.concatenate([x, x, np.full_like(y, west), np.full_like(y, east)]),
+        np.concatenate([np.full_like(x, south), np.full_like(x, north), y, y]),
+    )

@@ -1,0 +1,75 @@
+"""A provider's imagery of one place: DN, what was observed, and where it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from odc.geo.geobox import GeoBox
+
+from rs_embed.errors import ProviderError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """One scene that went into a patch."""
+
+    id: str
+    datetime: str
+    """Time of sensing, ISO 8601, UTC."""
+    cloud_pct: float | None
+    """Cloud cover of the whole scene, per cent; None where the source does not say."""
+    processing_baseline: str | None
+    dn_offset: float | None
+    """DN that were added to harmonise it; None when unknown (nothing was added)."""
+    dn_offset_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedScene:
+    """One scene that was a candidate and gave nothing."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patch:
+    """Composited, harmonised imagery of one place.
+
+    Raises:
+        ProviderError: when the arrays do not fit the grid.
+    """
+
+    dn: npt.NDArray[np.float32]
+    """(bands, y, x), DN = 10,000 × reflectance, row 0 north; NaN where nothing was observed."""
+    geobox: GeoBox
+    bands: tuple[str, ...]
+    source: str
+    """What was read, in words: a catalog's collection, a folder's name. Never a signed URL."""
+    scenes: tuple[Scene, ...]
+    dropped: tuple[DroppedScene, ...] = ()
+    clear_frac: float | None = None
+    """Share of pixels with at least one clear observation; None where no scene has a scene classification."""
+    n_clear: float | None = None
+    """Median over pixels of the number of clear observations; None likewise."""
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        expected = (len(self.bands), *self.geobox.shape)
+        if self.dn.shape != expected or self.dn.dtype != np.float32:
+            raise ProviderError(f"a patch must be float32 {expected}, got {self.dn.dtype} {self.dn.shape}")
+
+    @property
+    def valid(self) -> npt.NDArray[np.bool_]:
+        """(y, x), True where all bands were observed."""
+        return observed(self.dn)
+
+
+def observed(dn: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
+    """(y, x), True where no band of (bands, y, x) is NaN; integers are always observed."""
+    if not np.issubdtype(dn.dtype, np.floating):
+        return np.ones(dn.shape[1:], dtype=bool)
+    valid: npt.NDArray[np.bool_] = ~np.isnan(dn).any(axis=0)
+    return valid

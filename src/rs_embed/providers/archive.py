@@ -1,0 +1,286 @@
+"""A set of scenes that is already at hand: choose, read, harmonise, composite. `local` and `sample` are such sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pyproj import Geod
+
+from rs_embed import settings
+from rs_embed.composite import SceneImage, clear_statistics, median, mosaic
+from rs_embed.errors import NoImageryError, ProviderError
+from rs_embed.grid import lonlat_bounds
+from rs_embed.patch import DroppedScene, Patch, Scene
+from rs_embed.providers.base import FetchPlan, PatchRequest, fetch_in_threads
+from rs_embed.providers.raster import RasterPixels, read_onto
+from rs_embed.sentinel2 import Radiometry, processing_baseline, radiometry
+from rs_embed.specs import SensorSpec, TemporalSpec
+
+
+@dataclass(frozen=True, slots=True)
+class BandFile:
+    """Where one band of a scene is stored."""
+
+    path: str
+    index: int = 1
+    """Band of the file, from 1."""
+    raster_bands: tuple[Mapping[str, Any], ...] = ()
+    """The asset's `raster:bands`, where a STAC item has it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchiveScene:
+    """One scene of an archive."""
+
+    id: str
+    acquired: datetime
+    """Time of sensing, UTC."""
+    bounds: tuple[float, float, float, float]
+    """(west, south, east, north), degrees."""
+    files: Mapping[str, BandFile]
+    """Earth Engine's band name (`"B4"`, `"SCL"`) to its file."""
+    cloud_pct: float | None = None
+    collection: str | None = None
+    properties: Mapping[str, Any] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+    """Names that may hold the product's name."""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """A provider over scenes that are already known."""
+
+    name: str
+    source: str
+    scenes: tuple[ArchiveScene, ...]
+
+    def fetch(self, requests: Sequence[PatchRequest]) -> Iterator[tuple[int, Patch | ProviderError]]:
+        """Yield patches as they are read, `FETCH_WORKERS` places at a time."""
+        return fetch_in_threads(requests, partial(_fetch_one, self), settings.fetch_workers())
+
+    def plan(self, requests: Sequence[PatchRequest]) -> FetchPlan:
+        """Count scenes and bytes from footprints and dates alone."""
+        chosen = [choose(self.scenes, request).chosen for request in requests]
+        sizes = [
+            len(scenes) * len(r.sensor.bands) * r.geobox.shape[0] * r.geobox.shape[1] * 2
+            for scenes, r in zip(chosen, requests, strict=True)
+        ]
+        return FetchPlan(
+            places=len(requests),
+            scenes=sum(map(len, chosen)),
+            read_bytes=sum(sizes),
+            places_without_scene=tuple(i for i, scenes in enumerate(chosen) if not scenes),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Scenes for one request, newest first, and how many the filters left."""
+
+    chosen: tuple[ArchiveScene, ...]
+    met: int
+    """Scenes that meet the place in the time range, before the cloud filter."""
+    warnings: tuple[str, ...]
+
+
+def choose(scenes: Sequence[ArchiveScene], request: PatchRequest) -> Choice:
+    """Scenes that meet the place in the time range, by cloud cover, the least cloudy `max_scenes` of them."""
+    sensor, place = request.sensor, lonlat_bounds(request.geobox)
+    met = [s for s in scenes if _in_range(s.acquired, request.temporal) and _meets(s.bounds, place)]
+    kept = [s for s in met if s.cloud_pct is None or s.cloud_pct <= sensor.cloudy_pct]
+    warnings = []
+    if sensor.cloudy_pct < 100 and any(s.cloud_pct is None for s in kept):
+        warnings.append(
+            f"cloudy_pct={sensor.cloudy_pct:g} could not be applied to {sum(s.cloud_pct is None for s in kept)} "
+            "scene(s): the source gives no cloud cover"
+        )
+    if sensor.max_scenes is not None:
+        kept = sorted(kept, key=_least_cloudy)[: sensor.max_scenes]
+    kept.sort(key=lambda s: (s.acquired, s.id), reverse=True)
+    return Choice(tuple(kept), len(met), tuple(warnings))
+
+
+def _least_cloudy(scene: ArchiveScene) -> tuple[float, float, str]:
+    cloud = 101.0 if scene.cloud_pct is None else scene.cloud_pct
+    return cloud, -scene.acquired.timestamp(), scene.id
+
+
+def _in_range(acquired: datetime, temporal: TemporalSpec) -> bool:
+    day = acquired.astimezone(UTC).date().isoformat()
+    return temporal.start <= day < temporal.end
+
+
+def _meets(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _fetch_one(archive: Archive, request: PatchRequest) -> Patch:
+    choice = choose(archive.scenes, request)
+    if not choice.chosen:
+        raise NoImageryError(_nothing_found(archive, request, choice))
+    used: list[tuple[ArchiveScene, SceneImage, Radiometry]] = []
+    dropped: list[DroppedScene] = []
+    dn = _composite(_read_scenes(choice.chosen, request, used, dropped), request.sensor)
+    if dn is None or np.isnan(dn[0]).all():
+        reasons = "; ".join(f"{d.id}: {d.reason}" for d in dropped[:3])
+        raise NoImageryError(
+            f"{archive.name}: {choice.met} scene(s) meet the place in {_range(request.temporal)}, {len(choice.chosen)} "
+            f"after the cloud filter, and none has a valid pixel there ({reasons or 'all pixels are masked'})"
+        )
+    clear_frac, n_clear = clear_statistics([image for _, image, _ in used])
+    return Patch(
+        dn=dn,
+        geobox=request.geobox,
+        bands=request.sensor.bands,
+        source=archive.source,
+        scenes=tuple(_provenance(scene, rule) for scene, _, rule in used),
+        dropped=tuple(dropped),
+        clear_frac=clear_frac,
+        n_clear=n_clear,
+        warnings=(*choice.warnings, *_scene_warnings([(scene, rule) for scene, _, rule in used])),
+    )
+
+
+def _composite(images: Iterator[SceneImage], sensor: SensorSpec) -> npt.NDArray[np.float32] | None:
+    """The sensor's composite, or None when no scene gave a pixel. A mosaic stops reading when it is full."""
+    first = next(images, None)
+    if first is None:
+        return None
+    rest = (image.masked() if sensor.cloud_mask == "scl" else image for image in _chain(first, images))
+    return mosaic(rest) if sensor.composite == "mosaic" else median(list(rest))
+
+
+def _chain(first: SceneImage, rest: Iterator[SceneImage]) -> Iterator[SceneImage]:
+    yield first
+    yield from rest
+
+
+def _read_scenes(
+    scenes: Sequence[ArchiveScene],
+    request: PatchRequest,
+    used: list[tuple[ArchiveScene, SceneImage, Radiometry]],
+    dropped: list[DroppedScene],
+) -> Iterator[SceneImage]:
+    """Images of the scenes that can be read and see the place; what became of each is noted in the two lists."""
+    for scene in scenes:
+        try:
+            image, rule = read_scene(scene, request)
+        except ProviderError as error:
+            if request.sensor.cloud_mask == "scl" and "SCL" not in scene.files:
+                raise
+            dropped.append(DroppedScene(scene.id, str(error)))
+            continue
+        if not image.valid.any():
+            dropped.append(DroppedScene(scene.id, "no valid pixel in the place"))
+            continue
+        used.append((scene, image, rule))
+        yield image
+
+
+def read_scene(scene: ArchiveScene, request: PatchRequest) -> tuple[SceneImage, Radiometry]:
+    """One scene on the request's grid, harmonised.
+
+    Raises:
+        ProviderError: for a band that the scene lacks, or a file that cannot be read.
+    """
+    sensor = request.sensor
+    wanted = (*sensor.bands, "SCL") if sensor.cloud_mask == "scl" else sensor.bands
+    for band in wanted:
+        if band not in scene.files:
+            remedy = "; ask without cloud_mask" if band == "SCL" else ""
+            raise ProviderError(f"scene {scene.id} has no band {band} (it has {', '.join(scene.files)}){remedy}")
+    bands = [read_onto(f.path, [f.index], request.geobox) for f in (scene.files[b] for b in sensor.bands)]
+    rule = _radiometry(scene, scene.files[sensor.bands[0]], bands[0])
+    valid = np.logical_and.reduce([b.valid for b in bands])
+    return SceneImage(_harmonise(bands, rule), valid, _read_scl(scene, request)), rule
+
+
+def _read_scl(scene: ArchiveScene, request: PatchRequest) -> npt.NDArray[np.uint8] | None:
+    """The scene classification, read whenever there is one: a composite must show how clear it is."""
+    file = scene.files.get("SCL")
+    if file is None:
+        return None
+    pixels = read_onto(file.path, [file.index], request.geobox)
+    return np.where(pixels.valid, pixels.values[0], 0).astype(np.uint8)
+
+
+def _radiometry(scene: ArchiveScene, file: BandFile, pixels: RasterPixels) -> Radiometry:
+    return radiometry(
+        collection=scene.collection,
+        properties=scene.properties,
+        raster_bands=file.raster_bands,
+        names=(scene.id, *scene.names),
+        file_scale=pixels.scale,
+        file_offset=pixels.offset,
+        acquired=scene.acquired,
+    )
+
+
+def _harmonise(bands: Sequence[RasterPixels], rule: Radiometry) -> npt.NDArray[np.float32]:
+    """Stored values to DN; valid pixels stay at 1 or more where an offset is taken off, never wrapped."""
+    dn = np.concatenate([b.values for b in bands]).astype(np.float32)
+    if rule.gain != 1.0:
+        dn *= np.float32(rule.gain)
+    if rule.offset:
+        dn += np.float32(rule.offset)
+        np.maximum(dn, 1.0, out=dn)
+    return dn
+
+
+def _provenance(scene: ArchiveScene, rule: Radiometry) -> Scene:
+    return Scene(
+        id=scene.id,
+        datetime=scene.acquired.astimezone(UTC).isoformat().replace("+00:00", "Z"),
+        cloud_pct=scene.cloud_pct,
+        processing_baseline=processing_baseline(scene.properties, (scene.id, *scene.names)),
+        dn_offset=rule.offset,
+        dn_offset_reason=rule.reason,
+    )
+
+
+def _scene_warnings(used: Sequence[tuple[ArchiveScene, Radiometry]]) -> Iterator[str]:
+    for scene, rule in used:
+        yield from scene.warnings
+        if rule.offset is None:
+            yield f"the DN offset of scene {scene.id} is unknown ({rule.reason}); its pixels are used as they are"
+
+
+def _nothing_found(archive: Archive, request: PatchRequest, choice: Choice) -> str:
+    lon, lat = _middle(lonlat_bounds(request.geobox))
+    counts = f"{archive.name}: {choice.met} scene(s) before the cloud filter and 0 after it at {lonlat_text(lon, lat)}"
+    if choice.met:
+        return f"{counts} in {_range(request.temporal)}: raise cloudy_pct (now {request.sensor.cloudy_pct:g})"
+    nearest = min(archive.scenes, key=lambda s: (_distance_km(s, lon, lat), s.id))
+    return (
+        f"{counts} in {_range(request.temporal)}; the nearest scene is {nearest.id} of "
+        f"{nearest.acquired.date().isoformat()} at {lonlat_text(*_middle(nearest.bounds))}, "
+        f"{_distance_km(nearest, lon, lat):,.0f} km away: move the place or the time range"
+    )
+
+
+def lonlat_text(lon: float, lat: float) -> str:
+    """`48.2223°N 13.7209°E`, which nobody can read the wrong way round."""
+    return f"{abs(lat):.4f}°{'N' if lat >= 0 else 'S'} {abs(lon):.4f}°{'E' if lon >= 0 else 'W'}"
+
+
+def _middle(bounds: tuple[float, float, float, float]) -> tuple[float, float]:
+    return (bounds[0] + bounds[2]) / 2, (bounds[1] + bounds[3]) / 2
+
+
+def _distance_km(scene: ArchiveScene, lon: float, lat: float) -> float:
+    """Great-circle distance to a scene's middle, 0 inside its bounds."""
+    west, south, east, north = scene.bounds
+    if west <= lon <= east and south <= lat <= north:
+        return 0.0
+    return float(Geod(ellps="WGS84").inv(lon, lat, *_middle(scene.bounds))[2]) / 1000
+
+
+def _range(temporal: TemporalSpec) -> str:
+    return f"{temporal.start} to {temporal.end}"

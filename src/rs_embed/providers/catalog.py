@@ -1,0 +1,38 @@
+"""From a backend's name to its provider."""
+
+from __future__ import annotations
+
+from rs_embed import settings
+from rs_embed.errors import ProviderError
+from rs_embed.providers.base import Provider
+
+BACKENDS = ("sample", "local:<folder or STAC catalog>")
+
+
+def resolve(backend: str | Provider) -> Provider:
+    """The provider that a backend's name means; an object that is a provider is itself.
+
+    Raises:
+        ProviderError: for a name that is none, with the names that are.
+    """
+    if not isinstance(backend, str):
+        if isinstance(backend, Provider):
+            return backend
+        raise ProviderError(f"backend must be a name or an object with name, fetch and plan, got {backend!r}")
+    name = settings.default_backend() if backend == "auto" else backend
+    if name == "sample":
+        from rs_embed.providers.sample import open_sample
+
+        return open_sample()
+    if name.startswith("local:") and len(name) > len("local:"):
+        from rs_embed.providers.local import open_local
+
+        return open_local(name.removeprefix("local:"))
+    raise ProviderError(_unknown(name, asked=backend))
+
+
+def _unknown(name: str, asked: str) -> str:
+    meaning = f" (what 'auto' means; {settings.BACKEND} changes it)" if asked == "auto" else ""
+    if name == "gee" or name in ("earth-search", "planetary-computer") or name.startswith("stac:"):
+        return f"backend {name!r}{meaning} is not in this version yet; usable now: {', '.join(BACKENDS)}"
+    return f"unknown backend {name!r}{meaning}; usable: {', '.join(BACKENDS)}"

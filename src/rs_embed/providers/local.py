@@ -1,0 +1,244 @@
+"""A folder of rasters, or a static STAC catalog, as an archive of scenes.
+
+Scenes come from the STAC items of a folder where it has any. Otherwise rasters are grouped by name:
+one file a band (`…_B04.tif`, also in the R10m folders of a SAFE product), or one file with all bands,
+found by their descriptions. Dates come from product names or a date in the name or folder.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from rs_embed.errors import ProviderError
+from rs_embed.providers.archive import Archive, ArchiveScene, BandFile
+from rs_embed.providers.raster import RasterHeader, read_header
+from rs_embed.sentinel2 import RGB_BANDS, canonical_band, parse_product_name
+
+_RASTERS = {".tif", ".tiff", ".jp2", ".vrt", ".img", ".nc"}
+_BAND = re.compile(r"(?:^|[_.\- ])(B\d{1,2}A?|SCL)(?=[_.\- ]|$)", re.IGNORECASE)
+_RESOLUTION = re.compile(r"_(10|20|60)m$", re.IGNORECASE)
+_DATE = re.compile(r"(?<!\d)(20\d{2})-?(\d{2})-?(\d{2})(?!\d)")
+_RESOLUTION_FOLDER = re.compile(r"R(10|20|60)m$", re.IGNORECASE)
+
+
+def open_local(location: str) -> Archive:
+    """An archive over a folder of rasters, a folder with STAC items, or a `catalog.json`.
+
+    Raises:
+        ProviderError: when there is nothing usable, with what was found instead.
+    """
+    root = Path(location).expanduser()
+    if not root.exists():
+        raise ProviderError(f"local:{location}: no such folder or STAC file")
+    scenes, problems = _stac_scenes(root)
+    if not scenes and root.is_dir():
+        scenes, problems = _named_scenes(root, problems)
+    if not scenes:
+        found = "; ".join(problems[:3]) or f"no raster ({', '.join(sorted(_RASTERS))}) and no STAC item"
+        raise ProviderError(f"local:{location} has no usable Sentinel-2 scene: {found}")
+    return Archive("local", f"local:{root.name}", tuple(sorted(scenes, key=lambda s: s.id)))
+
+
+# --- STAC items --------------------------------------------------------------------------------------
+
+
+def _stac_scenes(root: Path) -> tuple[list[ArchiveScene], list[str]]:
+    scenes, problems = [], []
+    for path, item in _stac_items(root):
+        try:
+            scenes.append(_scene_of_item(item, path.parent))
+        except (ProviderError, KeyError, ValueError, TypeError) as error:
+            problems.append(f"{path.name}: {error}")
+    return scenes, problems
+
+
+def _stac_items(root: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Items of a catalog file by its links, or all item files below a folder."""
+    start = next((p for n in ("catalog.json", "collection.json") if (p := root / n).is_file()), root)
+    if start.is_file():
+        yield from _linked_items(start, seen=set())
+        return
+    for path in sorted(root.rglob("*.json")) + sorted(root.rglob("*.geojson")):
+        for item in _features(_read_json(path)):
+            yield path, item
+
+
+def _linked_items(path: Path, seen: set[Path]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    if path in seen:
+        return
+    seen.add(path)
+    document = _read_json(path)
+    if not isinstance(document, dict):
+        raise ProviderError(f"{path} is not a STAC catalog, collection or item")
+    for item in _features(document):
+        yield path, item
+    for link in document.get("links", []):
+        if link.get("rel") in ("child", "item"):
+            target = _local_path(str(link.get("href", "")), path.parent)
+            if target is not None and target.is_file():
+                yield from _linked_items(target, seen)
+
+
+def _features(document: object) -> list[Mapping[str, Any]]:
+    """STAC items in a JSON document: the item itself, or those of a feature collection."""
+    if not isinstance(document, dict):
+        return []
+    if document.get("type") == "Feature" and "stac_version" in document:
+        return [document]
+    if document.get("type") == "FeatureCollection":
+        return [f for f in document.get("features", []) if isinstance(f, dict) and "stac_version" in f]
+    return []
+
+
+def _read_json(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ProviderError(f"{path} is not readable as JSON: {error}") from error
+
+
+def _scene_of_item(item: Mapping[str, Any], folder: Path) -> ArchiveScene:
+    properties: Mapping[str, Any] = item["properties"]
+    files = dict(_asset_files(item["assets"], folder))
+    if not files:
+        raise ProviderError("no asset is a Sentinel-2 band in a local file")
+    cloud = properties.get("eo:cloud_cover")
+    return ArchiveScene(
+        id=str(item["id"]),
+        acquired=_parse_datetime(str(properties.get("datetime") or properties["start_datetime"])),
+        bounds=_item_bounds(item, files),
+        files=files,
+        cloud_pct=None if cloud is None else float(cloud),
+        collection=item.get("collection"),
+        properties=properties,
+        names=tuple(str(properties[k]) for k in ("s2:product_uri", "title") if k in properties),
+    )
+
+
+def _asset_files(assets: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, BandFile]]:
+    """Band name and file of each asset that is one Sentinel-2 band, or several with names."""
+    for key, asset in assets.items():
+        path = _local_path(str(asset["href"]), folder)
+        if path is None or path.suffix.lower() not in _RASTERS:
+            continue
+        described = asset.get("eo:bands") or asset.get("bands") or []
+        names = [canonical_band(str(b.get("name", ""))) for b in described]
+        if len(names) <= 1:
+            names = [canonical_band(key) or (names[0] if names else None)]
+        raster = tuple(asset.get("raster:bands", ()))
+        for index, band in enumerate(names, start=1):
+            if band is not None and (len(names) == 1 or key not in ("visual", "tci")):
+                yield band, BandFile(str(path), index, raster[index - 1 : index])
+
+
+def _local_path(href: str, folder: Path) -> Path | None:
+    """The file that an href names, or None when it is not on this machine."""
+    parsed = urlparse(href)
+    if parsed.scheme == "file":
+        return Path(unquote(parsed.path))
+    if parsed.scheme or href.startswith("/vsi"):
+        return None
+    return Path(href) if Path(href).is_absolute() else (folder / href).resolve()
+
+
+def _item_bounds(item: Mapping[str, Any], files: Mapping[str, BandFile]) -> tuple[float, float, float, float]:
+    bbox = item.get("bbox")
+    if bbox is None:
+        return read_header(next(iter(files.values())).path).bounds_lonlat
+    west, south, east, north = bbox if len(bbox) == 4 else (bbox[0], bbox[1], bbox[3], bbox[4])
+    return float(west), float(south), float(east), float(north)
+
+
+def _parse_datetime(text: str) -> datetime:
+    parsed = datetime.fromisoformat(text)
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+
+
+# --- rasters by name ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """One raster and what its name says."""
+
+    path: Path
+    band: str | None
+    """None for a file that holds several bands."""
+    scene: str
+    resolution: int
+    """Metres in the name, or 0."""
+
+
+def _named_scenes(root: Path, problems: list[str]) -> tuple[list[ArchiveScene], list[str]]:
+    groups: dict[str, list[_Named]] = defaultdict(list)
+    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in _RASTERS and p.is_file()):
+        named = _read_name(path, root)
+        groups[named.scene].append(named)
+    scenes = []
+    for key, files in groups.items():
+        try:
+            scenes.append(_scene_of_files(key, files, root))
+        except ProviderError as error:
+            problems.append(str(error))
+    return scenes, problems
+
+
+def _read_name(path: Path, root: Path) -> _Named:
+    folder = path.parent.parent if _RESOLUTION_FOLDER.match(path.parent.name) else path.parent
+    resolution = _RESOLUTION.search(path.stem)
+    stem = _RESOLUTION.sub("", path.stem)
+    match = _BAND.search(stem)
+    band = canonical_band(match[1]) if match else None
+    key = stem if match is None else (stem[: match.start()] + stem[match.end() :]).strip("_.- ")
+    prefix = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else ""
+    name = "/".join(part for part in (prefix if prefix != "." else "", key) if part) or root.name
+    return _Named(path, band, name, int(resolution[1]) if resolution else 0)
+
+
+def _scene_of_files(key: str, files: Sequence[_Named], root: Path) -> ArchiveScene:
+    names = (key, root.name, str(root))
+    acquired = _acquired(names)
+    if acquired is None:
+        raise ProviderError(f"{files[0].path.name} has no date: name it as Sentinel-2 does, or with YYYY-MM-DD")
+    single = [f for f in sorted(files, key=lambda f: f.resolution, reverse=True) if f.band is not None]
+    bands = {str(f.band): BandFile(str(f.path)) for f in single}  # the finest resolution is written last, and stays
+    warnings: tuple[str, ...] = ()
+    header = read_header(str(files[0].path))
+    if not bands:
+        bands, warnings = _bands_of_stack(files[0].path, header)
+    return ArchiveScene(
+        id=key, acquired=acquired, bounds=header.bounds_lonlat, files=bands, names=names, warnings=warnings
+    )
+
+
+def _bands_of_stack(path: Path, header: RasterHeader) -> tuple[dict[str, BandFile], tuple[str, ...]]:
+    """Bands of one file with several, by their descriptions; three without names are taken as B4, B3, B2."""
+    names = [canonical_band(d) if d else None for d in header.descriptions]
+    if any(names):
+        return {n: BandFile(str(path), i) for i, n in enumerate(names, start=1) if n}, ()
+    if header.bands == len(RGB_BANDS):
+        warning = f"the bands of {path.name} have no names: taken as {', '.join(RGB_BANDS)} in this order"
+        return {n: BandFile(str(path), i) for i, n in enumerate(RGB_BANDS, start=1)}, (warning,)
+    raise ProviderError(f"{path.name} has {header.bands} band(s) without Sentinel-2 names: set their descriptions")
+
+
+def _acquired(names: Sequence[str]) -> datetime | None:
+    for name in names:
+        product = parse_product_name(name)
+        if product is not None:
+            return product.acquired
+    for name in names:
+        for match in reversed(list(_DATE.finditer(name))):
+            try:
+                return datetime.strptime("".join(match.groups()), "%Y%m%d").replace(tzinfo=UTC)
+            except ValueError:
+                continue  # eight digits that are no date
+    return None

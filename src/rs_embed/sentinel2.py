@@ -1,0 +1,165 @@
+"""What is particular to Sentinel-2 L2A: bands, scene classes, and the offset that came in 2022.
+
+Source: Sentinel-2 Products Specification Document; https://sentiwiki.copernicus.eu/web/s2-processing
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+HARMONIZED_COLLECTION = "COPERNICUS/S2_SR_HARMONIZED"
+COLLECTIONS = (HARMONIZED_COLLECTION, "COPERNICUS/S2_SR", "sentinel-2-l2a", "sentinel-2-c1-l2a")
+"""Names that all mean the product Sentinel-2 L2A; each backend maps them to its own."""
+
+RGB_BANDS = ("B4", "B3", "B2")
+REFLECTANCE_DN = 10_000.0
+"""DN of reflectance 1."""
+
+COMMON_NAMES = {
+    "B1": "coastal",
+    "B2": "blue",
+    "B3": "green",
+    "B4": "red",
+    "B5": "rededge1",
+    "B6": "rededge2",
+    "B7": "rededge3",
+    "B8": "nir",
+    "B8A": "nir08",
+    "B9": "nir09",
+    "B11": "swir16",
+    "B12": "swir22",
+    "SCL": "scl",
+}
+"""Earth Engine's band name to the asset key that Earth Search uses."""
+
+_ALIASES = {
+    alias.lower(): band
+    for band, common in COMMON_NAMES.items()
+    for alias in (band, common, re.sub(r"^B(\d)$", r"B0\1", band))
+}
+
+CLEAR_SCL = (2, 4, 5, 6, 7, 11)
+"""Scene classes in which the ground is seen: dark, vegetation, bare, water, unclassified, snow.
+
+Not clear: 0 no data, 1 saturated, 3 cloud shadow, 8 and 9 cloud, 10 cirrus.
+"""
+
+_OFFSET_BASELINE = (4, 0)
+_OFFSET_DATE = datetime(2022, 1, 25, tzinfo=UTC)
+_PRODUCT = re.compile(
+    r"(?P<mission>S2[A-Z])_MSI(?P<level>L[12][AC])_(?P<start>\d{8}T\d{4,6})(?:_N(?P<baseline>\d{4}))?", re.IGNORECASE
+)
+_SHORT_PRODUCT = re.compile(r"(?P<mission>S2[A-Z])_\d{1,2}[A-Z]{3}_(?P<start>\d{8})_\d+_L2A", re.IGNORECASE)
+
+
+def canonical_band(name: str) -> str | None:
+    """`"B04"`, `"b4"` or `"red"` to `"B4"`; None when Sentinel-2 has no such band."""
+    return _ALIASES.get(name.strip().lower())
+
+
+@dataclass(frozen=True, slots=True)
+class ProductName:
+    """What a Sentinel-2 product name tells."""
+
+    acquired: datetime
+    """Start of sensing, UTC."""
+    baseline: str | None
+    """Processing baseline, `"05.10"`, where the name has one."""
+
+
+def parse_product_name(name: str) -> ProductName | None:
+    """Read `S2A_MSIL2A_20220601T…_N0400_…` or Earth Search's `S2A_29RKH_20200219_0_L2A`; None for other names."""
+    match = _PRODUCT.search(name) or _SHORT_PRODUCT.search(name)
+    if match is None:
+        return None
+    acquired = _parse_start(match["start"])
+    if acquired is None:
+        return None
+    digits = match.groupdict().get("baseline")
+    return ProductName(acquired, f"{digits[:2]}.{digits[2:]}" if digits else None)
+
+
+def _parse_start(text: str) -> datetime | None:
+    for width, form in ((15, "%Y%m%dT%H%M%S"), (8, "%Y%m%d")):
+        try:
+            return datetime.strptime(text[:width], form).replace(tzinfo=UTC)
+        except ValueError:
+            continue  # BigEarthNet has names such as 20170924T93020: the day is still there
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Radiometry:
+    """How stored values become DN: `DN = value * gain + offset`, DN = 10,000 × reflectance."""
+
+    gain: float
+    offset: float | None
+    """DN added to every valid pixel; None when unknown (then nothing is added, and a warning says so)."""
+    reason: str
+
+
+def radiometry(
+    *,
+    collection: str | None = None,
+    properties: Mapping[str, Any] | None = None,
+    raster_bands: Sequence[Mapping[str, Any]] = (),
+    names: Sequence[str] = (),
+    file_scale: float = 1.0,
+    file_offset: float = 0.0,
+    acquired: datetime | None = None,
+) -> Radiometry:
+    """Decide the offset of one scene from what its item and file say; the first rule that applies wins.
+
+    Args:
+        collection: the collection's id.
+        properties: the STAC item's properties.
+        raster_bands: the asset's `raster:bands` (or `bands`), if any.
+        names: names that may hold the product's (item id, product URI, file name).
+        file_scale: the file's own scale tag, 1.0 when it has none.
+        file_offset: the file's own offset tag, 0.0 when it has none.
+        acquired: time of sensing.
+    """
+    facts = properties or {}
+    if collection is not None and collection.upper().endswith("_HARMONIZED"):
+        return Radiometry(1.0, 0.0, "the collection is harmonised")
+    if facts.get("earthsearch:boa_offset_applied") is True:
+        return Radiometry(1.0, 0.0, "earthsearch:boa_offset_applied is true")
+    if raster_bands and ("offset" in raster_bands[0] or "scale" in raster_bands[0]):
+        scale = float(raster_bands[0].get("scale", 1.0 / REFLECTANCE_DN))
+        offset = float(raster_bands[0].get("offset", 0.0))
+        return Radiometry(_dn(scale), _dn(offset), f"raster:bands scale {scale:g}, offset {offset:g}")
+    baseline = processing_baseline(facts, names)
+    if baseline is not None:
+        shifted = _baseline_number(baseline) >= _OFFSET_BASELINE
+        return Radiometry(1.0, -1000.0 if shifted else 0.0, f"processing baseline {baseline}")
+    if (file_scale, file_offset) != (1.0, 0.0):
+        return Radiometry(_dn(file_scale), _dn(file_offset), f"file scale {file_scale:g}, offset {file_offset:g}")
+    if acquired is not None and acquired < _OFFSET_DATE:
+        return Radiometry(1.0, 0.0, "acquired before 2022-01-25")
+    return Radiometry(1.0, None, "unknown: no flag, no raster:bands, no processing baseline, no tags in the file")
+
+
+def processing_baseline(properties: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """The baseline as `"05.10"`, from the item's properties or a product name."""
+    for key in ("s2:processing_baseline", "processing:version", "sentinel:processing_baseline"):
+        value = str(properties.get(key, ""))
+        if re.fullmatch(r"\d{2}\.\d{2}", value):
+            return value
+    for name in names:
+        product = parse_product_name(name)
+        if product is not None and product.baseline is not None:
+            return product.baseline
+    return None
+
+
+def _baseline_number(baseline: str) -> tuple[int, int]:
+    major, minor = baseline.split(".")
+    return int(major), int(minor)
+
+
+def _dn(reflectance: float) -> float:
+    return round(reflectance * REFLECTANCE_DN, 6)

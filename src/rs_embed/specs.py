@@ -1,0 +1,267 @@
+"""What to embed: place, time range, sensor, output. Frozen, JSON-ready, and valid once they exist."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Literal
+
+from rs_embed.errors import SpecError
+from rs_embed.sentinel2 import COLLECTIONS, HARMONIZED_COLLECTION, RGB_BANDS, canonical_band
+
+Composite = Literal["median", "mosaic"]
+CloudMask = Literal["scl"]
+Pooling = Literal["mean", "projected"]
+InputPrep = Literal["resize", "tile"]
+
+_SOUTH, _NORTH = -80.0, 84.0
+_METRES_PER_DEGREE = 111_320.0
+
+
+@dataclass(frozen=True, slots=True)
+class BBox:
+    """A box in longitude and latitude, degrees.
+
+    Raises:
+        SpecError: for a box that is empty, reversed, across the antimeridian or beyond UTM's latitudes.
+    """
+
+    minlon: float
+    minlat: float
+    maxlon: float
+    maxlat: float
+    crs: str = "EPSG:4326"
+
+    def __post_init__(self) -> None:
+        _check_crs(self.crs)
+        for name in ("minlon", "minlat", "maxlon", "maxlat"):
+            object.__setattr__(self, name, _number(name, getattr(self, name)))
+        for side in ("min", "max"):
+            _check_lonlat(getattr(self, f"{side}lon"), getattr(self, f"{side}lat"))
+        if self.minlon > self.maxlon:
+            raise SpecError(
+                f"minlon {self.minlon:g} is greater than maxlon {self.maxlon:g}: swap them, or, if the box crosses "
+                "the antimeridian, ask for the two boxes on either side of 180°"
+            )
+        if self.minlat > self.maxlat:
+            raise SpecError(f"minlat {self.minlat:g} is greater than maxlat {self.maxlat:g}: swap them")
+        if self.minlon == self.maxlon or self.minlat == self.maxlat:
+            raise SpecError(f"{self} has no area; for a point use PointBuffer(lon, lat, buffer_m)")
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """Longitude and latitude of the middle."""
+        return (self.minlon + self.maxlon) / 2, (self.minlat + self.maxlat) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class PointBuffer:
+    """A square of `2 * buffer_m` ground metres on a point.
+
+    Raises:
+        SpecError: for a point off the globe or beyond UTM's latitudes, or a buffer that is not positive.
+    """
+
+    lon: float
+    lat: float
+    buffer_m: float
+    """Half the side, ground metres."""
+    crs: str = "EPSG:4326"
+
+    def __post_init__(self) -> None:
+        _check_crs(self.crs)
+        for name in ("lon", "lat", "buffer_m"):
+            object.__setattr__(self, name, _number(name, getattr(self, name)))
+        _check_lonlat(self.lon, self.lat)
+        if self.buffer_m <= 0:
+            raise SpecError(f"buffer_m must be greater than 0 metres, got {self.buffer_m:g} (it is half the side)")
+        reach = self.buffer_m / (_METRES_PER_DEGREE * math.cos(math.radians(self.lat)))
+        if abs(self.lon) + reach > 180:
+            raise SpecError(
+                f"a square of {2 * self.buffer_m:g} m on longitude {self.lon:g} crosses the antimeridian: "
+                "move the point or take a smaller buffer_m"
+            )
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """Longitude and latitude of the point."""
+        return self.lon, self.lat
+
+
+Place = BBox | PointBuffer
+
+
+@dataclass(frozen=True, slots=True)
+class TemporalSpec:
+    """UTC days from `start` (included) to `end` (not included), as ISO dates."""
+
+    mode: Literal["range", "year"]
+    start: str
+    end: str
+
+    def __post_init__(self) -> None:
+        _one_of("mode", self.mode, ("range", "year"))
+        first, last = _day("start", self.start), _day("end", self.end)
+        if first >= last:
+            fault = "is empty" if first == last else "is reversed"
+            raise SpecError(
+                f"the time range {first} to {last} {fault}: end is not included, so it must be later than start "
+                f"(one day is range({first.isoformat()!r}, {(first + timedelta(days=1)).isoformat()!r}))"
+            )
+        object.__setattr__(self, "start", first.isoformat())
+        object.__setattr__(self, "end", last.isoformat())
+
+    @classmethod
+    def range(cls, start: str | date, end: str | date) -> TemporalSpec:
+        """Days from `start` to the day before `end`: `TemporalSpec.range("2022-06-01", "2022-09-01")`."""
+        return cls("range", _day("start", start).isoformat(), _day("end", end).isoformat())
+
+    @classmethod
+    def year(cls, year: int) -> TemporalSpec:
+        """One calendar year. `remoteclip_s2rgb` takes ranges only."""
+        if isinstance(year, bool) or not isinstance(year, int) or not 1 <= year <= 9998:
+            raise SpecError(f"year must be a whole number such as 2022, got {year!r}")
+        return cls("year", date(year, 1, 1).isoformat(), date(year + 1, 1, 1).isoformat())
+
+
+@dataclass(frozen=True, slots=True)
+class SensorSpec:
+    """What to fetch. Every backend honours every field or refuses it.
+
+    Raises:
+        SpecError: for a field out of its range, with the value.
+    """
+
+    collection: str = HARMONIZED_COLLECTION
+    """The product (Sentinel-2 L2A, by any catalog's name), or `"hf:<repo_or_path>"` to override the checkpoint."""
+    bands: tuple[str, ...] = RGB_BANDS
+    scale_m: float = 10
+    """Ground metres a pixel."""
+    cloudy_pct: float = 30
+    """Scenes with more cloud than this, per cent of the whole scene, are left out."""
+    fill_value: float = 0.0
+    """DN given to pixels that nothing observed."""
+    composite: Composite = "median"
+    cloud_mask: CloudMask | None = None
+    """`"scl"` leaves out pixels that the scene classification calls cloud, shadow, saturated or empty."""
+    max_scenes: int | None = None
+    """Only the N least cloudy scenes; None is all of the time range."""
+    check_input: bool = False
+    check_raise: bool = True
+    check_save_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_collection(self.collection)
+        object.__setattr__(self, "bands", _bands(self.bands))
+        for name in ("scale_m", "cloudy_pct", "fill_value"):
+            object.__setattr__(self, name, _number(name, getattr(self, name)))
+        if self.scale_m <= 0:
+            raise SpecError(f"scale_m must be greater than 0 metres a pixel, got {self.scale_m:g}")
+        if not 0 <= self.cloudy_pct <= 100:
+            raise SpecError(f"cloudy_pct must lie in 0…100 per cent, got {self.cloudy_pct:g}")
+        _one_of("composite", self.composite, ("median", "mosaic"))
+        _one_of("cloud_mask", self.cloud_mask, (None, "scl"))
+        n = self.max_scenes
+        if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+            raise SpecError(f"max_scenes must be None or a whole number of at least 1, got {n!r}")
+        for name in ("check_input", "check_raise"):
+            _one_of(name, getattr(self, name), (True, False))
+        if self.check_save_dir is not None:
+            object.__setattr__(self, "check_save_dir", os.fspath(self.check_save_dir))
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The seed's checkpoint override, without `hf:`."""
+        return self.collection[3:] if self.collection.startswith("hf:") else None
+
+    @property
+    def product(self) -> str:
+        """The imagery collection: `collection`, or the default where that holds a checkpoint."""
+        return HARMONIZED_COLLECTION if self.checkpoint is not None else self.collection
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSpec:
+    """A pooled vector or a ViT token grid."""
+
+    mode: Literal["pooled", "grid"]
+    pooling: Pooling | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("output mode", self.mode, ("pooled", "grid"))
+        if self.mode == "grid":
+            _one_of("pooling of a grid", self.pooling, (None,))
+        else:
+            object.__setattr__(self, "pooling", "mean" if self.pooling is None else self.pooling)
+            _one_of("pooling", self.pooling, ("mean", "projected"))
+
+    @classmethod
+    def pooled(cls, pooling: Pooling = "mean") -> OutputSpec:
+        """`"mean"`: mean of all tokens (768,). `"projected"`: CLIP image embedding (512,), the space of texts."""
+        return cls("pooled", pooling)
+
+    @classmethod
+    def grid(cls) -> OutputSpec:
+        """Patch tokens on their footprints, (768, 7, 7) for ViT-B/32."""
+        return cls("grid")
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        converted = getattr(value, "item", lambda: None)()  # numpy scalars
+        if isinstance(converted, bool) or not isinstance(converted, (int, float)):
+            raise SpecError(f"{name} must be a number, got {value!r}")
+        value = converted
+    if not math.isfinite(value):
+        raise SpecError(f"{name} must be finite, got {value}")
+    return float(value)
+
+
+def _check_crs(crs: str) -> None:
+    if crs != "EPSG:4326":
+        raise SpecError(f"crs must be 'EPSG:4326' (longitude, latitude), got {crs!r}: transform the place first")
+
+
+def _check_lonlat(lon: float, lat: float) -> None:
+    swapped = " (are longitude and latitude swapped?)"
+    if not -180 <= lon <= 180:
+        raise SpecError(f"longitude {lon:g} lies outside -180…180")
+    if not -90 <= lat <= 90:
+        raise SpecError(f"latitude {lat:g} lies outside -90…90{swapped if abs(lon) <= 90 else ''}")
+    if not _SOUTH <= lat <= _NORTH:
+        raise SpecError(f"latitude {lat:g} lies beyond UTM (80°S…84°N), where Sentinel-2 has no tiles for us")
+
+
+def _day(name: str, value: object) -> date:
+    text = value.isoformat() if isinstance(value, date) else value
+    try:
+        if isinstance(text, str) and len(text) == 10:
+            return date.fromisoformat(text)
+    except ValueError:
+        pass
+    raise SpecError(f"{name} must be a day as YYYY-MM-DD, got {value!r}")
+
+
+def _check_collection(collection: object) -> None:
+    if not isinstance(collection, str) or not collection.strip() or collection == "hf:":
+        raise SpecError(f"collection must name a product or be 'hf:<repo_or_path>', got {collection!r}")
+    if not collection.startswith("hf:") and collection not in COLLECTIONS:
+        raise SpecError(f"collection {collection!r} is not Sentinel-2 L2A; known names: {', '.join(COLLECTIONS)}")
+
+
+def _bands(bands: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(bands, str) or not isinstance(bands, Sequence) or not bands:
+        raise SpecError(f"bands must be a sequence of Sentinel-2 band names such as {RGB_BANDS}, got {bands!r}")
+    names = tuple(canonical_band(b) if isinstance(b, str) else None for b in bands)
+    known = tuple(n for n in names if n is not None)
+    if len(known) != len(bands) or len(set(known)) != len(known):
+        raise SpecError(f"bands {tuple(bands)!r} holds an unknown or repeated Sentinel-2 band; RGB is {RGB_BANDS}")
+    return known
+
+
+def _one_of(name: str, value: object, allowed: Sequence[object]) -> None:
+    if not any(value is a or (type(value) is type(a) and value == a) for a in allowed):
+        raise SpecError(f"{name} must be {' or '.join(map(repr, allowed))}, got {value!r}")

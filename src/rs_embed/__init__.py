@@ -1,0 +1,63 @@
+"""What does this place look like, as a vector: RemoteCLIP embeddings of Sentinel-2 imagery.
+
+Names are imported when they are first used, so that `import rs_embed` costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rs_embed.api import get_embedding as get_embedding
+    from rs_embed.api import get_embeddings_batch as get_embeddings_batch
+    from rs_embed.api import inspect_gee_patch as inspect_gee_patch
+    from rs_embed.api import inspect_provider_patch as inspect_provider_patch
+    from rs_embed.embedders.catalog import describe_model as describe_model
+    from rs_embed.embedders.catalog import list_models as list_models
+    from rs_embed.embedding import Embedding as Embedding
+    from rs_embed.embedding import EmbeddingFailure as EmbeddingFailure
+    from rs_embed.errors import CheckpointError as CheckpointError
+    from rs_embed.errors import ModelError as ModelError
+    from rs_embed.errors import NoImageryError as NoImageryError
+    from rs_embed.errors import ProviderError as ProviderError
+    from rs_embed.errors import RSEmbedError as RSEmbedError
+    from rs_embed.errors import SpecError as SpecError
+    from rs_embed.errors import UnknownModelError as UnknownModelError
+    from rs_embed.providers.sample import list_samples as list_samples
+    from rs_embed.specs import BBox as BBox
+    from rs_embed.specs import OutputSpec as OutputSpec
+    from rs_embed.specs import PointBuffer as PointBuffer
+    from rs_embed.specs import SensorSpec as SensorSpec
+    from rs_embed.specs import TemporalSpec as TemporalSpec
+
+_HOME = {
+    "api": ("get_embedding", "get_embeddings_batch", "inspect_gee_patch", "inspect_provider_patch"),
+    "embedders.catalog": ("describe_model", "list_models"),
+    "embedding": ("Embedding", "EmbeddingFailure"),
+    "errors": (
+        "CheckpointError",
+        "ModelError",
+        "NoImageryError",
+        "ProviderError",
+        "RSEmbedError",
+        "SpecError",
+        "UnknownModelError",
+    ),
+    "providers.sample": ("list_samples",),
+    "specs": ("BBox", "OutputSpec", "PointBuffer", "SensorSpec", "TemporalSpec"),
+}
+_MODULES = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = sorted(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'rs_embed' has no attribute {name!r}")
+    value = getattr(import_module(f"rs_embed.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

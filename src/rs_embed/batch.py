@@ -1,0 +1,241 @@
+"""Many places at once: patches are fetched and prepared in the background while the model runs on those that came.
+
+The order of the requests is kept, memory does not grow with their number, and one place's failure is its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from affine import Affine
+
+from rs_embed import settings
+from rs_embed.embedders.chips import Chips
+from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
+from rs_embed.embedding import Embedding, EmbeddingFailure, ModelFacts, ModelInput, Request, build_meta, token_grid
+from rs_embed.errors import ModelError, ProviderError, RSEmbedError
+from rs_embed.inspection import inspect_array, save_quicklook
+from rs_embed.patch import Patch
+from rs_embed.providers.base import PatchRequest, Provider
+
+T = TypeVar("T")
+Pixels = npt.NDArray[np.generic]
+Result = Embedding | EmbeddingFailure
+
+_log = logging.getLogger("rs_embed")
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A place whose pixels are as the model wants them."""
+
+    position: int
+    chips: Chips
+    patch: Patch | None
+    checks: dict[str, Any] | None
+
+
+Pixeled = Patch | Pixels | ProviderError
+Arrivals = Iterator[tuple[int, Pixeled]]
+
+
+def from_provider(provider: Provider, requests: Sequence[PatchRequest]) -> Arrivals:
+    """What a provider yields, each position once; a position that it forgets is its error."""
+    missing = set(range(len(requests)))
+    for position, result in provider.fetch(requests):
+        if position in missing:
+            missing.remove(position)
+            yield position, result
+    for position in sorted(missing):
+        yield position, ProviderError(f"the provider {provider.name!r} returned nothing for place {position}")
+
+
+def embed_all(
+    embedder: RemoteClipEmbedder, requests: Sequence[Request], arrivals: Arrivals, *, stop_on_error: bool
+) -> Iterator[tuple[int, Result]]:
+    """Embed what arrives, in batches, as it arrives: yields (position, result) in any order.
+
+    With `stop_on_error`, the first failure ends the run once the places in flight are done.
+    """
+    in_flight, step = settings.fetch_workers(), settings.batch_size(embedder.device.type)
+    items = (_prepare(embedder, requests, position, pixels) for position, pixels in arrivals)
+    group: list[_Ready] = []
+    failed = False
+    with closing(in_background(items, limit=step)) as prepared:
+        for item in prepared:
+            if isinstance(item, _Ready):
+                group.append(item)
+            else:
+                failed = True
+                yield item
+            if sum(len(ready.chips.images) for ready in group) >= step:
+                yield from _embed_group(embedder, requests, group)
+                group = []
+            in_flight -= failed and stop_on_error
+            if in_flight == 0:
+                break
+        if group:
+            yield from _embed_group(embedder, requests, group)
+
+
+def _prepare(
+    embedder: RemoteClipEmbedder, requests: Sequence[Request], position: int, pixels: Pixeled
+) -> _Ready | tuple[int, Result]:
+    request = requests[position]
+    try:
+        if isinstance(pixels, RSEmbedError):
+            raise pixels
+        patch = pixels if isinstance(pixels, Patch) else None
+        dn: Pixels = pixels.dn if isinstance(pixels, Patch) else pixels
+        checks = _check(dn, request) if request.sensor.check_input else None
+        chips = embedder.prepare(dn, fill_value=request.sensor.fill_value, prep=request.input_prep)
+    except RSEmbedError as error:
+        return position, EmbeddingFailure(request.place, error)
+    return _Ready(position, chips, _without_pixels(patch), checks)
+
+
+def _without_pixels(patch: Patch | None) -> Patch | None:
+    """The patch's facts on an array that takes no memory: its pixels are in the chips now."""
+    if patch is None:
+        return None
+    return replace(patch, dn=np.broadcast_to(np.float32(np.nan), patch.dn.shape))
+
+
+def _check(dn: Pixels, request: Request) -> dict[str, Any]:
+    """The inspection inside a request: `check_raise` makes its issues an error, `check_save_dir` a picture."""
+    sensor, name = request.sensor, request.id()[:12]
+    report = inspect_array(dn, name=name, fill_value=sensor.fill_value, bands=sensor.bands)
+    if sensor.check_save_dir is not None:
+        report["quicklook"] = save_quicklook(dn, sensor.check_save_dir, name).name
+    if sensor.check_raise and not report["ok"]:
+        raise ModelError(
+            f"the imagery of {request.place or 'input_chw'} fails inspection: {'; '.join(report['issues'])}"
+        )
+    return report
+
+
+def _embed_group(
+    embedder: RemoteClipEmbedder, requests: Sequence[Request], ready: Sequence[_Ready]
+) -> Iterator[tuple[int, Result]]:
+    output = requests[ready[0].position].output
+    arrays = embedder.embed([item.chips for item in ready], output)
+    for item, array in zip(ready, arrays, strict=True):
+        yield item.position, _result(embedder, requests[item.position], item, array)
+
+
+def _result(embedder: RemoteClipEmbedder, request: Request, item: _Ready, array: npt.NDArray[np.float32]) -> Embedding:
+    chips, patch = item.chips, item.patch
+    facts = _output_facts(embedder, request, array)
+    meta = build_meta(
+        request,
+        _model_facts(embedder, request),
+        patch,
+        _model_input(chips, patch),
+        valid_frac=chips.valid_frac,
+        input_checks=item.checks,
+        output=facts,
+    )
+    if request.output.mode == "pooled":
+        return Embedding(array, meta)
+    affine: Affine = patch.geobox.affine * chips.token_affine if patch else chips.token_affine
+    return Embedding(token_grid(array, affine, meta["crs"], request.model, facts), meta)
+
+
+def _output_facts(embedder: RemoteClipEmbedder, request: Request, array: npt.NDArray[np.float32]) -> dict[str, Any]:
+    if request.output.mode == "pooled":
+        return {"output": "pooled", "pooling": embedder.pooling(request.output), "dim": array.shape[0]}
+    dim, rows, cols = array.shape
+    return {
+        "output": "grid",
+        "grid_type": "vit_tokens",
+        "tokens_kind": "patch_tokens_of_the_last_block",
+        "token_count": rows * cols,
+        "dim": dim,
+        "grid_hw": [rows, cols],
+        "cls_removed": True,
+    }
+
+
+def _model_facts(embedder: RemoteClipEmbedder, request: Request) -> ModelFacts:
+    return ModelFacts(
+        name=request.model,
+        checkpoint=embedder.checkpoint,
+        weights_sha256=embedder.weights_sha256,
+        activation=embedder.activation,
+        preprocess=embedder.preprocess,
+        precision=request.precision,
+        device=str(embedder.device),
+        image_px=embedder.size.image_px,
+        pooling=embedder.pooling(request.output),
+    )
+
+
+def _model_input(chips: Chips, patch: Patch | None) -> ModelInput:
+    p02, p50, p98 = np.percentile(np.stack(chips.images), [2, 50, 98]).astype(int).tolist()
+    return ModelInput(
+        p02=p02,
+        p50=p50,
+        p98=p98,
+        effective_gsd_m=None if patch is None else float(patch.geobox.affine.a) * chips.zoom,
+        cropped_frac=chips.cropped_frac,
+        chips=len(chips.images),
+    )
+
+
+def in_background(items: Generator[T, None, None] | Iterator[T], limit: int) -> Generator[T, None, None]:
+    """Run an iterator in a thread of its own, at most `limit` items ahead of the consumer.
+
+    The thread is a daemon, so that Ctrl-C ends the program at once.
+    """
+    done = object()
+    waiting: queue.Queue[object] = queue.Queue(maxsize=limit)
+    stop = threading.Event()
+
+    def put(item: object) -> bool:
+        while not stop.is_set():
+            try:
+                waiting.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def run() -> None:
+        try:
+            for item in items:
+                if not put(item):
+                    break
+            put(done)
+        except BaseException as error:  # noqa: BLE001  (handed to the consumer, which raises it)
+            put(error)
+        finally:
+            if isinstance(items, Generator):
+                items.close()
+
+    threading.Thread(target=run, name="rs-embed-prepare", daemon=True).start()
+    try:
+        while (item := waiting.get()) is not done:
+            if isinstance(item, BaseException):
+                raise item
+            yield item  # type: ignore[misc]
+    finally:
+        stop.set()
+
+
+def log_warnings(results: Iterable[Result | None]) -> None:
+    """Say each kind of warning once for a whole run, with the number of places it holds for."""
+    texts: dict[str, list[str]] = {}
+    for result in results:
+        if isinstance(result, Embedding):
+            for text in result.meta["warnings"]:
+                texts.setdefault(text.split(":")[0], []).append(text)
+    for first, *more in texts.values():
+        _log.warning("%s%s", first, f" (and {len(more)} more of this kind, see meta['warnings'])" if more else "")

@@ -1,0 +1,47 @@
+"""Options that several commands share, with one meaning everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rs_embed.specs import SensorSpec
+
+Point = Annotated[
+    tuple[float, float] | None, typer.Option("--point", metavar="LON LAT", help="A point, longitude first.")
+]
+BufferM = Annotated[float | None, typer.Option("--buffer-m", help="Half the side of the square, ground metres.")]
+Chip = Annotated[float | None, typer.Option("--chip", help="The whole side: --chip M is --buffer-m M/2.")]
+Box = Annotated[
+    tuple[float, float, float, float] | None, typer.Option("--bbox", metavar="W S E N", help="A box, degrees.")
+]
+PlacesFile = Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Many places: CSV, GeoJSON or GeoParquet.")]
+Start = Annotated[str, typer.Option("--start", metavar="YYYY-MM-DD", help="First day.")]
+End = Annotated[str, typer.Option("--end", metavar="YYYY-MM-DD", help="Day after the last.")]
+Backend = Annotated[str, typer.Option("--backend", help="Where imagery comes from: sample, local:<folder>, or auto.")]
+Model = Annotated[str, typer.Option("--model", help="A name from `rs-embed models`.")]
+Checkpoint = Annotated[
+    str | None, typer.Option("--checkpoint", help="Hub repo[@revision][:file], folder or file of weights.")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
+ScaleM = Annotated[float, typer.Option("--scale-m", help="Ground metres a pixel.")]
+CloudyPct = Annotated[float, typer.Option("--cloudy-pct", help="Leave out scenes with more cloud than this.")]
+Composite = Annotated[str, typer.Option("--composite", help="median or mosaic.")]
+CloudMask = Annotated[str | None, typer.Option("--cloud-mask", help="scl: leave out cloudy pixels.")]
+MaxScenes = Annotated[int | None, typer.Option("--max-scenes", help="Only the N least cloudy scenes.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def sensor(
+    scale_m: float, cloudy_pct: float, composite: str, cloud_mask: str | None, max_scenes: int | None
+) -> SensorSpec:
+    """The sensor that the options describe; a bad value is its SpecError."""
+    return SensorSpec(
+        scale_m=scale_m,
+        cloudy_pct=cloudy_pct,
+        composite=composite,  # type: ignore[arg-type]  # checked by SensorSpec itself
+        cloud_mask=cloud_mask,  # type: ignore[arg-type]
+        max_scenes=max_scenes,
+    )

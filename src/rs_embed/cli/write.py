@@ -1,0 +1,142 @@
+"""Embeddings to a file: complete or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rs_embed.cli.places import NamedPlace
+from rs_embed.embedding import Embedding, EmbeddingFailure, describe_place
+from rs_embed.errors import SpecError
+from rs_embed.specs import OutputSpec
+
+Results = Sequence[Embedding | EmbeddingFailure]
+
+
+def check_suffix(path: Path, output: OutputSpec) -> None:
+    """Refuse, before anything is fetched, a file that cannot be written.
+
+    Raises:
+        SpecError: for an unknown ending, a grid in a table, or a folder that does not exist.
+    """
+    if path.suffix.lower() not in _WRITERS:
+        raise SpecError(f"--out {path}: the ending must be one of {', '.join(_WRITERS)}")
+    if path.suffix.lower() == ".parquet" and output.mode == "grid":
+        raise SpecError(f"--out {path}: a token grid does not fit a table; write .nc, .npz or .npy")
+    if not path.absolute().parent.is_dir():
+        raise SpecError(f"--out {path}: the folder {path.parent} does not exist")
+
+
+def write(path: Path, places: Sequence[NamedPlace], results: Results) -> None:
+    """Write all results; the file appears when it is whole."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        _WRITERS[path.suffix.lower()](part, places, results)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def to_json(places: Sequence[NamedPlace], results: Results) -> str:
+    """`[{id, place, ok, embedding, shape, meta} | {id, place, ok, error}]`."""
+    return json.dumps([_record(p, r) for p, r in zip(places, results, strict=True)], indent=1, allow_nan=False)
+
+
+def _record(named: NamedPlace, result: Embedding | EmbeddingFailure) -> dict[str, Any]:
+    head = {"id": named.id, "place": describe_place(named.place)}
+    if isinstance(result, EmbeddingFailure):
+        return {**head, "ok": False, "error": {"type": type(result.error).__name__, "message": str(result.error)}}
+    values = np.asarray(result.data)
+    embedding = values.astype(object)
+    embedding[np.isnan(values)] = None  # JSON has no NaN
+    return {**head, "ok": True, "shape": list(values.shape), "embedding": embedding.tolist(), "meta": result.meta}
+
+
+def _stack(results: Results) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """One row a place, NaN where it failed."""
+    done = [np.asarray(r.data) for r in results if isinstance(r, Embedding)]
+    if len({d.shape for d in done}) > 1:
+        raise SpecError("grids of different sizes do not stack: write .json, or one file a place")
+    rows = np.full((len(results), *done[0].shape), np.nan, dtype=np.float32)
+    for row, result in zip(rows, results, strict=True):
+        if isinstance(result, Embedding):
+            row[...] = np.asarray(result.data)
+    return rows
+
+
+def _write_npy(path: Path, places: Sequence[NamedPlace], results: Results) -> None:
+    with path.open("wb") as stream:
+        np.save(stream, _stack(results)[0] if len(results) == 1 else _stack(results))
+
+
+def _write_npz(path: Path, places: Sequence[NamedPlace], results: Results) -> None:
+    with path.open("wb") as stream:
+        np.savez_compressed(
+            stream,
+            embeddings=_stack(results),
+            id=np.array([p.id for p in places]),
+            lon=np.array([p.place.centre[0] for p in places]),
+            lat=np.array([p.place.centre[1] for p in places]),
+            meta=np.array([json.dumps(r.meta) if isinstance(r, Embedding) else "" for r in results]),
+        )
+
+
+def _write_json(path: Path, places: Sequence[NamedPlace], results: Results) -> None:
+    path.write_text(to_json(places, results) + "\n", encoding="utf-8")
+
+
+def _write_nc(path: Path, places: Sequence[NamedPlace], results: Results) -> None:
+    """One place as its own grid with coordinates, several along a dimension `place`."""
+    import xarray as xr
+
+    if len(results) == 1 and isinstance(results[0], Embedding) and isinstance(results[0].data, xr.DataArray):
+        grid = results[0].data
+        attributes = {k: json.dumps(v) if isinstance(v, (bool, type(None))) else v for k, v in grid.attrs.items()}
+        data = grid.assign_attrs(attributes).to_dataset(name="tokens")
+    else:
+        stack = _stack(results)
+        dims = ("place", "d", "y", "x")[: stack.ndim]
+        data = xr.Dataset(
+            {"embedding": (dims, stack)},
+            coords={
+                "id": ("place", [p.id for p in places]),
+                "lon": ("place", [p.place.centre[0] for p in places]),
+                "lat": ("place", [p.place.centre[1] for p in places]),
+            },
+        )
+    data.attrs["meta"] = json.dumps([r.meta if isinstance(r, Embedding) else None for r in results])
+    data.to_netcdf(path, engine="h5netcdf")
+
+
+def _write_parquet(path: Path, places: Sequence[NamedPlace], results: Results) -> None:
+    """Only rows with a vector: an empty one breaks readers."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [(p, r) for p, r in zip(places, results, strict=True) if isinstance(r, Embedding)]
+    dim = np.asarray(rows[0][1].data).shape[0]
+    flat = np.concatenate([np.asarray(r.data) for _, r in rows])
+    table = pa.table(
+        {
+            "id": [p.id for p, _ in rows],
+            "lon": [p.place.centre[0] for p, _ in rows],
+            "lat": [p.place.centre[1] for p, _ in rows],
+            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(flat), dim),
+            "meta": [json.dumps(r.meta) for _, r in rows],
+        }
+    )
+    pq.write_table(table, path, compression="zstd")
+
+
+_WRITERS: dict[str, Callable[[Path, Sequence[NamedPlace], Results], None]] = {
+    ".npy": _write_npy,
+    ".npz": _write_npz,
+    ".json": _write_json,
+    ".nc": _write_nc,
+    ".parquet": _write_parquet,
+}

@@ -1,0 +1,1 @@
+"""Models: what each is (`catalog`), and how patches become vectors (`onthefly_remoteclip`)."""

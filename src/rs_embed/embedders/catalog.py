@@ -1,0 +1,86 @@
+"""The table of models. Reading it imports no torch, and needs no weights and no network."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import asdict
+from typing import Any
+
+from rs_embed.embedders.card import ModelCard
+from rs_embed.errors import UnknownModelError
+
+_REMOTECLIP = "MVRL/remote-clip-vit-base-patch32"
+
+CARDS = (
+    ModelCard(
+        name="remoteclip_s2rgb",
+        aliases=("remoteclip",),
+        summary="RemoteCLIP ViT-B/32 on Sentinel-2 RGB, DN/10000 as the seed has it",
+        checkpoint=_REMOTECLIP,
+        licence="Apache-2.0 (weights: chendelong/RemoteCLIP)",
+        limits="Trained on aerial and high-resolution images; not measured on Sentinel-2. DN/10000 gives dark images.",
+    ),
+    ModelCard(
+        name="remoteclip_s2rgb_bright",
+        summary="the same weights with DN 0…3000 stretched to the full grey range",
+        checkpoint=_REMOTECLIP,
+        dn_range=(0.0, 3000.0),
+        licence="Apache-2.0 (weights: chendelong/RemoteCLIP)",
+        limits="Not measured on Sentinel-2: whether it is better than remoteclip_s2rgb, nobody knows yet.",
+    ),
+)
+
+_EXAMPLE_SIDES_M = (640, 1200, 2240, 4096)
+
+
+def find_card(model: str) -> ModelCard:
+    """The card of a model's name or alias.
+
+    Raises:
+        UnknownModelError: with the names that come close.
+    """
+    names = {name: card for card in CARDS for name in (card.name, *card.aliases)}
+    if isinstance(model, str) and model in names:
+        return names[model]
+    close = difflib.get_close_matches(str(model), names, n=1)
+    guess = f" (did you mean {close[0]!r}?)" if close else ""
+    raise UnknownModelError(f"unknown model {model!r}{guess}; known: {', '.join(c.name for c in CARDS)}")
+
+
+def list_models() -> list[str]:
+    """Names of the models, without their aliases."""
+    return [card.name for card in CARDS]
+
+
+def describe_model(model: str) -> dict[str, Any]:
+    """A model's card, its outputs and what a place's size means for it, JSON-ready. Loads nothing.
+
+    Raises:
+        UnknownModelError: for a name that is none.
+    """
+    card = find_card(model)
+    grid = card.image_px // card.patch_px
+    return {
+        **asdict(card),
+        "type": "on_the_fly",
+        "input": {
+            "bands": ["B4", "B3", "B2"],
+            "collection": "COPERNICUS/S2_SR_HARMONIZED",
+            "scale_m": 10,
+            "cloudy_pct": 30,
+            "composite": "median",
+            "temporal": "TemporalSpec.range(start, end) required",
+            "pixels": f"DN {card.dn_range[0]:g}…{card.dn_range[1]:g} to 0…255, truncated; shorter side to "
+            f"{card.image_px} px bicubic; centre crop; CLIP mean and standard deviation",
+        },
+        "outputs": {
+            "pooled('mean')": f"({card.token_dim},) mean of all tokens; standardise before cosine similarity",
+            "pooled('projected')": f"({card.projection_dim},) CLIP projection, the space shared with texts",
+            "grid()": f"({card.token_dim}, {grid}, {grid}) patch tokens, row 0 north",
+        },
+        "precision": {"fp32": "at most 1e-5 of the largest element from batch to batch"},
+        "place_sizes": [
+            {"side_m": side, "metres_per_pixel": side / card.image_px, "metres_per_token": side / grid}
+            for side in _EXAMPLE_SIDES_M
+        ],
+    }

@@ -1,0 +1,137 @@
+"""One patch to model-sized chips, and the tokens of those chips back to one grid.
+
+`resize` shrinks or enlarges the whole patch to one chip. `tile` cuts it at native resolution from the
+top left; the last row and column of chips are shifted in by whole tokens, so that the stitched grid stays regular.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from affine import Affine
+
+from rs_embed.clip.preprocess import cropped_fraction, resize_and_crop, resized_size, to_uint8
+from rs_embed.errors import ModelError, NoImageryError
+from rs_embed.patch import observed
+from rs_embed.specs import InputPrep
+
+_MIN_CHIP_VALID = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class ChipSize:
+    """Sizes of what a network takes."""
+
+    image_px: int
+    patch_px: int
+
+    @property
+    def grid(self) -> int:
+        """Tokens a side of one chip."""
+        return self.image_px // self.patch_px
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chips:
+    """A patch as the network will see it."""
+
+    images: tuple[npt.NDArray[np.uint8], ...]
+    """(image_px, image_px, 3) each."""
+    corners: tuple[tuple[int, int], ...]
+    """Row and column of each image's first token in the grid of the patch."""
+    grid_hw: tuple[int, int]
+    """Tokens of the patch, rows and columns."""
+    token_affine: Affine
+    """From (column, row) in the token grid to (column, row) in the patch's pixels."""
+    zoom: float
+    """Patch pixels a side under one pixel of the network's input: more than 1 loses detail, less invents it."""
+    cropped_frac: float
+    """Share of the patch that no image shows."""
+    valid_frac: float
+    """Share of the patch's pixels that were observed; the others hold the fill value."""
+
+
+def cut(
+    dn: npt.NDArray[np.generic], *, fill_value: float, dn_range: tuple[float, float], prep: InputPrep, size: ChipSize
+) -> Chips:
+    """Chips of one patch: (3, y, x) DN, NaN where not observed.
+
+    Raises:
+        NoImageryError: when nothing, or with `tile` no chip by half, was observed.
+        ModelError: when a patch is too small for `tile`.
+    """
+    valid = observed(dn)
+    if not valid.any():
+        raise NoImageryError(f"no pixel of the {dn.shape[2]} x {dn.shape[1]} px patch was observed: all are NaN")
+    if not valid.all():
+        dn = np.where(np.isnan(dn), np.float32(fill_value), dn)
+    rgb = to_uint8(dn, dn_range)
+    return _resized(rgb, valid, size) if prep == "resize" else _tiled(rgb, valid, size)
+
+
+def _resized(rgb: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_], size: ChipSize) -> Chips:
+    height, width = valid.shape
+    new_width, new_height = resized_size(width, height, size.image_px)
+    x, y = width / new_width, height / new_height  # patch pixels a model pixel
+    left, top = round((new_width - size.image_px) / 2.0), round((new_height - size.image_px) / 2.0)
+    return Chips(
+        images=(resize_and_crop(rgb, size.image_px),),
+        corners=((0, 0),),
+        grid_hw=(size.grid, size.grid),
+        token_affine=Affine(x * size.patch_px, 0, left * x, 0, y * size.patch_px, top * y),
+        zoom=min(width, height) / size.image_px,
+        cropped_frac=cropped_fraction(width, height),
+        valid_frac=float(valid.mean()),
+    )
+
+
+def _tiled(rgb: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_], size: ChipSize) -> Chips:
+    height, width = valid.shape
+    px, token = size.image_px, size.patch_px
+    if min(height, width) < px:
+        raise ModelError(
+            f"input_prep='tile' needs a place of at least {px} x {px} px, got {width} x {height}: "
+            "use input_prep='resize' or a larger place"
+        )
+    corners = [(r, c) for r in _starts(height, size) for c in _starts(width, size)]
+    seen = [p for p in corners if _window(valid, p, size).mean() >= _MIN_CHIP_VALID]
+    if not seen:
+        raise NoImageryError(f"none of the {len(corners)} chips of the place is at least half observed")
+    rows, cols = height // token, width // token
+    return Chips(
+        images=tuple(np.ascontiguousarray(_window(rgb, p, size)) for p in seen),
+        corners=tuple((r // token, c // token) for r, c in seen),
+        grid_hw=(rows, cols),
+        token_affine=Affine.scale(token),
+        zoom=1.0,
+        cropped_frac=1.0 - rows * cols * token**2 / (height * width),
+        valid_frac=float(valid.mean()),
+    )
+
+
+def _starts(length: int, size: ChipSize) -> list[int]:
+    """First pixels of the chips along one side; the last is shifted in by whole tokens."""
+    last = length // size.patch_px * size.patch_px - size.image_px
+    return [*range(0, last, size.image_px), last]
+
+
+def _window(array: npt.NDArray[np.generic], corner: tuple[int, int], size: ChipSize) -> npt.NDArray[np.generic]:
+    row, col = corner
+    return array[row : row + size.image_px, col : col + size.image_px]
+
+
+def stitch(tokens: Sequence[npt.NDArray[np.float32]], chips: Chips) -> npt.NDArray[np.float32]:
+    """Patch tokens of each image, (g, g, w), to one grid (w, rows, cols); NaN where no image was embedded.
+
+    Where images overlap, the first one's tokens count.
+    """
+    grid = np.full((*chips.grid_hw, tokens[0].shape[-1]), np.nan, dtype=np.float32)
+    free = np.ones(chips.grid_hw, dtype=bool)
+    for image, (row, col) in zip(tokens, chips.corners, strict=True):
+        window = np.s_[row : row + image.shape[0], col : col + image.shape[1]]
+        grid[window][free[window]] = image[free[window]]
+        free[window] = False
+    return np.ascontiguousarray(grid.transpose(2, 0, 1))

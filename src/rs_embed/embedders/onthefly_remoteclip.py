@@ -1,0 +1,141 @@
+"""`remoteclip_s2rgb` and its relatives: Sentinel-2 RGB patches to RemoteCLIP vectors and token grids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rs_embed import settings
+from rs_embed.clip.preprocess import normalise
+from rs_embed.embedders.base import ImageEncoder, PixelTransform, TokenEncoder
+from rs_embed.embedders.card import ModelCard
+from rs_embed.embedders.chips import Chips, ChipSize, cut, stitch
+from rs_embed.errors import ModelError
+from rs_embed.sentinel2 import RGB_BANDS
+from rs_embed.specs import InputPrep, OutputSpec
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteClipEmbedder:
+    """A network with its card: raw DN in, vectors out."""
+
+    card: ModelCard
+    network: TokenEncoder | ImageEncoder
+    size: ChipSize
+    device: torch.device
+    checkpoint: str
+    """What was loaded, as the user would name it."""
+    weights_sha256: str | None
+    activation: str | None
+    transform: PixelTransform | None = None
+    """The network's own preprocessing, preferred to CLIP's."""
+
+    @property
+    def preprocess(self) -> str:
+        """What turns grey levels into the network's input."""
+        return "model.transform" if self.transform else "clip: resize shorter side (bicubic), centre crop, normalise"
+
+    def pooling(self, output: OutputSpec) -> str | None:
+        """How the vector of this output is made, as metadata names it.
+
+        Raises:
+            ModelError: for a token grid from a network that shows no tokens.
+        """
+        has_tokens = isinstance(self.network, TokenEncoder)
+        if output.mode == "grid" and not has_tokens:
+            raise ModelError(
+                f"{self.checkpoint} exposes only pooled vectors, no token sequence, so OutputSpec.grid() is not "
+                "possible: use OutputSpec.pooled(), or a ViT checkpoint"
+            )
+        if output.mode == "grid":
+            return None
+        if output.pooling == "projected":
+            return "clip_projection"
+        return "token_mean" if has_tokens else "model"
+
+    def prepare(self, dn: npt.NDArray[np.generic], *, fill_value: float, prep: InputPrep) -> Chips:
+        """One patch as the network will see it: (3, y, x) DN, NaN where not observed."""
+        return cut(dn, fill_value=fill_value, dn_range=self.card.dn_range, prep=prep, size=self.size)
+
+    def embed(self, patches: Sequence[Chips], output: OutputSpec) -> list[FloatArray]:
+        """One array a patch: (d,) for a pooled output, (d, rows, cols) for a token grid.
+
+        Chips of all patches share batches of `RS_EMBED_REMOTECLIP_BATCH_SIZE`.
+        """
+        images = [image for chips in patches for image in chips.images]
+        step = settings.batch_size(self.device.type)
+        with torch.inference_mode():
+            parts = [self._encode(images[i : i + step], output).cpu() for i in range(0, len(images), step)]
+        encoded = torch.cat(parts).numpy()
+        ends = np.cumsum([len(chips.images) for chips in patches])[:-1]
+        return [_assemble(part, chips, output) for part, chips in zip(np.split(encoded, ends), patches, strict=True)]
+
+    def _encode(self, images: Sequence[npt.NDArray[np.uint8]], output: OutputSpec) -> Tensor:
+        """(n, d) for a pooled output, (n, t, w) patch tokens for a grid."""
+        pixels = self._pixels(images).to(self.device)
+        network = self.network
+        if self.pooling(output) in ("model", "clip_projection"):
+            return _vectors(network, pixels)
+        if not isinstance(network, TokenEncoder):
+            raise ModelError(f"{self.checkpoint} shows no tokens")
+        tokens = network.tokens(pixels).float()  # (n, 1 + g*g, w)
+        return tokens[:, 1:] if output.mode == "grid" else tokens.mean(dim=1)
+
+    def _pixels(self, images: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
+        if self.transform is None:
+            return normalise(images)
+        side = self.size.image_px
+        ready = [torch.as_tensor(self.transform.transform(image, side)) for image in images]
+        return torch.stack([pixels.reshape(3, side, side).float() for pixels in ready])
+
+
+def _vectors(network: TokenEncoder | ImageEncoder, pixels: Tensor) -> Tensor:
+    if isinstance(network, ImageEncoder):
+        return network.encode_image(pixels).float()
+    return network.project(network.tokens(pixels)).float()
+
+
+def _assemble(encoded: FloatArray, chips: Chips, output: OutputSpec) -> FloatArray:
+    """Chips of one patch to its output: the mean of vectors, or tokens side by side."""
+    if output.mode == "pooled":
+        mean: FloatArray = encoded[0].copy() if len(encoded) == 1 else encoded.mean(axis=0, dtype=np.float32)
+        return mean
+    n, t, width = encoded.shape
+    side = round(t**0.5)
+    return stitch(list(encoded.reshape(n, side, side, width)), chips)
+
+
+def check_bands(bands: Sequence[str], model: str) -> None:
+    """Refuse bands that the model was not made for.
+
+    Raises:
+        ModelError: unless they are B4, B3, B2 in this order.
+    """
+    if tuple(bands) != RGB_BANDS:
+        raise ModelError(f"{model} takes the bands {RGB_BANDS} (red, green, blue) in this order, got {tuple(bands)}")
+
+
+def check_input_chw(array: object, position: int | None = None) -> npt.NDArray[np.generic]:
+    """A user's own pixels: raw DN, (3, y, x), any numeric type, NaN where not observed.
+
+    Raises:
+        ModelError: naming what is wrong with them.
+    """
+    name = "input_chw" if position is None else f"input_chws[{position}]"
+    array = np.asarray(array)
+    if array.dtype.kind not in "uif":
+        raise ModelError(f"{name} must hold numbers (raw DN), got dtype {array.dtype}")
+    if array.ndim != 3 or array.shape[0] != 3:
+        raise ModelError(f"{name} must be CHW with exactly 3 bands in {RGB_BANDS} order, got shape {array.shape}")
+    if array.size == 0:
+        raise ModelError(f"{name} has an empty axis: shape {array.shape}")
+    if array.dtype.kind == "f" and np.isnan(array).all():
+        raise ModelError(f"{name} is all NaN: no pixel was observed")
+    return array

@@ -1,0 +1,148 @@
+"""Look at pixels before a model does: a report of numbers, and a picture that a person can read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from rs_embed.patch import observed
+
+MIN_FINITE_FRAC = 0.999
+MAX_OUTSIDE_FRAC = 0.001
+MAX_FILL_FRAC = 0.98
+_QUICKLOOK_PX = 512
+_HISTOGRAM_BINS = 32
+_REFLECTANCE_MAX = 2.0
+
+Array = npt.NDArray[np.generic]
+
+
+def inspect_array(
+    dn: Array,
+    *,
+    name: str,
+    fill_value: float = 0.0,
+    value_range: tuple[float, float] | None = None,
+    bands: Sequence[str] = ("B4", "B3", "B2"),
+    scenes: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """Numbers that tell good imagery from bad, JSON-ready.
+
+    Args:
+        dn: (bands, y, x), NaN where not observed.
+        name: what the report calls it.
+        fill_value: what unobserved pixels are filled with.
+        value_range: lowest and highest value expected; None checks no range.
+        bands: names of the bands that are expected.
+        scenes: provenance to carry along.
+    """
+    filled = np.where(np.isnan(dn), fill_value, dn) if dn.dtype.kind == "f" else dn
+    finite = np.isfinite(filled)
+    seen = [band[mask] for band, mask in zip(dn, _observed(dn, finite), strict=True)]
+    outside = None if value_range is None else _outside(seen, value_range)
+    fill_frac = float((filled == fill_value).all(axis=0).mean()) if dn.size else 1.0
+    report: dict[str, Any] = {
+        "name": name,
+        "shape": list(dn.shape),
+        "dtype": str(dn.dtype),
+        "finite_frac": float(finite.mean()) if dn.size else 0.0,
+        "valid_frac": float(observed(dn).mean()) if dn.size else 0.0,
+        "band_min": _each(seen, np.min),
+        "band_max": _each(seen, np.max),
+        "band_mean": _each(seen, np.mean),
+        "band_std": _each(seen, np.std),
+        "band_quantiles": {f"p{q:02d}": _each(seen, lambda b, q=q: np.percentile(b, q)) for q in (1, 50, 99)},
+        "hist": _histogram(seen, value_range),
+        "outside_range_frac": outside,
+        "fill_value": fill_value,
+        "fill_frac": fill_frac,
+        "scenes": list(scenes),
+    }
+    issues, warnings = _judge(report, bands, value_range), _notes(report)
+    return {"ok": not issues, "issues": issues, "warnings": warnings, **report}
+
+
+def _judge(report: dict[str, Any], bands: Sequence[str], value_range: tuple[float, float] | None) -> list[str]:
+    issues = []
+    if report["finite_frac"] < MIN_FINITE_FRAC:
+        issues.append(f"only {report['finite_frac']:.2%} of the values are finite (at least {MIN_FINITE_FRAC:.1%})")
+    if report["shape"][0] != len(bands):
+        issues.append(f"{report['shape'][0]} channel(s), expected {len(bands)}: {', '.join(bands)}")
+    for index, (low, high) in enumerate(zip(report["band_min"], report["band_max"], strict=True)):
+        if low is None or low == high:
+            value = "nothing observed" if low is None else f"every value is {low:g}"
+            issues.append(f"band {bands[index] if index < len(bands) else index} is constant: {value}")
+    if report["outside_range_frac"] is not None and report["outside_range_frac"] > MAX_OUTSIDE_FRAC:
+        issues.append(f"{report['outside_range_frac']:.2%} of the values lie outside {value_range}")
+    if report["fill_frac"] > MAX_FILL_FRAC:
+        issues.append(f"{report['fill_frac']:.1%} of the pixels hold the fill value {report['fill_value']:g}")
+    return issues
+
+
+def _notes(report: dict[str, Any]) -> list[str]:
+    highest = [v for v in report["band_max"] if v is not None]
+    if highest and report["dtype"].startswith("float") and 0 < max(highest) <= _REFLECTANCE_MAX:
+        return [f"values up to {max(highest):g} look like reflectance: this library takes DN (reflectance x 10000)"]
+    return []
+
+
+def _observed(dn: Array, finite: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """(bands, y, x), True where a value was observed and is a finite number."""
+    result: npt.NDArray[np.bool_] = finite & ~np.isnan(dn) if dn.dtype.kind == "f" else finite
+    return result
+
+
+def _each(bands: Sequence[Array], statistic: Any) -> list[float | None]:
+    return [float(statistic(band.astype(np.float64))) if band.size else None for band in bands]
+
+
+def _outside(bands: Sequence[Array], value_range: tuple[float, float]) -> float:
+    values = np.concatenate([band.ravel() for band in bands])
+    low, high = value_range
+    return float(((values < low) | (values > high)).mean()) if values.size else 0.0
+
+
+def _histogram(bands: Sequence[Array], value_range: tuple[float, float] | None) -> dict[str, Any]:
+    values = [band for band in bands if band.size]
+    if not values:
+        return {"edges": [], "counts": [[] for _ in bands]}
+    low, high = value_range or (float(min(b.min() for b in values)), float(max(b.max() for b in values)))
+    edges = np.linspace(low, high if high > low else low + 1, _HISTOGRAM_BINS + 1)
+    return {"edges": edges.tolist(), "counts": [np.histogram(band, edges)[0].tolist() for band in bands]}
+
+
+def quicklook(dn: Array, *, side_px: int = _QUICKLOOK_PX) -> Image.Image:
+    """A picture of (3, y, x) DN: each band stretched p2 to p98, pixels enlarged, hatched where not observed.
+
+    One stretch for all bands keeps the colours true.
+    """
+    valid = observed(dn)
+    seen = dn[:, valid]
+    low, high = np.percentile(seen, [2, 98]) if seen.size else (0.0, 1.0)
+    grey = (dn.astype(np.float32) - low) / max(float(high - low), 1e-6)
+    rgb = (np.clip(np.nan_to_num(grey), 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
+    rows, cols = np.indices(valid.shape)
+    hatch = np.where((rows + cols) // 3 % 2, 168, 208).astype(np.uint8)[..., None].repeat(3, axis=2)
+    image = Image.fromarray(np.where(valid[..., None], rgb, hatch))
+    zoom = side_px / max(image.size)
+    if zoom > 1:
+        return image.resize(
+            (max(1, round(image.width * zoom)), max(1, round(image.height * zoom))), Image.Resampling.NEAREST
+        )
+    image.thumbnail((side_px * 2, side_px * 2), Image.Resampling.LANCZOS)
+    return image
+
+
+def save_quicklook(dn: Array, folder: str | Path, name: str) -> Path:
+    """Write a quicklook PNG into a folder, which is made; the name cannot lead out of it."""
+    safe = re.sub(r"[^\w.-]+", "_", name).strip("._") or "quicklook"
+    path = Path(folder) / f"{safe}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    quicklook(dn).save(path)
+    return path

@@ -2,22 +2,102 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-import numpy.typing as npt
 import typer
 
 if TYPE_CHECKING:
-    pass
+    from rs_embed.embedding import Embedding
+    from rs_embed.providers.sample import Sample
 
-FloatArray = npt.NDArray[np.float32]
+DEMO_MODEL = "clip_eurosat_s2rgb"
 
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for the pictures.")] = Path("demo-output"),
-    model: Annotated[str, typer.Option("--model", help="A name from `rs-embed models`.")] = "",
+    model: Annotated[str, typer.Option("--model", help="A name from `rs-embed models`.")] = DEMO_MODEL,
 ) -> None:
     """Inspect, embed and compare the sample places; needs no account and no download."""
-    raise NotImplementedError
+    import logging
+
+    from rs_embed.cli.demo_picture import Row, draw
+    from rs_embed.providers.sample import list_samples
+    from rs_embed.specs import OutputSpec
+
+    logging.getLogger("rs_embed").setLevel(logging.ERROR)  # one scene a place: said once, below, instead
+    samples = list_samples()
+    typer.echo(f"1. Imagery: {len(samples)} places of real Sentinel-2 L2A, 1,200 m a side, from the package itself")
+    pictures = [_inspect(sample, out) for sample in samples]
+    typer.echo("   (one date a place: a median of one scene removes no cloud, and each vector's warnings say so)")
+    vectors = _embed(samples, model, OutputSpec.pooled("projected"))
+    grids = _embed(samples, model, OutputSpec.grid())
+    typer.echo(_similarity(samples, vectors))
+    rows = [Row(s, Path(p), v, g) for s, p, v, g in zip(samples, pictures, vectors, grids, strict=True)]
+    path = draw(rows, out / "demo.png", model)
+    typer.echo(f"4. Picture: {path} (patch, token grid in false colour, nearest neighbour)\n")
+    typer.echo(_next_steps(samples[0], model))
+
+
+def _inspect(sample: Sample, out: Path) -> str:
+    from rs_embed.api import inspect_provider_patch
+    from rs_embed.specs import PointBuffer, SensorSpec, TemporalSpec
+
+    result = inspect_provider_patch(
+        spatial=PointBuffer(sample.lon, sample.lat, sample.buffer_m),
+        temporal=TemporalSpec.range(sample.start, sample.end),
+        sensor=SensorSpec(check_save_dir=str(out)),
+        backend="sample",
+        name=sample.id,
+    )
+    report = result["report"]
+    medians = "/".join(f"{v:.0f}" for v in report["band_quantiles"]["p50"])
+    typer.echo(
+        f"   {'good' if result['ok'] else 'BAD '} {sample.date} {sample.lat:8.4f}, {sample.lon:8.4f} "
+        f"{report['valid_frac']:4.0%} observed, median DN {medians:<14} {sample.labels[0]}"
+    )
+    return str(result["artifacts"]["quicklook"])
+
+
+def _embed(samples: list[Sample], model: str, output: object) -> list[Embedding]:
+    from rs_embed.api import get_embeddings_batch
+    from rs_embed.embedding import Embedding
+    from rs_embed.specs import OutputSpec, PointBuffer, TemporalSpec
+
+    assert isinstance(output, OutputSpec)
+    started = time.perf_counter()
+    results = get_embeddings_batch(
+        model,
+        spatials=[PointBuffer(s.lon, s.lat, s.buffer_m) for s in samples],
+        temporal=[TemporalSpec.range(s.start, s.end) for s in samples],
+        output=output,
+        backend="sample",
+    )
+    embeddings = [r for r in results if isinstance(r, Embedding)]
+    shape = " x ".join(map(str, embeddings[0].data.shape))
+    what = "2. Vectors" if output.mode == "pooled" else "3. Token grids"
+    typer.echo(f"{what}: {len(embeddings)} x ({shape}) by {model} in {time.perf_counter() - started:.1f} s")
+    return embeddings
+
+
+def _similarity(samples: list[Sample], vectors: list[Embedding]) -> str:
+    """Cosine similarity of all pairs as a table; places are numbered as in the list above."""
+    from rs_embed.cli.demo_picture import cosine
+
+    table = cosine(vectors)
+    head = "   cosine  " + "".join(f"{i:>7}" for i in range(1, len(samples) + 1))
+    lines = [
+        f"   {i:>6}  " + "".join(f"{value:>7.2f}" for value in row) + f"   {samples[i - 1].labels[0][:44]}"
+        for i, row in enumerate(table, start=1)
+    ]
+    return "\n".join([head, *lines])
+
+
+def _next_steps(sample: Sample, model: str) -> str:
+    return f"""Next, on a place of yours:
+  rs-embed embed --model {model} --backend sample --point {sample.lon} {sample.lat} --buffer-m 600 \
+--start {sample.start} --end {sample.end}
+  rs-embed embed --model {model} --backend local:FOLDER --point LON LAT --buffer-m 600 --start YYYY-MM-DD \
+--end YYYY-MM-DD   # a folder of Sentinel-2 files
+  rs-embed doctor   # what works here: weights, device, network"""

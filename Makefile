@@ -1,0 +1,35 @@
+# Everything runs in .venv; the first target that needs it makes it (a few minutes, once).
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test lint bench train constraints clean
+
+demo: $(READY)  ## The main job on real Sentinel-2 imagery, with a picture
+	$(BIN)/rs-embed demo --out demo-output
+
+test: $(READY)  ## All tests
+	$(BIN)/python -m pytest -n 2
+
+lint: $(READY)  ## Style, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)  ## Benchmarks against what a user would write otherwise (minutes)
+	$(BIN)/python -m benchmarks
+
+constraints: $(READY)  ## Pin what is installed now
+	{ head -n 1 constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean:
+	rm -rf .venv demo-output
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=…"; exit 1; }
+	@echo "Setting up .venv (a few minutes, once) …"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,test]'
+	@touch $(READY)

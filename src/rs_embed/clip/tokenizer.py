@@ -1,0 +1,111 @@
+"""CLIP's texts to token ids: the cleaning of open_clip, then a `tokenizer.json` of the `tokenizers` library.
+
+Source of the cleaning and the vocabulary: https://github.com/openai/CLIP (`simple_tokenizer.py`).
+"""
+
+from __future__ import annotations
+
+import gzip
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rs_embed.errors import CheckpointError, ModelError, missing_package
+
+_MERGES_FILE = "bpe_simple_vocab_16e6.txt.gz"
+_MERGES = 49_152 - 256 - 2
+_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+
+try:
+    import ftfy
+    import tokenizers
+except ImportError as error:
+    raise ModelError(missing_package(str(error.name))) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """A vocabulary with its rules."""
+
+    rules: tokenizers.Tokenizer
+
+    def __post_init__(self) -> None:
+        self.rules.encode_special_tokens = True  # a text that spells out <|endoftext|> does not end there
+
+    @classmethod
+    def from_file(cls, file: Path) -> Tokenizer:
+        """Read a `tokenizer.json`.
+
+        Raises:
+            CheckpointError: when it is none.
+        """
+        try:
+            return cls(tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8")))
+        except Exception as error:  # noqa: BLE001  (the library raises bare Exception)
+            raise CheckpointError(f"{file} is not a readable tokenizer.json: {error}") from error
+
+    @classmethod
+    def from_open_clip_merges(cls) -> Tokenizer | None:
+        """CLIP's vocabulary from an installed open_clip, which is not imported; None where it is not installed."""
+        spec = find_spec("open_clip")
+        file = Path(spec.origin).parent / _MERGES_FILE if spec and spec.origin else None
+        return cls(clip_rules(file)) if file is not None and file.exists() else None
+
+    def encode(self, texts: Sequence[str], context: int) -> Tensor:
+        """Token ids (n, context) int64: start, text, end, zeros; what is too long is cut before its end."""
+        ids = torch.zeros(len(texts), context, dtype=torch.int64)
+        for row, encoding in zip(ids, self.rules.encode_batch([clean(t) for t in texts]), strict=True):
+            tokens = encoding.ids if len(encoding.ids) <= context else [*encoding.ids[: context - 1], encoding.ids[-1]]
+            row[: len(tokens)] = torch.tensor(tokens)
+        return ids
+
+    def unknown_words(self, text: str) -> tuple[str, ...]:
+        """Words that the vocabulary does not have; a byte-pair vocabulary has them all."""
+        cleaned, unknown = clean(text), self.rules.token_to_id("[UNK]")
+        if unknown is None:
+            return ()
+        encoding = self.rules.encode(cleaned)
+        spans = [span for i, span in zip(encoding.ids, encoding.offsets, strict=True) if i == unknown]
+        return tuple(cleaned[a:b] for a, b in spans)
+
+
+def clean(text: str) -> str:
+    """Mend broken Unicode, resolve HTML entities (twice), one space between words, lower case."""
+    unescaped = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return re.sub(r"\s+", " ", unescaped).strip().lower()
+
+
+def clip_rules(merges_file: Path) -> tokenizers.Tokenizer:
+    """CLIP's byte-pair rules from its published merges, as the hub's `tokenizer.json` has them."""
+    lines = gzip.decompress(merges_file.read_bytes()).decode("utf-8").split("\n")
+    merges = [(a, b) for a, b in (line.split() for line in lines[1 : _MERGES + 1])]
+    letters = _byte_letters()
+    words = [*letters, *(f"{c}</w>" for c in letters), *(a + b for a, b in merges), _START, _END]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    rules = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocabulary, merges, unk_token=_END, end_of_word_suffix="</w>", fuse_unk=False)
+    )
+    rules.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="removed", invert=True),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    ends = [(word, vocabulary[word]) for word in (_START, _END)]
+    rules.post_processor = tokenizers.processors.TemplateProcessing(single=f"{_START} $A {_END}", special_tokens=ends)
+    rules.add_special_tokens([_START, _END])
+    return rules
+
+
+def _byte_letters() -> list[str]:
+    """A printable letter for each byte, in CLIP's order: printable bytes first, the others moved past 255."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [b for b in range(256) if b not in printable]
+    return [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]

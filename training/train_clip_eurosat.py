@@ -25,6 +25,7 @@ from eurosat import CLASSES, DN_RANGE, Captions, Chips, build_tokenizer, load_ca
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rs_embed.clip.checkpoint import save_checkpoint
 from rs_embed.clip.model import TextConfig, TextTower, VisionConfig, VisionTower, initialise
 from rs_embed.clip.preprocess import CLIP_MEAN, CLIP_STD
 
@@ -66,9 +67,7 @@ def build(config: Config, vocabulary: int) -> Towers:
         context=sizes["context"],
         vocabulary=vocabulary,
     )
-    towers = Towers(
-        VisionTower(vision, sizes["projection"], "gelu"), TextTower(text, sizes["projection"], "gelu")
-    )
+    towers = Towers(VisionTower(vision, sizes["projection"], "gelu"), TextTower(text, sizes["projection"], "gelu"))
     initialise(towers.vision, config["seed"])
     initialise(towers.text, config["seed"] + 1)
     return towers
@@ -214,7 +213,9 @@ def quick_accuracy(run: Run, chips: Chips, captions: Captions, haze: tuple[float
     with torch.inference_mode():
         for part in np.array_split(chips.held_out, max(1, len(chips.held_out) // 100)):
             vectors = run.average.vision.encode_image(chips.pixels(part, haze).to(run.device))
-            right += int((vectors @ F.normalize(texts, dim=-1).T).argmax(1).cpu().eq(torch.from_numpy(chips.labels[part])).sum())
+            right += int(
+                (vectors @ F.normalize(texts, dim=-1).T).argmax(1).cpu().eq(torch.from_numpy(chips.labels[part])).sum()
+            )
     return right / len(chips.held_out)
 
 
@@ -251,20 +252,7 @@ def main() -> None:
 
 def export(run: Run, captions: Captions, folder: Path) -> None:
     """Write the averaged weights as a RemoteCLIP checkpoint folder, in float16."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {f"model.visual.{k}": v for k, v in run.average.vision.state_dict().items()}
-    state |= {f"model.{k}": v for k, v in run.average.text.state_dict().items()}
-    part = folder / "model.part"
-    save_file({k: v.detach().cpu().half().contiguous() for k, v in state.items()}, part)
-    os.replace(part, folder / "model.safetensors")
-    heads = {
-        "model_name": "clip_eurosat_s2rgb",
-        "vision_cfg": {"heads": run.average.vision.config.heads},
-        "text_cfg": {"heads": run.average.text.config.heads},
-    }
-    (folder / "config.json").write_text(json.dumps(heads, indent=1) + "\n")
+    save_checkpoint(folder, run.average.vision, run.average.text, {"model_name": "clip_eurosat_s2rgb"})
     captions.tokenizer.save(str(folder / "tokenizer.json"))
 
 

@@ -124,7 +124,7 @@ def quicklook(dn: Array, *, side_px: int = _QUICKLOOK_PX) -> Image.Image:
     """
     valid = observed(dn)
     seen = dn[:, valid]
-    low, high = np.percentile(seen, [2, 98]) if seen.size else (0.0, 1.0)
+    low, high = np.percentile(seen.astype(np.float32), [2, 98]) if seen.size else (0.0, 1.0)
     grey = (dn.astype(np.float32) - low) / max(float(high - low), 1e-6)
     rgb = (np.clip(np.nan_to_num(grey), 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
     rows, cols = np.indices(valid.shape)

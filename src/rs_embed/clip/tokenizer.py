@@ -48,7 +48,7 @@ class Tokenizer:
         """
         try:
             return cls(tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8")))
-        except Exception as error:  # noqa: BLE001  (the library raises bare Exception)
+        except Exception as error:
             raise CheckpointError(f"{file} is not a readable tokenizer.json: {error}") from error
 
     @classmethod

@@ -1,0 +1,293 @@
+"""Weights files: opened without reading the weights, one tower read by memory map, everything checked.
+
+Files are known by their first bytes, never by their suffix, and a pickle is only ever read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from rs_embed.clip.formats import Shape, Source, check_keys, infer_config, normal_names
+from rs_embed.clip.model import ClipConfig, TextTower, VisionTower
+from rs_embed.errors import CheckpointError, ModelError, missing_package
+
+try:
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import save_file
+except ImportError as error:
+    raise ModelError(missing_package("safetensors")) from error
+
+PREFERRED = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+_VISION = "visual."
+_READ_BYTES = 1 << 20
+
+Tower = TypeVar("Tower", VisionTower, TextTower)
+
+
+class _Tensors(Protocol):
+    """The tensors of one file, none of them read yet."""
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """Shape of each key."""
+        ...
+
+    def read(self, keys: Sequence[str]) -> list[Tensor]:
+        """Those tensors, backed by the file where the format allows it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A weights file whose keys and shapes are those of a CLIP. Its weights are read when a tower is loaded."""
+
+    file: Path
+    config: ClipConfig
+    sources: Mapping[str, Source]
+    """open_clip's name of each parameter to its keys in the file."""
+    tensors: _Tensors
+
+    def load_vision(self) -> VisionTower:
+        """The image tower in float32, ready to use; the text tower is not read.
+
+        Raises:
+            CheckpointError: naming a key that holds NaN, infinity or no numbers.
+        """
+        with torch.device("meta"):
+            tower = VisionTower(self.config.vision, self.config.projection, self.config.activation)
+        return self._filled(tower, _VISION)
+
+    def load_text(self) -> TextTower:
+        """The text tower in float32, ready to use; the image tower is not read.
+
+        Raises:
+            CheckpointError: naming a key that holds NaN, infinity or no numbers.
+        """
+        with torch.device("meta"):
+            tower = TextTower(self.config.text, self.config.projection, self.config.activation)
+        return self._filled(tower, "")
+
+    @cached_property
+    def _sha256(self) -> str:
+        digest = hashlib.sha256()
+        with self.file.open("rb") as stream:
+            while block := stream.read(_READ_BYTES):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def sha256(self) -> str:
+        """Digest of the file, hexadecimal."""
+        return self._sha256
+
+    def _filled(self, tower: Tower, prefix: str) -> Tower:
+        state = {name: self._parameter(f"{prefix}{name}") for name in tower.state_dict()}
+        tower.load_state_dict(state, strict=True, assign=True)
+        return tower.requires_grad_(False).eval()
+
+    def _parameter(self, name: str) -> Tensor:
+        source = self.sources[name]
+        parts = self.tensors.read(source.keys)
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{self.file}: key {name} holds {tensor.dtype}, not floating-point numbers")
+        tensor = (tensor.T if source.transpose else tensor).float().contiguous()
+        low, high = torch.aminmax(tensor)  # NaN wins in both, and nothing is copied
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            raise CheckpointError(f"{self.file}: key {name} holds NaN or infinity: the file is damaged")
+        return tensor
+
+
+def open_checkpoint(file: Path) -> Checkpoint:
+    """Open a weights file and check every key and shape; a `config.json` beside it gives heads and activation.
+
+    Args:
+        file: safetensors or a torch archive, with the keys of open_clip, a hub wrapper or transformers.
+
+    Raises:
+        CheckpointError: when it is none of these, cut short, unsafe, or not a whole CLIP ViT.
+    """
+    tensors = _open(file)
+    try:
+        sources, shapes = normal_names(tensors.shapes)
+        config = infer_config(shapes, _read_config(file.parent))
+        check_keys(shapes, _expected_shapes(config))
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    return Checkpoint(file, config, sources, tensors)
+
+
+def choose_file(names: Iterable[str], where: str) -> str:
+    """The weights file among the names of a folder or repo.
+
+    Raises:
+        CheckpointError: when there is none, several that could be meant, or only parts of one.
+    """
+    top = [name for name in names if "/" not in name and name.endswith(_SUFFIXES)]
+    for name in PREFERRED:
+        if name in top:
+            return name
+    if len(top) == 1:
+        return top[0]
+    if any("-of-0" in name for name in top):
+        raise CheckpointError(f"{where} holds weights cut into parts ({min(top)}, …): join them into one file first")
+    if top:
+        raise CheckpointError(
+            f"{where} holds several weights: name one, as {where}:{min(top)} (also {', '.join(sorted(top)[1:])})"
+        )
+    raise CheckpointError(
+        f"{where} holds no weights: expected {PREFERRED[0]}, or one file ending in {', '.join(_SUFFIXES)}"
+    )
+
+
+def find_file(folder: Path, name: str | None = None) -> Path:
+    """The weights file of a folder; `name` chooses one of several and cannot lead out of it.
+
+    Raises:
+        CheckpointError: when there is none.
+    """
+    if name is None:
+        return folder / choose_file((path.name for path in folder.iterdir()), str(folder))
+    file = folder / name
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not file.is_file():
+        raise CheckpointError(f"{folder} holds no file {name!r}")
+    return file
+
+
+def save_checkpoint(folder: Path, vision: VisionTower, text: TextTower, facts: Mapping[str, Any]) -> Path:
+    """Write both towers as a RemoteCLIP checkpoint folder in float16: `model.safetensors` and `config.json`.
+
+    Args:
+        folder: made where it does not exist.
+        vision: the image tower.
+        text: the text tower.
+        facts: further entries of `config.json`.
+
+    Returns:
+        The weights file; it appears whole or not at all.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {f"model.{_VISION}{k}": v for k, v in vision.state_dict().items()}
+    state |= {f"model.{k}": v for k, v in text.state_dict().items()}
+    part, file = folder / "model.part", folder / PREFERRED[0]
+    save_file({k: v.detach().cpu().half().contiguous() for k, v in state.items()}, part)
+    heads = {"vision_cfg": {"heads": vision.config.heads}, "text_cfg": {"heads": text.config.heads}}
+    (folder / "config.json").write_text(json.dumps({**facts, **heads}, indent=1) + "\n", encoding="utf-8")
+    part.replace(file)
+    return file
+
+
+def _expected_shapes(config: ClipConfig) -> dict[str, Shape]:
+    with torch.device("meta"):
+        vision = VisionTower(config.vision, config.projection, config.activation)
+        text = TextTower(config.text, config.projection, config.activation)
+    names = {f"{_VISION}{k}": v for k, v in vision.state_dict().items()} | text.state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in names.items()}
+
+
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    """The folder's `config.json` or `open_clip_config.json`; empty where there is none."""
+    for name in ("config.json", "open_clip_config.json"):
+        file = folder / name
+        if file.is_file():
+            try:
+                config = json.loads(file.read_text(encoding="utf-8"))
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise CheckpointError(f"{name} beside it is not readable as JSON: {error}") from error
+            if not isinstance(config, dict):
+                raise CheckpointError(f"{name} beside it holds a {type(config).__name__}, expected an object")
+            return config.get("model_cfg", config)  # type: ignore[no-any-return]
+    return {}
+
+
+def _open(file: Path) -> _Tensors:
+    """The file's tensors, by what its first bytes say it is."""
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(64)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{file} is a git-lfs pointer, not the weights: fetch them with `git lfs pull`")
+    if head.lstrip()[:1] == b"<":
+        raise CheckpointError(f"{file} is a web page, not weights: the download was answered by a login or error page")
+    if head[8:9] == b"{":
+        return _open_safetensors(file)
+    if head.startswith((b"PK\x03\x04", b"\x80")):
+        return _open_torch(file)
+    fault = "is empty" if not head else "is neither safetensors nor a torch file"
+    raise CheckpointError(f"{file} {fault}: download it again")
+
+
+@dataclass(frozen=True, slots=True)
+class _Safetensors:
+    file: Path
+    shapes: Mapping[str, Shape]
+
+    def read(self, keys: Sequence[str]) -> list[Tensor]:
+        with safe_open(self.file, framework="pt") as stored:
+            return [stored.get_tensor(key) for key in keys]
+
+
+def _open_safetensors(file: Path) -> _Tensors:
+    try:
+        with safe_open(file, framework="pt") as stored:
+            keys = stored.keys()  # it cannot be iterated itself
+            return _Safetensors(file, {key: tuple(stored.get_slice(key).get_shape()) for key in keys})
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is cut short or damaged ({error}): download it again") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _TorchFile:
+    state: Mapping[str, Tensor]
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        return {key: tuple(tensor.shape) for key, tensor in self.state.items()}
+
+    def read(self, keys: Sequence[str]) -> list[Tensor]:
+        return [self.state[key] for key in keys]
+
+
+def _open_torch(file: Path) -> _Tensors:
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if any(PurePosixPath(name).name == "constants.pkl" for name in archive.namelist()):
+                raise CheckpointError(f"{file} is a TorchScript archive: save its state_dict() with torch.save first")
+    mapped = zipfile.is_zipfile(file)  # the format before torch 1.6 cannot be mapped
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:
+        raise CheckpointError(f"{file} {_torch_fault(error)}") from error
+    state = dict(_state_dict(content))
+    if not state:
+        raise CheckpointError(f"{file} holds no state dict (a mapping of names to tensors)")
+    return _TorchFile(state)
+
+
+def _torch_fault(error: Exception) -> str:
+    text = str(error)
+    if "weights_only" in text.lower() or "Unsupported" in text:
+        return "would run code when it is unpickled, and is refused: save its state_dict() alone, or use safetensors"
+    return f"is cut short or damaged ({text.splitlines()[0] if text else type(error).__name__}): download it again"
+
+
+def _state_dict(content: object) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a state dict, also when a training script wrapped it."""
+    if not isinstance(content, Mapping):
+        return
+    inner = next((content[k] for k in ("state_dict", "model") if isinstance(content.get(k), Mapping)), content)
+    for key, value in inner.items():
+        if isinstance(key, str) and isinstance(value, Tensor):
+            yield key, value

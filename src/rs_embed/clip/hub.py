@@ -1,0 +1,206 @@
+"""From a checkpoint's reference to a file on this machine: a path, or a hub repo that is cached or downloaded.
+
+`repo[@revision][:file]`; an existing path wins over a repo of the same name. What is cached is used without a request.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from rs_embed import settings
+from rs_embed.clip.checkpoint import choose_file, find_file
+from rs_embed.clip.tokenizer import Tokenizer
+from rs_embed.errors import CheckpointError, ModelError, missing_package
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+try:
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+    from huggingface_hub.file_download import repo_folder_name
+except ImportError as error:
+    raise ModelError(missing_package("huggingface_hub")) from error
+
+TIMEOUT_S = 4.0
+"""For connecting and again for the answer: an unreachable hub is an error within 10 s."""
+
+CLIP_TOKENIZER_REPO = "openai/clip-vit-base-patch32"
+_TOKENIZER = "tokenizer.json"
+_COMPANIONS = ("config.json", "open_clip_config.json", _TOKENIZER)
+"""Files that say how the weights are to be used; brought along where the repo has them."""
+
+_REPO = re.compile(r"(?P<id>[\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?:@(?P<revision>[^:@]+))?(?::(?P<file>[^:]+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class HubRepo:
+    """A model repository of the hub at a revision."""
+
+    id: str
+    revision: str = "main"
+    file: str | None = None
+    """One weights file of several."""
+
+    def __str__(self) -> str:
+        return self.id + (f"@{self.revision}" if self.revision != "main" else "")
+
+
+def resolve(reference: str) -> Path:
+    """The weights file that a reference names, downloaded where it is not on this machine yet.
+
+    Raises:
+        CheckpointError: when it cannot be had, with how to get it.
+    """
+    text = reference.removeprefix("hf:").strip()
+    return _local_file(text) or _hub_file(_parse(text))
+
+
+def resolve_tokenizer(weights: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint: beside its weights, else CLIP's from the hub, else from an installed open_clip.
+
+    Raises:
+        CheckpointError: when none of these is there.
+    """
+    beside = weights.parent / _TOKENIZER
+    if beside.is_file():
+        return Tokenizer.from_file(beside)
+    repo = HubRepo(CLIP_TOKENIZER_REPO)
+    cached = _cached(repo, _TOKENIZER)
+    if cached is not None:
+        return Tokenizer.from_file(cached)
+    try:
+        return Tokenizer.from_file(_download(repo, _TOKENIZER))
+    except CheckpointError as error:
+        tokenizer = Tokenizer.from_open_clip_merges()
+        if tokenizer is None:
+            raise CheckpointError(
+                f"no {_TOKENIZER} beside {weights}, and CLIP's cannot be had ({error}); copy one there, or "
+                "`pip install open-clip-torch`, whose vocabulary is then used"
+            ) from error
+        return tokenizer
+
+
+def _local_file(text: str) -> Path | None:
+    """The file on this machine that a reference names, or None where it can only be a repo."""
+    path = Path(text).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        return find_file(path)
+    folder, colon, name = text.rpartition(":")
+    if colon and Path(folder).expanduser().is_dir():
+        return find_file(Path(folder).expanduser(), name)
+    return None
+
+
+def _parse(text: str) -> HubRepo:
+    match = _REPO.fullmatch(text)
+    if match is None:
+        raise CheckpointError(
+            f"checkpoint {text!r} is no file or folder that exists, and no hub repo (owner/name[@revision][:file])"
+        )
+    file = match["file"]
+    if file is not None and (PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts):
+        raise CheckpointError(f"checkpoint {text!r} names a file outside of its repo")
+    return HubRepo(match["id"], match["revision"] or "main", file)
+
+
+def _hub_file(repo: HubRepo) -> Path:
+    return _cached_weights(repo) or _download_weights(repo)
+
+
+def _cached_weights(repo: HubRepo) -> Path | None:
+    snapshot = _snapshot(repo)
+    if snapshot is None:
+        return None
+    if repo.file is not None:
+        return _cached(repo, repo.file)
+    try:
+        return find_file(snapshot)
+    except CheckpointError:
+        return None  # only its companions were downloaded so far
+
+
+def _cached(repo: HubRepo, name: str) -> Path | None:
+    snapshot = _snapshot(repo)
+    file = snapshot / name if snapshot else None
+    return file if file is not None and file.is_file() else None
+
+
+def _snapshot(repo: HubRepo) -> Path | None:
+    """The cache's folder of a repo at a revision, as the client lays it out: `refs/` name commits."""
+    root = settings.hub_cache_dir() or Path(constants.HF_HUB_CACHE)
+    folder = root / repo_folder_name(repo_id=repo.id, repo_type="model")
+    ref = folder / "refs" / repo.revision
+    commit = ref.read_text().strip() if ref.is_file() else repo.revision
+    snapshot = folder / "snapshots" / commit
+    return snapshot if snapshot.is_dir() else None
+
+
+def _download_weights(repo: HubRepo) -> Path:
+    names = _list_files(repo)
+    wanted = repo.file if repo.file is not None else choose_file(names, str(repo))
+    if wanted not in names:
+        raise CheckpointError(f"the hub repo {repo} has no file {wanted!r} (it has {', '.join(sorted(names)[:8])})")
+    for companion in _companions(wanted, names):
+        _download(repo, companion)
+    return _download(repo, wanted)
+
+
+def _companions(weights: str, names: list[str]) -> Iterator[str]:
+    folder = PurePosixPath(weights).parent
+    for name in _COMPANIONS:
+        if str(folder / name) in names:
+            yield str(folder / name)
+
+
+def _list_files(repo: HubRepo) -> list[str]:
+    try:
+        answer = huggingface_hub.HfApi().model_info(repo.id, revision=repo.revision, timeout=TIMEOUT_S)
+    except (errors.HfHubHTTPError, errors.HTTPError, errors.HFValidationError, OSError) as error:  # type: ignore[attr-defined]
+        raise CheckpointError(_fault(repo, error)) from None
+    return [file.rfilename for file in answer.siblings or ()]
+
+
+def _download(repo: HubRepo, name: str) -> Path:
+    try:
+        return Path(
+            huggingface_hub.hf_hub_download(
+                repo.id, name, revision=repo.revision, cache_dir=settings.hub_cache_dir(), etag_timeout=TIMEOUT_S
+            )
+        )
+    except (errors.HfHubHTTPError, errors.HTTPError, errors.HFValidationError, OSError) as error:  # type: ignore[attr-defined]
+        raise CheckpointError(_fault(repo, error, name)) from None
+
+
+_WITHOUT = "; a local copy passed as checkpoint='FOLDER' works without the hub, as does the model clip_eurosat_s2rgb"
+
+
+def _fault(repo: HubRepo, error: Exception, name: str | None = None) -> str:
+    """What went wrong and what to do; built from the status alone, since the client's own texts hold URLs."""
+    what = f"{name} of the hub repo {repo}" if name else f"the hub repo {repo}"
+    hub = urlsplit(constants.ENDPOINT).hostname
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return f"{what} is not cached and HF_HUB_OFFLINE is set: unset it to download{_WITHOUT}"
+    if isinstance(error, errors.GatedRepoError):
+        return f"{what} is gated: accept its terms on the hub, then `hf auth login`{_WITHOUT}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"the hub repo {repo.id} has no revision {repo.revision!r}"
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code if error.response is not None else 0
+        if status in (401, 403, 404):  # the hub answers 401 for a repo that does not exist
+            return (
+                f"{what} does not exist on {hub} or is private ({status}): check its name, or `hf auth login`{_WITHOUT}"
+            )
+        return f"{hub} answered {status} for {what}: try again later{_WITHOUT}"
+    if isinstance(error, errors.HFValidationError):
+        return f"{repo.id!r} is not a hub repo (owner/name)"
+    if "onsistency" in str(error) or "ncomplete" in str(error):
+        return f"{what} arrived cut short: try again{_WITHOUT}"
+    reason = type(error).__name__
+    return f"{what} is not cached and {hub} cannot be reached ({reason}): connect, or set HF_ENDPOINT{_WITHOUT}"

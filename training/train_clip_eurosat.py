@@ -1,7 +1,7 @@
 """Train `clip_eurosat_s2rgb`, the small CLIP that ships with the package, from scratch on EuroSAT.
 
-`python training/train_clip_eurosat.py --data ../shared/data/eurosat/eurosat_rgb.tar` writes one checkpoint an epoch to
-`training/runs/NAME`, continues from the last one when it is started again, and exports the checkpoint folder at the end.
+`python training/train_clip_eurosat.py --data ../shared/data/eurosat/eurosat_rgb.tar` writes a checkpoint an epoch to
+`training/runs/NAME`, goes on from the last one when it is started again, and exports the checkpoint folder.
 The same code runs on a CPU and on CUDA.
 """
 

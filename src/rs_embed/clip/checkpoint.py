@@ -142,12 +142,8 @@ def choose_file(names: Iterable[str], where: str) -> str:
     if any("-of-0" in name for name in top):
         raise CheckpointError(f"{where} holds weights cut into parts ({min(top)}, …): join them into one file first")
     if top:
-        raise CheckpointError(
-            f"{where} holds several weights: name one, as {where}:{min(top)} (also {', '.join(sorted(top)[1:])})"
-        )
-    raise CheckpointError(
-        f"{where} holds no weights: expected {PREFERRED[0]}, or one file ending in {', '.join(_SUFFIXES)}"
-    )
+        raise CheckpointError(f"{where} holds {', '.join(sorted(top))}: name one of them, as {where}:{min(top)}")
+    raise CheckpointError(f"{where} holds no weights ({PREFERRED[0]}, or one file ending in {', '.join(_SUFFIXES)})")
 
 
 def find_file(folder: Path, name: str | None = None) -> Path:

@@ -87,6 +87,8 @@ def resolve_tokenizer(weights: Path) -> Tokenizer:
 
 def _local_file(text: str) -> Path | None:
     """The file on this machine that a reference names, or None where it can only be a repo."""
+    if not text:
+        return None  # Path("") would be the working folder
     path = Path(text).expanduser()
     if path.is_file():
         return path
@@ -194,9 +196,7 @@ def _fault(repo: HubRepo, error: Exception, name: str | None = None) -> str:
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code if error.response is not None else 0
         if status in (401, 403, 404):  # the hub answers 401 for a repo that does not exist
-            return (
-                f"{what} does not exist on {hub} or is private ({status}): check its name, or `hf auth login`{_WITHOUT}"
-            )
+            return f"{what} is not on {hub}, or is private ({status}): check its name, or `hf auth login`{_WITHOUT}"
         return f"{hub} answered {status} for {what}: try again later{_WITHOUT}"
     if isinstance(error, errors.HFValidationError):
         return f"{repo.id!r} is not a hub repo (owner/name)"

@@ -157,7 +157,7 @@ class VisionTower(nn.Module):
 
 
 class TokenEmbedding(nn.Module):
-    """A table of vectors. `nn.Embedding` fills itself at random, which on the meta device imports sympy: 0.9 s, 70 MiB."""
+    """A table of vectors; `nn.Embedding` fills itself at random, which on the meta device costs 0.9 s and 70 MiB."""
 
     def __init__(self, vocabulary: int, width: int) -> None:
         super().__init__()

@@ -258,10 +258,14 @@ def _nothing_found(archive: Archive, request: PatchRequest, choice: Choice) -> s
     if choice.met:
         return f"{counts} in {_range(request.temporal)}: raise cloudy_pct (now {request.sensor.cloudy_pct:g})"
     nearest = min(archive.scenes, key=lambda s: (_distance_km(s, lon, lat), s.id))
+    day, away_km = nearest.acquired.date().isoformat(), _distance_km(nearest, lon, lat)
+    if away_km == 0:
+        return (
+            f"{counts} in {_range(request.temporal)}; the place was seen on {day} ({nearest.id}): widen the time range"
+        )
     return (
-        f"{counts} in {_range(request.temporal)}; the nearest scene is {nearest.id} of "
-        f"{nearest.acquired.date().isoformat()} at {lonlat_text(*_middle(nearest.bounds))}, "
-        f"{_distance_km(nearest, lon, lat):,.0f} km away: move the place or the time range"
+        f"{counts} in {_range(request.temporal)}; the nearest scene is {nearest.id} of {day} at "
+        f"{lonlat_text(*_middle(nearest.bounds))}, {away_km:,.0f} km away: move the place or the time range"
     )
 
 

@@ -14,6 +14,9 @@ from rs_embed.errors import ProviderError
 from rs_embed.patch import Patch
 from rs_embed.specs import SensorSpec, TemporalSpec
 
+_IN_FLIGHT_BYTES = 1 << 30
+"""Patches on their way to the model, float32; a place of 4 km has 2 MB, the largest allowed 805 MB."""
+
 
 @dataclass(frozen=True, slots=True)
 class PatchRequest:
@@ -64,16 +67,17 @@ def fetch_in_threads(
     iterator lets each thread finish what it reads and take no more.
     """
     finished: queue.Queue[tuple[int, Patch | BaseException]] = queue.Queue()
-    waiting = threading.Semaphore(2 * workers)
+    room = _Room(2 * workers, _IN_FLIGHT_BYTES)
+    sizes = [r.geobox.shape[0] * r.geobox.shape[1] * len(r.sensor.bands) * 4 for r in requests]
     positions = iter(range(len(requests)))
-    lock, stop = threading.Lock(), threading.Event()
+    lock = threading.Lock()
 
     def work() -> None:
-        while waiting.acquire() and not stop.is_set():
-            with lock:
+        while True:
+            with lock:  # held while waiting for room, so that places start in their order
                 position = next(positions, None)
-            if position is None:
-                return
+                if position is None or not room.enter(sizes[position]):
+                    return
             try:
                 finished.put((position, fetch_one(requests[position])))
             except BaseException as error:  # noqa: BLE001  (handed to the consumer, which raises it)
@@ -84,11 +88,39 @@ def fetch_in_threads(
             threading.Thread(target=work, name="rs-embed-fetch", daemon=True).start()
         for _ in requests:
             position, result = finished.get()
-            waiting.release()
+            room.leave(sizes[position])
             if isinstance(result, BaseException) and not isinstance(result, ProviderError):
                 raise result  # a defect, not a place without imagery
             yield position, result
     finally:
-        stop.set()
-        for _ in range(workers):
-            waiting.release()
+        room.close()
+
+
+class _Room:
+    """How many patches and bytes may be in memory at once; one patch always fits, however large."""
+
+    def __init__(self, limit: int, limit_bytes: int) -> None:
+        self._limit, self._limit_bytes = limit, limit_bytes
+        self._count = self._bytes = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def enter(self, size: int) -> bool:
+        """Wait until there is room; False once it is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._fits(size))
+            self._count, self._bytes = self._count + 1, self._bytes + size
+            return not self._closed
+
+    def leave(self, size: int) -> None:
+        with self._changed:
+            self._count, self._bytes = self._count - 1, self._bytes - size
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _fits(self, size: int) -> bool:
+        return self._count == 0 or (self._count < self._limit and self._bytes + size <= self._limit_bytes)

@@ -8,6 +8,7 @@ found by their descriptions. Dates come from product names or a date in the name
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,8 @@ from rs_embed.errors import ProviderError
 from rs_embed.providers.archive import Archive, ArchiveScene, BandFile
 from rs_embed.providers.raster import RasterHeader, read_header
 from rs_embed.sentinel2 import RGB_BANDS, canonical_band, parse_product_name
+
+_log = logging.getLogger("rs_embed")
 
 _RASTERS = {".tif", ".tiff", ".jp2", ".vrt", ".img", ".nc"}
 _BAND = re.compile(r"(?:^|[_.\- ])(B\d{1,2}A?|SCL)(?=[_.\- ]|$)", re.IGNORECASE)
@@ -44,6 +47,8 @@ def open_local(location: str) -> Archive:
     if not scenes:
         found = "; ".join(problems[:3]) or f"no raster ({', '.join(sorted(_RASTERS))}) and no STAC item"
         raise ProviderError(f"local:{location} has no usable Sentinel-2 scene: {found}")
+    for problem in problems:
+        _log.warning("local:%s: left out: %s", location, problem)
     return Archive("local", f"local:{root.name}", tuple(sorted(scenes, key=lambda s: s.id)))
 
 

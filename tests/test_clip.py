@@ -1,0 +1,210 @@
+"""The network, its pixels and its tokens against open_clip, with the same random weights."""
+
+from __future__ import annotations
+
+import html
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from fakes import SMALL, state_dict, towers
+from PIL import Image
+
+from rs_embed.clip.model import ClipConfig, TextConfig, VisionConfig
+from rs_embed.clip.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize_and_crop, to_uint8
+from rs_embed.clip.tokenizer import Tokenizer, clip_rules
+
+B32 = ClipConfig(
+    vision=VisionConfig(width=768, layers=12, heads=12, patch_px=32, image_px=224),
+    text=TextConfig(width=512, layers=12, heads=8, context=77, vocabulary=49_408),
+    projection=512,
+)
+SMALL_QUICK = ClipConfig(vision=SMALL.vision, text=SMALL.text, projection=32, activation="quick_gelu")
+L14_LIKE = ClipConfig(
+    vision=VisionConfig(width=128, layers=2, heads=2, patch_px=14, image_px=224),
+    text=TextConfig(width=64, layers=1, heads=1, context=77, vocabulary=49_408),
+    projection=48,
+)
+
+
+def oracle(open_clip, config: ClipConfig):
+    """open_clip's own network of these sizes, with our random weights loaded strictly."""
+    vision, text = config.vision, config.text
+    model = open_clip.model.CLIP(
+        embed_dim=config.projection,
+        vision_cfg={
+            "image_size": vision.image_px,
+            "patch_size": vision.patch_px,
+            "width": vision.width,
+            "layers": vision.layers,
+            "head_width": vision.width // vision.heads,
+        },
+        text_cfg={
+            "context_length": text.context,
+            "vocab_size": text.vocabulary,
+            "width": text.width,
+            "heads": text.heads,
+            "layers": text.layers,
+        },
+        quick_gelu=config.activation == "quick_gelu",
+    )
+    model.load_state_dict(state_dict(config), strict=False)
+    missing = set(dict(model.named_parameters())) - set(state_dict(config))
+    assert not missing
+    return model.eval()
+
+
+def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """Within 1e-5 of the largest element."""
+    assert ours.shape == theirs.shape
+    assert float((ours - theirs).abs().max() / theirs.abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "config", [SMALL, SMALL_QUICK, L14_LIKE, B32], ids=["small", "quick_gelu", "patch 14", "ViT-B/32"]
+)
+def test_both_towers_equal_open_clip(open_clip, config):
+    theirs, (vision, text) = oracle(open_clip, config), towers(config)
+    rng = torch.Generator().manual_seed(3)
+    pixels = torch.randn(2, 3, 224, 224, generator=rng)
+    ids = open_clip.tokenize(["a satellite photo of a river", "wheat"])
+    caught: list[torch.Tensor] = []
+    theirs.visual.transformer.register_forward_hook(lambda _m, _i, output: caught.append(output))
+    with torch.inference_mode():
+        image, caption = theirs.encode_image(pixels), theirs.encode_text(ids)
+        assert_close(vision.tokens(pixels), caught[0])
+        assert_close(vision.encode_image(pixels), image)
+        assert_close(text.encode_text(ids), caption)
+
+
+def test_a_vector_does_not_depend_on_its_batch():
+    vision, _ = towers()
+    pixels = torch.randn(9, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        together = vision.encode_image(pixels)
+        alone = torch.cat([vision.encode_image(p[None]) for p in pixels])
+    assert_close(together, alone)
+
+
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(120, 120), (224, 224), (410, 410), (64, 64), (1, 1), (120, 90), (90, 121), (1000, 333), (7, 300), (225, 224)],
+)
+def test_pixels_equal_open_clips_transform_of_the_same_image(open_clip, height, width):
+    rgb = np.random.default_rng(height * width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    transform = open_clip.transform.image_transform(224, is_train=False, mean=CLIP_MEAN, std=CLIP_STD)
+    expected = transform(Image.fromarray(rgb))
+    torch.testing.assert_close(normalise([resize_and_crop(rgb, 224)])[0], expected, rtol=0, atol=0)
+
+
+def test_a_long_strip_is_the_same_centre_in_bounded_memory():
+    rgb = np.random.default_rng(0).integers(0, 256, (20, 20_000, 3), dtype=np.uint8)
+    image = Image.fromarray(rgb).resize((224_000, 224), Image.Resampling.BICUBIC)
+    left = round((224_000 - 224) / 2)
+    expected = np.asarray(image.crop((left, 0, left + 224, 224)))
+    np.testing.assert_array_equal(resize_and_crop(rgb, 224), expected)
+
+
+@pytest.mark.parametrize("dn_range", [(0.0, 10_000.0), (0.0, 3000.0), (0.0, 2750.0), (200.0, 3000.0)])
+@pytest.mark.parametrize("dtype", ["uint16", "int32", "float32", "float64"])
+def test_grey_levels_are_truncated_for_every_dn(dn_range, dtype):
+    dn = np.arange(0, 20_001)
+    low, high = dn_range
+    expected = (
+        np.clip((dn.astype(np.float32) - np.float32(low)) / np.float32(high - low), 0, 1) * np.float32(255)
+    ).astype(np.uint8)
+    got = to_uint8(np.broadcast_to(dn, (3, 1, dn.size)).astype(dtype), dn_range)
+    assert got.shape == (1, dn.size, 3)
+    np.testing.assert_array_equal(got[0, :, 1], expected)
+    exact = np.clip((dn - low) / (high - low), 0, 1) * 255  # in float64: nowhere more than one level away
+    assert (np.abs(got[0, :, 0].astype(int) - exact.astype(int)) <= 1).all()
+
+
+def test_known_dn_have_known_grey_levels():
+    """DN/10000*255 by hand: 1000 is 25.5, 4000 is 102, 10000 and more 255, below 0 nothing."""
+    dn = np.array([[[-5, 0, 39, 40, 1000, 4000, 9999, 10_000, 60_000]]] * 3)
+    assert to_uint8(dn, (0, 10_000))[0, :, 0].tolist() == [0, 0, 0, 1, 25, 102, 254, 255, 255]
+
+
+# --- texts -------------------------------------------------------------------------------------------
+
+WORDS = ["forest", "naïve café", "日本の川", "Ærøskøbing's", "x²+y³", "½ forest", "it's", "DON'T", "rock'n'roll"]
+FRAMES = [
+    "{}",
+    "a satellite photo of {}.",
+    "  {}\t\n twice {} ",
+    "&lt;{}&gt; &amp;amp; &eacute;",
+    "🌲🌲 {} 👨‍👩‍👧",
+    "{}!!! #1 (50%)",
+]
+ODD = [
+    "",
+    " ",
+    "<|endoftext|>",
+    "a <|startoftext|> b",
+    "schÃ¶n",  # mojibake, which ftfy mends
+    "\u00a0non\u2003breaking\u200bspaces",
+    "e\u0301 composed",
+    "ﬁne ligature",
+    "１２３ ＡＢＣ",
+    "long " * 100,
+    "Ελληνικά кириллица العربية עברית हिन्दी",
+    "123456 1,234.5 -7e3",
+    "snake_case CamelCase kebab-case",
+    html.escape('<p class="x">river & lake</p>'),
+    "\x00control\x07",
+    "İstanbul ẞ",
+]
+CAPTIONS = [frame.format(word, word) for frame, word in product(FRAMES, WORDS)] + ODD
+
+
+@pytest.fixture(scope="module")
+def tokenizer(open_clip) -> Tokenizer:
+    found = Tokenizer.from_open_clip_merges()
+    assert found is not None
+    return found
+
+
+def test_token_ids_equal_open_clips(open_clip, tokenizer):
+    captions = [
+        *CAPTIONS,
+        *(c.upper() for c in CAPTIONS),
+        *(f"{a} {b}" for a, b in zip(CAPTIONS, ODD * 9, strict=False)),
+    ]
+    assert len(captions) >= 200
+    ours, theirs = tokenizer.encode(captions, 77), open_clip.tokenize(captions)
+    different = [c for c, a, b in zip(captions, ours, theirs, strict=True) if not torch.equal(a, b)]
+    assert different == []
+
+
+def test_a_byte_pair_vocabulary_knows_every_word(tokenizer):
+    assert tokenizer.unknown_words("zxqwv 日本") == ()
+
+
+def test_a_tokenizer_json_gives_the_same_ids(tmp_path, tokenizer):
+    tokenizer.rules.save(str(tmp_path / "tokenizer.json"))
+    again = Tokenizer.from_file(tmp_path / "tokenizer.json")
+    assert torch.equal(again.encode(CAPTIONS, 77), tokenizer.encode(CAPTIONS, 77))
+
+
+def test_the_vocabulary_has_the_published_size_and_ends(tokenizer):
+    assert tokenizer.rules.get_vocab_size() == 49_408
+    assert tokenizer.encode(["a"], 77)[0, :4].tolist() == [49_406, 320, 49_407, 0]
+
+
+def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
+    from rs_embed import CheckpointError
+
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
+        Tokenizer.from_file(tmp_path / "tokenizer.json")
+
+
+def test_the_merges_are_those_of_open_clip(open_clip):
+    from pathlib import Path
+
+    rules = clip_rules(Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz")
+    ours = {k: i for k, i in rules.get_vocab().items() if not k.startswith("<|")}
+    theirs = open_clip.tokenizer.SimpleTokenizer().encoder
+    assert ours == {k: i for k, i in theirs.items() if not k.startswith(("<start_of", "<end_of", "<|"))}

@@ -54,7 +54,13 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> object:
     if name not in _MODULES:
         raise AttributeError(f"module 'rs_embed' has no attribute {name!r}")
-    value = getattr(import_module(f"rs_embed.{_MODULES[name]}"), name)
+    try:
+        module = import_module(f"rs_embed.{_MODULES[name]}")
+    except ModuleNotFoundError as error:
+        from rs_embed.errors import missing_core
+
+        raise missing_core(error) or error from error
+    value = getattr(module, name)
     globals()[name] = value
     return value
 

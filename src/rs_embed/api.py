@@ -14,7 +14,7 @@ from rs_embed.embedders.catalog import find_card
 from rs_embed.embedders.loading import load_embedder
 from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder, check_bands, check_input_chw
 from rs_embed.embedding import Embedding, EmbeddingFailure, Request
-from rs_embed.errors import ModelError, ProviderError, RSEmbedError, SpecError
+from rs_embed.errors import CheckpointError, ModelError, NoImageryError, ProviderError, RSEmbedError, SpecError
 from rs_embed.grid import place_geobox
 from rs_embed.inspection import inspect_array, save_quicklook
 from rs_embed.providers.base import PatchRequest, Provider
@@ -114,7 +114,12 @@ def get_embeddings_batch(
     pixels = None if input_chws is None else _check_pixels(input_chws)
     provider = None if pixels is not None else resolve(backend)
     patches = [] if pixels is not None else _patch_requests(places, times, sensor)
-    embedder = load_embedder(card, checkpoint=_checkpoint(checkpoint, sensor), device=device, precision=precision)
+    try:
+        embedder = load_embedder(card, checkpoint=_checkpoint(checkpoint, sensor), device=device, precision=precision)
+    except CheckpointError:
+        if provider is not None:
+            _refuse_without_imagery(provider, patches)
+        raise
     embedder.pooling(output)  # refuses a grid without tokens before anything is fetched
     requests = [
         Request(
@@ -262,6 +267,20 @@ def _patch_requests(
         for place, time in zip(places, times, strict=True)
         if place is not None and time is not None
     ]
+
+
+def _refuse_without_imagery(provider: Provider, patches: Sequence[PatchRequest]) -> None:
+    """Weights are missing; where no place has a scene either, say that first, since no weights would help."""
+    try:
+        plan = provider.plan(patches)
+        if patches and len(plan.places_without_scene) == len(patches):
+            [(_, result)] = provider.fetch(patches[:1])
+            if isinstance(result, NoImageryError):
+                raise result
+    except NoImageryError:
+        raise
+    except ProviderError:
+        return  # the missing weights are the clearer fault
 
 
 def _checkpoint(checkpoint: object | None, sensor: SensorSpec) -> object | None:

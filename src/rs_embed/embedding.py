@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from rs_embed.errors import RSEmbedError
+from rs_embed.errors import RSEmbedError, missing_core
 from rs_embed.grid import epsg_of
 from rs_embed.patch import Patch
 from rs_embed.specs import InputPrep, OutputSpec, Place, SensorSpec, TemporalSpec
@@ -214,8 +214,10 @@ def token_grid(
         name: the model's name.
         note: further attributes.
     """
-    import xarray as xr
-
+    try:
+        import xarray as xr
+    except ModuleNotFoundError as error:
+        raise missing_core(error) or error from error
     _, rows, cols = tokens.shape
     x, _ = token_affine * (np.arange(cols) + 0.5, np.zeros(cols))
     _, y = token_affine * (np.zeros(rows), np.arange(rows) + 0.5)

@@ -51,3 +51,15 @@ def missing_package(package: str, *, extra: str | None = None) -> str:
     """Message for a package that cannot be imported, with its remedy."""
     kind = f"the optional package {package!r}" if extra else f"the package {package!r}"
     return f"{kind} cannot be imported; install it with: {pip_line(extra)}"
+
+
+_IMAGERY_PACKAGES = {"rasterio", "odc", "pyproj", "affine", "shapely"}
+
+
+def missing_core(error: ModuleNotFoundError) -> RSEmbedError | None:
+    """Our error for a core package that is not installed; None when the missing module is our own, a defect."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "rs_embed"):
+        return None
+    kind = ProviderError if package in _IMAGERY_PACKAGES else ModelError
+    return kind(missing_package(package))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,13 +21,24 @@ def demo(
     model: Annotated[str, typer.Option("--model", help="A name from `rs-embed models`.")] = DEMO_MODEL,
 ) -> None:
     """Inspect, embed and compare the sample places; needs no account and no download."""
-    import logging
+    log = logging.getLogger("rs_embed")
+    log.addFilter(_said_below)
+    try:
+        _run(out, model)
+    finally:
+        log.removeFilter(_said_below)
 
+
+def _said_below(record: logging.LogRecord) -> bool:
+    """Leave out the warnings that every sample has; the demo says them once, in its own words."""
+    return not record.getMessage().startswith(("few scenes", "cloudy_pct"))
+
+
+def _run(out: Path, model: str) -> None:
     from rs_embed.cli.demo_picture import Row, draw
     from rs_embed.providers.sample import list_samples
     from rs_embed.specs import OutputSpec
 
-    logging.getLogger("rs_embed").setLevel(logging.ERROR)  # one scene a place: said once, below, instead
     samples = list_samples()
     typer.echo(f"1. Imagery: {len(samples)} places of real Sentinel-2 L2A, 1,200 m a side, from the package itself")
     pictures = [_inspect(sample, out) for sample in samples]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rs_embed.errors import RSEmbedError, SpecError, UnknownModelError
+from rs_embed.errors import RSEmbedError, SpecError, UnknownModelError, missing_core
 
 app = typer.Typer(
     name="rs-embed",
@@ -62,13 +62,14 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         code = _fail(str(error), 2 if isinstance(error, (SpecError, UnknownModelError)) else 1)
     except typer.TyperException as error:  # usage: an unknown option, a missing value
-        code = _fail(f"{error}; see rs-embed --help", 2)
+        code = _fail(f"{error.format_message().rstrip('.')}; see rs-embed --help", 2)
     except (KeyboardInterrupt, typer.Abort):
         code = _fail("interrupted", 130)
-    except OSError as error:
-        if debug:
+    except (OSError, ModuleNotFoundError) as error:
+        ours = missing_core(error) if isinstance(error, ModuleNotFoundError) else error
+        if debug or ours is None:
             raise
-        code = _fail(str(error), 1)
+        code = _fail(str(ours), 1)
     sys.exit(code or 0)
 
 

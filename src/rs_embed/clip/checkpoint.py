@@ -15,17 +15,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from rs_embed.clip.formats import Shape, Source, check_keys, infer_config, normal_names
 from rs_embed.clip.model import ClipConfig, TextTower, VisionTower
-from rs_embed.errors import CheckpointError, ModelError, missing_package
-
-try:
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import save_file
-except ImportError as error:
-    raise ModelError(missing_package("safetensors")) from error
+from rs_embed.errors import CheckpointError
 
 PREFERRED = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -179,6 +175,7 @@ def save_checkpoint(folder: Path, vision: VisionTower, text: TextTower, facts: M
     save_file({k: v.detach().cpu().half().contiguous() for k, v in state.items()}, part)
     heads = {"vision_cfg": {"heads": vision.config.heads}, "text_cfg": {"heads": text.config.heads}}
     (folder / "config.json").write_text(json.dumps({**facts, **heads}, indent=1) + "\n", encoding="utf-8")
+    part.chmod(0o644)  # the library makes it readable by its owner alone
     part.replace(file)
     return file
 

@@ -11,20 +11,18 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import huggingface_hub
+from huggingface_hub import constants, errors
+from huggingface_hub.file_download import repo_folder_name
+
 from rs_embed import settings
 from rs_embed.clip.checkpoint import choose_file, find_file
 from rs_embed.clip.tokenizer import Tokenizer
-from rs_embed.errors import CheckpointError, ModelError, missing_package
+from rs_embed.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-try:
-    import huggingface_hub
-    from huggingface_hub import constants, errors
-    from huggingface_hub.file_download import repo_folder_name
-except ImportError as error:
-    raise ModelError(missing_package("huggingface_hub")) from error
 
 TIMEOUT_S = 4.0
 """For connecting and again for the answer: an unreachable hub is an error within 10 s."""

@@ -13,21 +13,17 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import ftfy
+import tokenizers
 import torch
 from torch import Tensor
 
-from rs_embed.errors import CheckpointError, ModelError, missing_package
+from rs_embed.errors import CheckpointError
 
 _MERGES_FILE = "bpe_simple_vocab_16e6.txt.gz"
 _MERGES = 49_152 - 256 - 2
 _SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _START, _END = "<|startoftext|>", "<|endoftext|>"
-
-try:
-    import ftfy
-    import tokenizers
-except ImportError as error:
-    raise ModelError(missing_package(str(error.name))) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,19 @@ CARDS = (
         licence="Apache-2.0 (weights: chendelong/RemoteCLIP)",
         limits="Not measured on Sentinel-2: whether it is better than remoteclip_s2rgb, nobody knows yet.",
     ),
+    ModelCard(
+        name="clip_eurosat_s2rgb",
+        aliases=("clip_eurosat",),
+        summary="a small CLIP that ships with the package, trained on EuroSAT: works at once, with no download",
+        checkpoint="package:clip_eurosat",
+        dn_range=(0.0, 2750.0),
+        backbone="CLIP ViT-S (192 x 6)/32",
+        token_dim=192,
+        projection_dim=128,
+        licence="Apache-2.0 (weights); trained on EuroSAT (Helber et al., MIT), modified Copernicus Sentinel data",
+        limits="Knows ten kinds of land and some 180 English words for them, nothing else: no cloud, snow, desert or "
+        "season. For a first run, tests and teaching; RemoteCLIP is what to use for work.",
+    ),
 )
 
 _EXAMPLE_SIDES_M = (640, 1200, 2240, 4096)

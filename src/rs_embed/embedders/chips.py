@@ -39,7 +39,7 @@ class Chips:
     """A patch as the network will see it."""
 
     images: tuple[npt.NDArray[np.uint8], ...]
-    """(image_px, image_px, 3) each."""
+    """(image_px, image_px, 3) each, unless the network brings its own resizing."""
     corners: tuple[tuple[int, int], ...]
     """Row and column of each image's first token in the grid of the patch."""
     grid_hw: tuple[int, int]
@@ -55,9 +55,17 @@ class Chips:
 
 
 def cut(
-    dn: npt.NDArray[np.generic], *, fill_value: float, dn_range: tuple[float, float], prep: InputPrep, size: ChipSize
+    dn: npt.NDArray[np.generic],
+    *,
+    fill_value: float,
+    dn_range: tuple[float, float],
+    prep: InputPrep,
+    size: ChipSize,
+    unresized: bool = False,
 ) -> Chips:
     """Chips of one patch: (3, y, x) DN, NaN where not observed.
+
+    With `unresized` the whole patch stays as it is, for a network that brings its own resizing.
 
     Raises:
         NoImageryError: when nothing, or with `tile` no chip by half, was observed.
@@ -69,16 +77,18 @@ def cut(
     if not valid.all():
         dn = np.where(np.isnan(dn), np.float32(fill_value), dn)
     rgb = to_uint8(dn, dn_range)
-    return _resized(rgb, valid, size) if prep == "resize" else _tiled(rgb, valid, size)
+    if prep == "tile":
+        return _tiled(rgb, valid, size)
+    return _resized(rgb if unresized else resize_and_crop(rgb, size.image_px), valid, size)
 
 
-def _resized(rgb: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_], size: ChipSize) -> Chips:
+def _resized(image: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_], size: ChipSize) -> Chips:
     height, width = valid.shape
     new_width, new_height = resized_size(width, height, size.image_px)
     x, y = width / new_width, height / new_height  # patch pixels a model pixel
     left, top = round((new_width - size.image_px) / 2.0), round((new_height - size.image_px) / 2.0)
     return Chips(
-        images=(resize_and_crop(rgb, size.image_px),),
+        images=(image,),
         corners=((0, 0),),
         grid_hw=(size.grid, size.grid),
         token_affine=Affine(x * size.patch_px, 0, left * x, 0, y * size.patch_px, top * y),

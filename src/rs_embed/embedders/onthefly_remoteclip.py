@@ -62,7 +62,14 @@ class RemoteClipEmbedder:
 
     def prepare(self, dn: npt.NDArray[np.generic], *, fill_value: float, prep: InputPrep) -> Chips:
         """One patch as the network will see it: (3, y, x) DN, NaN where not observed."""
-        return cut(dn, fill_value=fill_value, dn_range=self.card.dn_range, prep=prep, size=self.size)
+        return cut(
+            dn,
+            fill_value=fill_value,
+            dn_range=self.card.dn_range,
+            prep=prep,
+            size=self.size,
+            unresized=self.transform is not None,
+        )
 
     def embed(self, patches: Sequence[Chips], output: OutputSpec) -> list[FloatArray]:
         """One array a patch: (d,) for a pooled output, (d, rows, cols) for a token grid.

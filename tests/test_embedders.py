@@ -1,0 +1,371 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from fakes import SMALL, towers, write_checkpoint
+from test_clip import oracle
+
+from rs_embed import (
+    ModelError,
+    NoImageryError,
+    OutputSpec,
+    SensorSpec,
+    UnknownModelError,
+    describe_model,
+    get_embedding,
+    get_embeddings_batch,
+    list_models,
+)
+from rs_embed.clip.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize_and_crop, to_uint8
+from rs_embed.embedders.chips import ChipSize, cut, stitch
+
+MODEL = "remoteclip_s2rgb"
+RNG = np.random.default_rng(0)
+
+
+def pixels(height: int = 120, width: int = 120) -> np.ndarray:
+    return RNG.integers(1, 4000, (3, height, width)).astype(np.uint16)
+
+
+def expected_tokens(dn: np.ndarray, dn_range: tuple[float, float] = (0.0, 10_000.0)) -> torch.Tensor:
+    """The small network's tokens by hand, without the library's batching."""
+    vision, _ = towers()
+    chip = resize_and_crop(to_uint8(dn, dn_range), 224)
+    with torch.inference_mode():
+        return vision.tokens(normalise([chip]))[0]
+
+
+# --- outputs -----------------------------------------------------------------------------------------
+
+
+def test_pooled_is_the_mean_of_all_tokens(small):
+    dn = pixels()
+    result = get_embedding(MODEL, input_chw=dn, checkpoint=small)
+    tokens = expected_tokens(dn)
+    assert result.data.dtype == np.float32
+    np.testing.assert_allclose(result.data, tokens.mean(dim=0), atol=1e-6)
+    assert result.meta["pooling"] == "token_mean"
+    assert tokens.shape == (50, 64)  # CLS is one of them
+
+
+def test_projected_is_the_clip_image_embedding_not_normalised(small):
+    dn = pixels()
+    result = get_embedding(MODEL, input_chw=dn, checkpoint=small, output=OutputSpec.pooled("projected"))
+    vision, _ = towers()
+    np.testing.assert_allclose(result.data, vision.project(expected_tokens(dn)[None])[0], atol=1e-6)
+    assert result.data.shape == (32,)
+    assert result.meta["pooling"] == "clip_projection"
+    assert abs(np.linalg.norm(result.data) - 1) > 1e-3
+
+
+def test_a_grid_is_the_patch_tokens_row_0_north(small):
+    dn = pixels()
+    grid = get_embedding(MODEL, input_chw=dn, checkpoint=small, output=OutputSpec.grid())
+    expected = expected_tokens(dn)[1:].reshape(7, 7, 64).permute(2, 0, 1)
+    np.testing.assert_allclose(grid.data.values, expected, atol=1e-6)
+    assert grid.data.dims == ("d", "y", "x")
+    assert grid.data.attrs["crs"] is None
+    # without a place the coordinates are the patch's pixels: 7 tokens over 120 px
+    np.testing.assert_allclose(grid.data.x.values, (np.arange(7) + 0.5) * 120 / 7)
+    facts = {k: grid.meta[k] for k in ("tokens_kind", "token_count", "dim", "grid_hw", "cls_removed", "grid_type")}
+    assert facts == {
+        "tokens_kind": "patch_tokens_of_the_last_block",
+        "token_count": 49,
+        "dim": 64,
+        "grid_hw": [7, 7],
+        "cls_removed": True,
+        "grid_type": "vit_tokens",
+    }
+
+
+def test_the_bright_card_stretches_3000_dn(small):
+    dn = pixels()
+    result = get_embedding("remoteclip_s2rgb_bright", input_chw=dn, checkpoint=small)
+    np.testing.assert_allclose(result.data, expected_tokens(dn, (0, 3000)).mean(dim=0), atol=1e-6)
+
+
+def test_the_alias_is_the_model(small):
+    dn = pixels()
+    [a, b] = (get_embedding(name, input_chw=dn, checkpoint=small) for name in (MODEL, "remoteclip"))
+    np.testing.assert_array_equal(a.data, b.data)
+    assert b.meta["model"] == MODEL
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 64])
+def test_a_single_request_is_a_batch_of_one(small, monkeypatch, size):
+    monkeypatch.setenv("RS_EMBED_REMOTECLIP_BATCH_SIZE", str(size))
+    arrays = [pixels(h, w) for h, w in ((120, 120), (64, 64), (10, 90), (300, 224), (120, 120))]
+    for output in (OutputSpec.pooled(), OutputSpec.grid()):
+        batch = get_embeddings_batch(MODEL, input_chws=arrays, checkpoint=small, output=output)
+        for array, result in zip(arrays, batch, strict=True):
+            alone = np.asarray(get_embedding(MODEL, input_chw=array, checkpoint=small, output=output).data)
+            assert np.abs(np.asarray(result.data) - alone).max() <= 1e-5 * np.abs(alone).max()
+
+
+def test_what_the_model_saw_is_told(small):
+    dn = np.full((3, 100, 200), 4000, np.uint16)
+    meta = get_embedding(MODEL, input_chw=dn, checkpoint=small).meta
+    assert meta["model_input"]["p50"] == 102
+    assert meta["model_input"]["cropped_frac"] == 0.5
+    assert any("50% was cut off" in w and "input_prep='tile'" in w for w in meta["warnings"])
+
+
+# --- pixels that were passed -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("array", "says"),
+    [
+        (np.ones((4, 10, 10)), r"exactly 3 bands.*\(4, 10, 10\)"),
+        (np.ones((10, 10, 3)), r"CHW.*\(10, 10, 3\)"),
+        (np.ones((10, 10)), r"\(10, 10\)"),
+        (np.ones((3, 0, 10)), r"empty axis.*\(3, 0, 10\)"),
+        (np.full((3, 4, 4), "x"), r"dtype <U1"),
+        (np.ones((3, 4, 4), bool), "dtype bool"),
+        (np.full((3, 4, 4), np.nan), "all NaN"),
+        (np.ones((3, 4, 4), complex), "complex"),
+    ],
+)
+def test_pixels_that_are_none_are_refused(small, array, says):
+    with pytest.raises(ModelError, match=says):
+        get_embedding(MODEL, input_chw=array, checkpoint=small)
+
+
+def test_nan_is_not_observed_and_zero_is_a_dn(small):
+    dn = pixels().astype(np.float32)
+    dn[:, :60] = np.nan
+    meta = get_embedding(MODEL, input_chw=dn, checkpoint=small).meta
+    assert meta["valid_frac"] == 0.5
+    assert any("only 50% of the place was observed" in w for w in meta["warnings"])
+    black = get_embedding(MODEL, input_chw=np.zeros((3, 120, 120)), checkpoint=small)
+    assert black.meta["valid_frac"] == 1.0
+    filled = np.nan_to_num(dn, nan=1234.0)
+    sensor = SensorSpec(fill_value=1234.0)
+    a = get_embedding(MODEL, input_chw=dn, checkpoint=small, sensor=sensor)
+    b = get_embedding(MODEL, input_chw=filled, checkpoint=small)
+    np.testing.assert_array_equal(a.data, b.data)
+
+
+def test_one_pixel_is_enough(small):
+    assert np.isfinite(get_embedding(MODEL, input_chw=np.full((3, 1, 1), 500), checkpoint=small).data).all()
+
+
+def test_a_batch_names_the_array_that_is_wrong(small):
+    with pytest.raises(ModelError, match=r"input_chws\[1\]"):
+        get_embeddings_batch(MODEL, input_chws=[pixels(), np.ones((2, 2))], checkpoint=small)
+
+
+# --- tiles -------------------------------------------------------------------------------------------
+
+
+def chips_of(height: int, width: int, valid: np.ndarray | None = None):
+    dn = pixels(height, width).astype(np.float32)
+    if valid is not None:
+        dn[:, ~valid] = np.nan
+    return dn, cut(dn, fill_value=0.0, dn_range=(0, 10_000), prep="tile", size=ChipSize(224, 32))
+
+
+@pytest.mark.parametrize(("height", "width"), [(224, 224), (224, 448), (500, 480), (225, 255), (256, 300), (700, 224)])
+def test_tiles_cover_the_place_in_whole_tokens(height, width):
+    dn, chips = chips_of(height, width)
+    rows, cols = height // 32, width // 32
+    assert chips.grid_hw == (rows, cols)
+    seen = np.zeros((rows, cols), int)
+    for (row, col), image in zip(chips.corners, chips.images, strict=True):
+        seen[row : row + 7, col : col + 7] += 1
+        window = dn[:, row * 32 : row * 32 + 224, col * 32 : col * 32 + 224]
+        np.testing.assert_array_equal(image, to_uint8(window, (0, 10_000)))
+    assert (seen >= 1).all()
+    assert chips.corners[0] == (0, 0)
+    assert chips.cropped_frac == pytest.approx(1 - rows * cols * 32 * 32 / (height * width))
+
+
+def test_the_first_chips_tokens_count_where_two_overlap():
+    _, chips = chips_of(224, 300)
+    tokens = [np.full((7, 7, 2), float(i), np.float32) for i in range(len(chips.images))]
+    grid = stitch(tokens, chips)
+    assert grid.shape == (2, 7, 9)
+    assert (grid[:, :, :7] == 0).all()
+    assert (grid[:, :, 7:] == 1).all()
+
+
+def test_a_tiled_grid_is_the_chips_side_by_side(small):
+    dn = pixels(256, 480)
+    grid = get_embedding(MODEL, input_chw=dn, checkpoint=small, output=OutputSpec.grid(), input_prep="tile")
+    first = expected_tokens(dn[:, :224, :224])[1:].reshape(7, 7, 64).permute(2, 0, 1)
+    np.testing.assert_allclose(grid.data.values[:, :7, :7], first, atol=1e-6)
+    last = expected_tokens(dn[:, 32:256, 256:480])[1:].reshape(7, 7, 64).permute(2, 0, 1)
+    np.testing.assert_allclose(grid.data.values[:, 7, 14], last[:, 6, 6], atol=1e-6)
+    assert grid.data.shape == (64, 8, 15)
+    np.testing.assert_allclose(grid.data.y.values, (np.arange(8) + 0.5) * 32)
+
+
+def test_a_tiled_vector_is_the_mean_over_chips(small):
+    dn = pixels(224, 448)
+    result = get_embedding(MODEL, input_chw=dn, checkpoint=small, input_prep="tile")
+    parts = [expected_tokens(dn[:, :, :224]).mean(dim=0), expected_tokens(dn[:, :, 224:]).mean(dim=0)]
+    np.testing.assert_allclose(result.data, torch.stack(parts).mean(dim=0), atol=1e-6)
+    assert result.meta["model_input"]["chips"] == 2
+
+
+def test_chips_under_half_observed_are_left_out(small):
+    dn = pixels(224, 448).astype(np.float32)
+    dn[:, :, 300:] = np.nan
+    result = get_embedding(MODEL, input_chw=dn, checkpoint=small, input_prep="tile")
+    np.testing.assert_allclose(result.data, expected_tokens(dn[:, :, :224]).mean(dim=0), atol=1e-6)
+    grid = get_embedding(MODEL, input_chw=dn, checkpoint=small, input_prep="tile", output=OutputSpec.grid())
+    assert np.isnan(grid.data.values[:, :, 7:]).all()
+    assert not np.isnan(grid.data.values[:, :, :7]).any()
+    dn[:, :, 100:] = np.nan
+    with pytest.raises(NoImageryError, match="none of the 2 chips"):
+        get_embedding(MODEL, input_chw=dn, checkpoint=small, input_prep="tile")
+
+
+def test_a_place_too_small_for_tiles_is_sent_to_resize(small):
+    with pytest.raises(ModelError, match=r"224 x 224 px, got 120 x 120.*input_prep='resize'"):
+        get_embedding(MODEL, input_chw=pixels(), checkpoint=small, input_prep="tile")
+
+
+# --- ready objects as checkpoint ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vit(open_clip):
+    return oracle(open_clip, SMALL)
+
+
+def test_an_open_clip_vit_gives_tokens_grid_and_projection(open_clip, vit):
+    from PIL import Image
+
+    dn = pixels()
+    transform = open_clip.transform.image_transform(224, is_train=False, mean=CLIP_MEAN, std=CLIP_STD)
+    image = transform(Image.fromarray(to_uint8(dn, (0, 10_000))))[None]
+    caught: list[torch.Tensor] = []
+    hook = vit.visual.transformer.register_forward_hook(lambda _m, _i, out: caught.append(out))
+    with torch.inference_mode():
+        projected = vit.encode_image(image)[0]
+    hook.remove()
+    pooled = get_embedding(MODEL, input_chw=dn, checkpoint=vit)
+    np.testing.assert_allclose(pooled.data, caught[0][0].mean(dim=0), atol=1e-5)
+    assert pooled.meta["pooling"] == "token_mean"
+    assert pooled.meta["weights_sha256"] is None
+    assert "open_clip" in pooled.meta["ckpt"]
+    grid = get_embedding(MODEL, input_chw=dn, checkpoint=vit, output=OutputSpec.grid())
+    np.testing.assert_allclose(grid.data.values[:, 0, 1], caught[0][0, 2], atol=1e-5)
+    out = get_embedding(MODEL, input_chw=dn, checkpoint=vit, output=OutputSpec.pooled("projected"))
+    np.testing.assert_allclose(out.data, projected, atol=1e-5)
+
+
+def test_an_open_clip_rn50_is_pooled_only(open_clip):
+    torch.manual_seed(0)
+    model = open_clip.create_model("RN50")
+    result = get_embedding(MODEL, input_chw=pixels(), checkpoint=model)
+    assert result.data.shape == (1024,)
+    assert result.meta["pooling"] == "model"
+    with pytest.raises(ModelError, match=r"only pooled vectors.*no token sequence.*OutputSpec\.pooled\(\)"):
+        get_embedding(MODEL, input_chw=pixels(), checkpoint=model, output=OutputSpec.grid())
+
+
+class Rshf:
+    """Shaped as rshf's RemoteCLIP: the network in `.model`, and a `transform` of its own."""
+
+    def __init__(self, model) -> None:
+        self.model, self.seen = model, []
+
+    def transform(self, rgb: np.ndarray, image_size: int) -> torch.Tensor:
+        self.seen.append((rgb.dtype, rgb.shape, image_size))
+        return torch.full((1, 3, image_size, image_size), 0.5)
+
+
+def test_a_wrappers_own_transform_is_preferred(vit):
+    wrapper = Rshf(vit)
+    result = get_embedding(MODEL, input_chw=pixels(90, 100), checkpoint=wrapper, output=OutputSpec.pooled("projected"))
+    assert wrapper.seen == [(np.dtype("uint8"), (90, 100, 3), 224)]
+    with torch.inference_mode():
+        expected = vit.encode_image(torch.full((1, 3, 224, 224), 0.5))[0]
+    np.testing.assert_allclose(result.data, expected, atol=1e-5)
+    assert result.meta["preprocess"] == "model.transform"
+
+
+class OnlyVectors:
+    def encode_image(self, batch: torch.Tensor) -> torch.Tensor:
+        return batch.mean(dim=(2, 3))
+
+
+def test_anything_that_encodes_images_will_do():
+    result = get_embedding(MODEL, input_chw=pixels(), checkpoint=OnlyVectors())
+    assert result.data.shape == (3,)
+    assert result.meta["pooling"] == "model"
+    with pytest.raises(ModelError, match="only pooled vectors"):
+        get_embedding(MODEL, input_chw=pixels(), checkpoint=OnlyVectors(), output=OutputSpec.grid())
+
+
+def test_an_object_that_encodes_nothing_is_refused():
+    with pytest.raises(ModelError, match="has no encode_image"):
+        get_embedding(MODEL, input_chw=pixels(), checkpoint=object())
+
+
+# --- names, devices, loading -------------------------------------------------------------------------
+
+
+def test_an_unknown_model_is_refused_with_the_nearest_name():
+    with pytest.raises(UnknownModelError, match=r"'remoteclip_s2rbg'.*did you mean 'remoteclip_s2rgb'"):
+        get_embedding("remoteclip_s2rbg", input_chw=pixels())
+
+
+@pytest.mark.parametrize("name", ["remoteclip_s2rgb", "remoteclip_s2rgb_bright", "clip_eurosat_s2rgb"])
+def test_describing_a_model_loads_nothing(name):
+    assert name in list_models()
+    card = describe_model(name)
+    json.dumps(card, allow_nan=False)
+    assert card["outputs"]["pooled('mean')"]
+    assert card["licence"]
+    assert card["limits"]
+
+
+def test_the_table_of_place_sizes_is_in_the_card():
+    sizes = {r["side_m"]: r for r in describe_model("remoteclip_s2rgb")["place_sizes"]}
+    found = {k: (round(r["metres_per_pixel"], 1), round(r["metres_per_token"])) for k, r in sizes.items()}
+    assert {k: found[k] for k in (640, 2240, 4096)} == {640: (2.9, 91), 2240: (10.0, 320), 4096: (18.3, 585)}
+
+
+@pytest.mark.parametrize(("device", "says"), [("cuda:7", "cuda:7"), ("gpu", "'gpu'"), ("", "''")])
+def test_a_device_that_is_not_there_is_refused(small, device, says):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(ModelError, match=f"{says}.*'cpu'"):
+        get_embedding(MODEL, input_chw=pixels(), checkpoint=small, device=device)
+
+
+def test_another_precision_is_refused(small):
+    with pytest.raises(ModelError, match=r"'fp32'.*'fp16'"):
+        get_embedding(MODEL, input_chw=pixels(), checkpoint=small, precision="fp16")
+
+
+def test_the_last_two_networks_stay_loaded_and_a_changed_file_is_read_again(tmp_path):
+    from rs_embed.embedders import loading
+
+    dn = pixels()
+    folders = [write_checkpoint(tmp_path / str(seed), seed=seed) for seed in range(3)]
+    vectors = [get_embedding(MODEL, input_chw=dn, checkpoint=f).data for f in folders]
+    assert len(loading._loaded) == 2
+    assert not np.array_equal(vectors[0], vectors[1])
+    write_checkpoint(folders[2], seed=0)
+    np.testing.assert_array_equal(get_embedding(MODEL, input_chw=dn, checkpoint=folders[2]).data, vectors[0])
+
+
+def test_checkpoint_wins_over_the_sensors_collection(tmp_path, small):
+    other = write_checkpoint(tmp_path / "other", seed=9)
+    dn, sensor = pixels(), SensorSpec(collection=f"hf:{other}")
+    by_sensor = get_embedding(MODEL, input_chw=dn, sensor=sensor)
+    assert by_sensor.meta["ckpt"] == str(other)
+    both = get_embedding(MODEL, input_chw=dn, sensor=sensor, checkpoint=small)
+    assert both.meta["ckpt"] == str(small)
+    assert not np.array_equal(by_sensor.data, both.data)
+
+
+def test_the_small_networks_sizes_are_what_the_tests_think():
+    assert SMALL.vision.grid == 7

@@ -1,0 +1,120 @@
+"""What a user meets before the first request: imports, missing packages, the files that are installed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import resources
+
+import pytest
+
+import rs_embed
+
+HEAVY = ("torch", "ee", "rasterio", "ray", "pandas", "xarray", "numpy", "pyarrow", "huggingface_hub")
+CONTRACT = {
+    *("get_embedding", "get_embeddings_batch", "inspect_provider_patch", "inspect_gee_patch", "list_models"),
+    *("describe_model", "list_samples", "BBox", "PointBuffer", "TemporalSpec", "SensorSpec", "OutputSpec"),
+    *("Embedding", "EmbeddingFailure", "RSEmbedError", "SpecError", "ProviderError", "NoImageryError", "ModelError"),
+    *("CheckpointError", "UnknownModelError"),
+}
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+
+
+def test_importing_costs_nothing_heavy():
+    code = f"import sys, rs_embed; print([m for m in {HEAVY} if m in sys.modules], len(sys.modules))"
+    heavy, _, count = python(code).stdout.strip().rpartition(" ")
+    assert heavy == "[]"
+    assert int(count) < 150  # the interpreter alone has about 60
+
+
+@pytest.mark.parametrize(
+    "use",
+    ["list_models()", "describe_model('remoteclip')", "PointBuffer(1, 2, 3)", "NoImageryError()", "OutputSpec.grid()"],
+)
+def test_models_and_specs_need_no_torch(use):
+    name = use.partition("(")[0].partition(".")[0]
+    code = f"import sys; from rs_embed import {name}; {use}; print([m for m in {HEAVY} if m in sys.modules])"
+    assert python(code).stdout == "[]\n"
+
+
+def test_every_public_name_is_there():
+    assert set(rs_embed.__all__) >= CONTRACT
+    for name in rs_embed.__all__:
+        assert getattr(rs_embed, name) is not None
+    assert set(dir(rs_embed)) >= CONTRACT
+    with pytest.raises(AttributeError, match="nonsense"):
+        rs_embed.nonsense  # noqa: B018
+
+
+def test_errors_are_related_as_promised():
+    assert issubclass(rs_embed.NoImageryError, rs_embed.ProviderError)
+    assert issubclass(rs_embed.CheckpointError, rs_embed.ModelError)
+    assert issubclass(rs_embed.UnknownModelError, rs_embed.ModelError)
+    for name in ("SpecError", "ProviderError", "ModelError"):
+        assert issubclass(getattr(rs_embed, name), rs_embed.RSEmbedError)
+
+
+def test_the_package_is_typed_and_brings_its_weights():
+    files = resources.files("rs_embed")
+    assert files.joinpath("py.typed").is_file()
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert files.joinpath("embedders", "clip_eurosat", name).is_file()
+
+
+BLOCKED = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == sys.argv[1]:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Block())
+import rs_embed
+from rs_embed import RSEmbedError
+try:
+    sample = rs_embed.list_samples()[0]
+    rs_embed.get_embedding(
+        "clip_eurosat_s2rgb" if sys.argv[1] != "huggingface_hub" else "remoteclip_s2rgb",
+        spatial=rs_embed.PointBuffer(sample.lon, sample.lat, 600),
+        temporal=rs_embed.TemporalSpec.range(sample.start, sample.end),
+        backend="sample",
+    )
+except RSEmbedError as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "kind"),
+    [
+        ("torch", "ModelError"),
+        ("safetensors", "ModelError"),
+        ("huggingface_hub", "ModelError"),
+        ("tokenizers", "ModelError"),
+        ("PIL", "ModelError"),
+        ("rasterio", "ProviderError"),
+        ("odc", "ProviderError"),
+        ("bigearthnet_common", "ProviderError"),
+    ],
+)
+def test_a_missing_package_is_one_error_with_its_pip_line(module, kind):
+    done = python(BLOCKED, module)
+    assert done.stderr == ""
+    assert done.stdout.startswith(kind)
+    assert "pip install rs-embed-remoteclip" in done.stdout
+    assert len(done.stdout.strip().splitlines()) == 1
+
+
+def test_the_command_line_says_it_too():
+    code = BLOCKED.partition("import rs_embed")[0] + (
+        "from rs_embed.cli.main import main\n"
+        "main(['embed', '--model', 'clip_eurosat_s2rgb', '--backend', 'sample', '--point', '13.72', '48.22',\n"
+        "  '--buffer-m', '600', '--start', '2017-06-01', '--end', '2017-07-01'])\n"
+    )
+    done = python(code, "torch")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "pip install rs-embed-remoteclip" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -20,6 +20,9 @@ lint: $(READY)  ## Style, types, layers
 bench: $(READY)  ## Benchmarks against what a user would write otherwise (minutes)
 	$(BIN)/python -m benchmarks
 
+train: $(READY)  ## Train clip_eurosat_s2rgb from scratch: DATA=eurosat_rgb.tar (an hour on 2 cores); goes on where it stopped
+	$(BIN)/python training/train_clip_eurosat.py $(if $(DATA),--data $(DATA))
+
 constraints: $(READY)  ## Pin what is installed now
 	{ head -n 1 constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.new
 	mv constraints.new constraints.txt

@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 import torch
+
 from fakes import write_checkpoint
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

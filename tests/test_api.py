@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import NO_IMAGERY, FakeProvider, patch_of
 from pyproj import Transformer
 
+from fakes import NO_IMAGERY, FakeProvider, patch_of
 from rs_embed import (
     BBox,
     CheckpointError,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import SMALL, SMALL_JSON, small_config, state_dict, towers, write_checkpoint
 from safetensors.torch import save_file
 
+from fakes import SMALL, SMALL_JSON, small_config, state_dict, towers, write_checkpoint
 from rs_embed import CheckpointError
 from rs_embed.clip.checkpoint import find_file, open_checkpoint, save_checkpoint
 

@@ -8,9 +8,9 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from fakes import SMALL, state_dict, towers
 from PIL import Image
 
+from fakes import SMALL, state_dict, towers
 from rs_embed.clip.model import ClipConfig, TextConfig, VisionConfig
 from rs_embed.clip.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize_and_crop, to_uint8
 from rs_embed.clip.tokenizer import Tokenizer, clip_rules

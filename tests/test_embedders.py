@@ -5,9 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from fakes import SMALL, towers, write_checkpoint
-from test_clip import oracle
 
+from fakes import SMALL, towers, write_checkpoint
 from rs_embed import (
     ModelError,
     NoImageryError,
@@ -21,6 +20,7 @@ from rs_embed import (
 )
 from rs_embed.clip.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize_and_crop, to_uint8
 from rs_embed.embedders.chips import ChipSize, cut, stitch
+from test_clip import oracle
 
 MODEL = "remoteclip_s2rgb"
 RNG = np.random.default_rng(0)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from fakes import Hub, serve_hub, write_checkpoint
 
 REPO = "owner/small"

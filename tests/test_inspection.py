@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import FakeProvider, write_raster
 from PIL import Image
 
+from fakes import FakeProvider, write_raster
 from rs_embed import (
     NoImageryError,
     PointBuffer,

@@ -9,8 +9,8 @@ import numpy as np
 import pystac
 import pytest
 from affine import Affine
-from fakes import write_raster
 
+from fakes import write_raster
 from rs_embed import NoImageryError, PointBuffer, ProviderError, SensorSpec, TemporalSpec
 from rs_embed.grid import place_geobox
 from rs_embed.patch import Patch

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 import rasterio
-from fakes import NO_IMAGERY, FakeProvider, patch_of
 
+from fakes import NO_IMAGERY, FakeProvider, patch_of
 from rs_embed import NoImageryError, PointBuffer, ProviderError, SensorSpec, TemporalSpec, list_samples
 from rs_embed.errors import RSEmbedError
 from rs_embed.grid import place_geobox

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
-from fakes import write_raster
 from pyproj import Transformer
 
+from fakes import write_raster
 from rs_embed import PointBuffer, ProviderError
 from rs_embed.grid import place_geobox
 from rs_embed.providers.raster import read_header, read_onto

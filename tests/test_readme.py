@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+
 from rs_embed.cli.main import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from eurosat import CLASSES, DN_RANGE, Captions, Chips, build_tokenizer, load_captions, load_chips
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eurosat import CLASSES, DN_RANGE, Captions, Chips, build_tokenizer, load_captions, load_chips
 from rs_embed.clip.checkpoint import save_checkpoint
 from rs_embed.clip.model import TextConfig, TextTower, VisionConfig, VisionTower, initialise
 from rs_embed.clip.preprocess import CLIP_MEAN, CLIP_STD

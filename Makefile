@@ -21,7 +21,7 @@ bench: $(READY)  ## Benchmarks against what a user would write otherwise (minute
 	$(BIN)/python -m benchmarks
 
 train: $(READY)  ## Train clip_eurosat_s2rgb from scratch: DATA=eurosat_rgb.tar (an hour on 2 cores); goes on where it stopped
-	$(BIN)/python training/train_clip_eurosat.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m training.train_clip_eurosat $(if $(DATA),--data $(DATA))
 
 constraints: $(READY)  ## Pin what is installed now
 	{ head -n 1 constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.new

@@ -200,7 +200,8 @@ def test_the_background_thread_hands_over_errors_and_stops():
 def test_ctrl_c_stops_at_once(tmp_path, small):
     script = tmp_path / "run.py"
     script.write_text(
-        "import sys, time; sys.path.insert(0, sys.argv[1])\n"
+        "import signal, sys, time; sys.path.insert(0, sys.argv[1])\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it\n"
         "from fakes import FakeProvider\n"
         "from rs_embed import PointBuffer, TemporalSpec, get_embeddings_batch\n"
         "class Stuck(FakeProvider):\n"
@@ -209,14 +210,13 @@ def test_ctrl_c_stops_at_once(tmp_path, small):
         "get_embeddings_batch('remoteclip_s2rgb', spatials=[PointBuffer(10, 48, 640)], backend=Stuck(),\n"
         "    temporal=TemporalSpec.range('2022-06-01', '2022-07-01'), checkpoint=sys.argv[2])\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, script, Path(__file__).parent, small], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline().strip() == b"started"
-    sent = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=20)
+    command = [sys.executable, str(script), str(Path(__file__).parent), str(small)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == b"started"
+        sent = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=20)
     assert time.monotonic() - sent < 5
     assert process.returncode != 0
     assert b"KeyboardInterrupt" in stderr

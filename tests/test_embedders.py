@@ -351,7 +351,7 @@ def test_the_last_two_networks_stay_loaded_and_a_changed_file_is_read_again(tmp_
     dn = pixels()
     folders = [write_checkpoint(tmp_path / str(seed), seed=seed) for seed in range(3)]
     vectors = [get_embedding(MODEL, input_chw=dn, checkpoint=f).data for f in folders]
-    assert len(loading._loaded) == 2
+    assert len(loading._images.made) == 2
     assert not np.array_equal(vectors[0], vectors[1])
     write_checkpoint(folders[2], seed=0)
     np.testing.assert_array_equal(get_embedding(MODEL, input_chw=dn, checkpoint=folders[2]).data, vectors[0])

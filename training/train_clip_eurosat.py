@@ -1,6 +1,6 @@
 """Train `clip_eurosat_s2rgb`, the small CLIP that ships with the package, from scratch on EuroSAT.
 
-`python training/train_clip_eurosat.py --data ../shared/data/eurosat/eurosat_rgb.tar` writes a checkpoint an epoch to
+`python -m training.train_clip_eurosat --data ../shared/data/eurosat/eurosat_rgb.tar` writes a checkpoint an epoch to
 `training/runs/NAME`, goes on from the last one when it is started again, and exports the checkpoint folder.
 The same code runs on a CPU and on CUDA.
 """
@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eurosat import CLASSES, DN_RANGE, Captions, Chips, build_tokenizer, load_captions, load_chips
 from rs_embed.clip.checkpoint import save_checkpoint
 from rs_embed.clip.model import TextConfig, TextTower, VisionConfig, VisionTower, initialise
 from rs_embed.clip.preprocess import CLIP_MEAN, CLIP_STD
+from training.eurosat import CLASSES, DN_RANGE, Captions, Chips, build_tokenizer, load_captions, load_chips
 
 HERE = Path(__file__).parent
 Config = dict[str, Any]
@@ -73,9 +73,23 @@ def build(config: Config, vocabulary: int) -> Towers:
     return towers
 
 
-def augment(chips: Tensor, config: Config, rng: torch.Generator) -> Tensor:
-    """Chips (n, 64, 64, 3) uint8 to the network's input (n, 3, px, px), with haze taken out at random."""
-    options = config["augment"]
+def draw(chips: Chips, index: np.ndarray, mosaic_frac: float, rng: torch.Generator) -> Tensor:
+    """Chips (n, 64, 64, 3); a share of the batches as 2 x 2 chips of a class (n, 128, 128, 3): larger places."""
+    if float(torch.rand(1, generator=rng)) >= mosaic_frac:
+        return torch.from_numpy(chips.images[index])
+    of_class = [chips.train[chips.labels[chips.train] == c] for c in range(len(CLASSES))]
+    share = torch.rand(3, len(index), generator=rng).numpy()
+    more = [
+        np.array([of_class[c][int(s * len(of_class[c]))] for c, s in zip(chips.labels[index], row, strict=True)])
+        for row in share
+    ]
+    top_left, top_right, left, right = (chips.images[i] for i in (index, *more))
+    rows = [np.concatenate([top_left, top_right], axis=2), np.concatenate([left, right], axis=2)]
+    return torch.from_numpy(np.concatenate(rows, axis=1))
+
+
+def augment(chips: Tensor, options: Config, image_px: int, rng: torch.Generator) -> Tensor:
+    """Chips (n, s, s, 3) uint8 to the network's input (n, 3, px, px), with haze taken out at random."""
     n = len(chips)
     dn = (chips.permute(0, 3, 1, 2).float() - 1) * (DN_RANGE[1] / 254)
     most = torch.tensor(options["haze_max"])
@@ -83,15 +97,15 @@ def augment(chips: Tensor, config: Config, rng: torch.Generator) -> Tensor:
     level = options["black_level"] * (2 * torch.rand(n, 3, generator=rng) - 1)
     low, high = options["gain"]
     gain = low + (high - low) * torch.rand(n, 1, generator=rng)
+    gain = gain * (1 + options["band_gain"] * (2 * torch.rand(n, 3, generator=rng) - 1))
     dn = dn * gain[:, :, None, None] - (share.clamp(0, 1) * most + level)[:, :, None, None]
     grey = (dn / DN_RANGE[1]).clamp(0, 1)
     grey = _turn(grey, rng)
-    side = int(torch.randint(options["crop_min_px"], 65, (1,), generator=rng))
-    top, left = (int(v) for v in torch.randint(0, 65 - side, (2,), generator=rng))
-    px = config["network"]["image_px"]
-    grey = F.interpolate(
-        grey[:, :, top : top + side, left : left + side], (px, px), mode="bicubic", align_corners=False
-    ).clamp(0, 1)
+    full = grey.shape[2]
+    side = int(torch.randint(options["crop_min_px"] * full // 64, full + 1, (1,), generator=rng))
+    top, left = (int(v) for v in torch.randint(0, full + 1 - side, (2,), generator=rng))
+    cropped = grey[:, :, top : top + side, left : left + side]
+    grey = F.interpolate(cropped, (image_px, image_px), mode="bicubic", align_corners=False).clamp(0, 1)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
     return (grey - mean) / std
 
@@ -115,11 +129,30 @@ def contrast(images: Tensor, texts: Tensor, labels: Tensor, logit_scale: Tensor)
     return loss / 2
 
 
-def learning_rate(step: int, steps: int, config: Config) -> float:
-    warmup = max(1, round(config["warmup_epochs"] * steps / config["epochs"]))
-    if step < warmup:
-        return float(config["learning_rate"]) * (step + 1) / warmup
-    return float(config["learning_rate"]) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    """One descent of the learning rate."""
+
+    first_epoch: int
+    epochs: int
+    learning_rate: float
+    augment: Config
+
+    def rate(self, epoch: float, warmup_epochs: float) -> float:
+        """The learning rate at a point of the run: a warm-up at its very start, a cosine in each cycle."""
+        if epoch < warmup_epochs:
+            return self.learning_rate * epoch / warmup_epochs
+        passed = (epoch - max(self.first_epoch, warmup_epochs)) / self.epochs
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(passed, 1.0)))
+
+
+def cycles(config: Config) -> list[Cycle]:
+    found, first = [], 0
+    for row in config["cycle"]:
+        augmented = config["augment"] | row.get("augment", {})
+        found.append(Cycle(first, row["epochs"], row["learning_rate"], augmented))
+        first += row["epochs"]
+    return found
 
 
 def batches(n: int, size: int, rng: torch.Generator) -> Iterator[Tensor]:
@@ -171,7 +204,10 @@ def start(config: Config, captions: Captions, folder: Path) -> Run:
     towers.text.to(device)
     average = Towers(deepcopy(towers.vision), deepcopy(towers.text))
     optimiser = torch.optim.AdamW(
-        towers.parameters(), lr=config["learning_rate"], weight_decay=config["weight_decay"], betas=(0.9, 0.98)
+        towers.parameters(),
+        lr=config["cycle"][0]["learning_rate"],
+        weight_decay=config["weight_decay"],
+        betas=(0.9, 0.98),
     )
     rng = torch.Generator().manual_seed(config["seed"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -183,15 +219,18 @@ def start(config: Config, captions: Captions, folder: Path) -> Run:
 def train_epoch(run: Run, chips: Chips, captions: Captions) -> float:
     config, towers = run.config, run.towers
     size = config["batch"]
+    cycle = [c for c in cycles(config) if c.first_epoch <= run.epoch][-1]
     per_epoch = len(chips.train) // size
     losses = []
     for number, chosen in enumerate(batches(len(chips.train), size, run.rng)):
         index = chips.train[chosen.numpy()]
         labels = torch.from_numpy(chips.labels[index])
-        pixels = augment(torch.from_numpy(chips.images[index]), config, run.rng).to(run.device)
+        pixels = augment(
+            torch.from_numpy(chips.images[index]), cycle.augment, config["network"]["image_px"], run.rng
+        ).to(run.device)
         ids = captions.sample(labels, config["unknown_word_frac"], run.rng).to(run.device)
         for group in run.optimiser.param_groups:
-            group["lr"] = learning_rate(run.epoch * per_epoch + number, config["epochs"] * per_epoch, config)
+            group["lr"] = cycle.rate(run.epoch + (number + 1) / per_epoch, config["warmup_epochs"])
         images, texts = towers.vision.encode_image(pixels), towers.text.encode_text(ids)
         loss = contrast(images, texts, labels.to(run.device), towers.text.logit_scale)
         run.optimiser.zero_grad(set_to_none=True)
@@ -232,7 +271,8 @@ def main() -> None:
     wordings = load_captions(HERE / "captions.toml")
     captions = Captions(wordings, build_tokenizer(wordings), config["network"]["context"])
     run = start(config, captions, options.run)
-    while run.epoch < config["epochs"]:
+    epochs = sum(cycle.epochs for cycle in cycles(config))
+    while run.epoch < epochs:
         began = time.perf_counter()
         loss = train_epoch(run, chips, captions)
         run.epoch += 1

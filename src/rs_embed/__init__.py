@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from rs_embed.specs import PointBuffer as PointBuffer
     from rs_embed.specs import SensorSpec as SensorSpec
     from rs_embed.specs import TemporalSpec as TemporalSpec
+    from rs_embed.texts import embed_text as embed_text
+    from rs_embed.texts import zero_shot as zero_shot
 
 _HOME = {
     "api": ("get_embedding", "get_embeddings_batch", "inspect_gee_patch", "inspect_provider_patch"),
@@ -43,6 +45,7 @@ _HOME = {
         "UnknownModelError",
     ),
     "providers.sample": ("list_samples",),
+    "texts": ("embed_text", "zero_shot"),
     "specs": ("BBox", "OutputSpec", "PointBuffer", "SensorSpec", "TemporalSpec"),
 }
 _MODULES = {name: module for module, names in _HOME.items() for name in names}

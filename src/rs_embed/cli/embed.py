@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from rs_embed.batch import Result
     from rs_embed.embedding import Embedding
 
-DEFAULT_MODEL = "remoteclip_s2rgb"
-
 
 def embed(
     start: options.Start,
@@ -28,7 +26,7 @@ def embed(
     buffer_m: options.BufferM = None,
     chip: options.Chip = None,
     bbox: options.Box = None,
-    model: options.Model = DEFAULT_MODEL,
+    model: options.Model = options.DEFAULT_MODEL,
     backend: options.Backend = "auto",
     checkpoint: options.Checkpoint = None,
     output: Annotated[str, typer.Option("--output", help="pooled or grid.")] = "pooled",
@@ -75,17 +73,13 @@ def embed(
         on_error="return",
         progress=len(places) > 1 and sys.stderr.isatty(),
     )
-    failed = [(p, r) for p, r in zip(places, results, strict=True) if isinstance(r, EmbeddingFailure)]
-    if out is not None and len(failed) < len(places):
+    done = sum(not isinstance(r, EmbeddingFailure) for r in results)
+    if out is not None and done:
         write(out, places, results)
-        print(f"wrote {len(places) - len(failed)} embedding(s) to {out}", file=sys.stderr)
+        print(f"wrote {done} embedding(s) to {out}", file=sys.stderr)
     elif out is None:
         _print(places, results, as_json)
-    for place, failure in failed:
-        name = f"{place.id}: " if len(places) > 1 else ""
-        print(f"error: {name}{' '.join(str(failure.error).split())}", file=sys.stderr)
-    if failed:
-        raise typer.Exit(1)
+    options.exit_on_failures(places, results)
 
 
 def _print(places: list[NamedPlace], results: list[Result], as_json: bool) -> None:

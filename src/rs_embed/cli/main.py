@@ -40,10 +40,11 @@ def _root(
 
 def _register() -> None:
     """Attach the commands; their modules import what is heavy only when they run."""
-    from rs_embed.cli import demo, doctor, embed, inspect, models
+    from rs_embed.cli import classify, demo, doctor, embed, inspect, models
 
     app.command("embed")(embed.embed)
     app.command("inspect")(inspect.inspect)
+    app.command("classify")(classify.classify)
     app.command("models")(models.models)
     app.command("doctor")(doctor.doctor)
     app.command("demo")(demo.demo)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rs_embed.specs import SensorSpec
+
+if TYPE_CHECKING:
+    from rs_embed.cli.places import NamedPlace
+    from rs_embed.embedding import Embedding, EmbeddingFailure
+
+DEFAULT_MODEL = "remoteclip_s2rgb"
 
 Point = Annotated[
     tuple[float, float] | None, typer.Option("--point", metavar="LON LAT", help="A point, longitude first.")
@@ -45,3 +53,15 @@ def sensor(
         cloud_mask=cloud_mask,  # type: ignore[arg-type]
         max_scenes=max_scenes,
     )
+
+
+def exit_on_failures(places: Sequence[NamedPlace], results: Sequence[Embedding | EmbeddingFailure]) -> None:
+    """One line on stderr for each place that failed, and exit code 1 if there is one."""
+    from rs_embed.embedding import EmbeddingFailure
+
+    failed = [(p, r) for p, r in zip(places, results, strict=True) if isinstance(r, EmbeddingFailure)]
+    for place, failure in failed:
+        name = f"{place.id}: " if len(places) > 1 else ""
+        print(f"error: {name}{' '.join(str(failure.error).split())}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(1)

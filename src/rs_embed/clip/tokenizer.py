@@ -62,6 +62,10 @@ class Tokenizer:
             row[: len(tokens)] = torch.tensor(tokens)
         return ids
 
+    def count(self, text: str) -> int:
+        """Number of tokens, start and end included, before anything is cut."""
+        return len(self.rules.encode(clean(text)).ids)
+
     def unknown_words(self, text: str) -> tuple[str, ...]:
         """Words that the vocabulary does not have; a byte-pair vocabulary has them all."""
         cleaned, unknown = clean(text), self.rules.token_to_id("[UNK]")

@@ -1,0 +1,107 @@
+"""A query that works: words against a background of other words.
+
+CLIP's texts are alike: most of a text's vector says "a caption", and images differ in how much they resemble any
+caption. Taking the mean of other concepts away leaves what is particular to the words: on real RemoteCLIP vectors
+mean average precision rises from 0.82 to 0.95 (`benchmarks/bench_whurs19.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from rs_embed.embedders.text import check_texts, unit
+from rs_embed.errors import ModelError
+from rs_embed.texts import embed_text, known_words
+
+FloatArray = npt.NDArray[np.float32]
+
+NEGATIVE_WEIGHT = 0.5
+_VOCABULARY = "background.txt"
+
+
+def query_vector(
+    texts: FloatArray | None = None,
+    *,
+    background: FloatArray,
+    negatives: FloatArray | None = None,
+    images: FloatArray | None = None,
+    image_weight: float = 0.5,
+) -> FloatArray:
+    """One vector (d,) to score images by: `unit(images) @ query`, higher is better, only the order means anything.
+
+    Args:
+        texts: (t, d) what to find; several are meant together.
+        background: (b, d) texts of other concepts, see `background_words`.
+        negatives: (m, d) what not to find.
+        images: (i, d) places that show what to find.
+        image_weight: share of the images where there are texts too, 0…1.
+
+    Raises:
+        ModelError: when there is neither a text nor an image.
+    """
+    common = unit(background).mean(axis=0)
+    words = np.zeros_like(common)
+    if texts is not None:
+        words += unit(texts).mean(axis=0) - common
+    if negatives is not None:
+        words -= NEGATIVE_WEIGHT * (unit(negatives).mean(axis=0) - common)
+    if images is None:
+        if texts is None:
+            raise ModelError("a query needs a text or an image")
+        return unit(words)
+    example = unit(unit(images).mean(axis=0))
+    if texts is None:
+        return unit(example + np.linalg.norm(words) * unit(words))
+    return unit((1 - image_weight) * unit(words) + image_weight * example)
+
+
+def text_query(
+    model: str,
+    texts: str | Sequence[str],
+    *,
+    negatives: str | Sequence[str] = (),
+    images: FloatArray | None = None,
+    image_weight: float = 0.5,
+    template: str | Sequence[str] | None = "rs",
+    checkpoint: str | Path | None = None,
+) -> FloatArray:
+    """`query_vector` from words, against the background words that the model knows and the query does not hold.
+
+    Returns:
+        (d,) float32.
+
+    Raises:
+        ModelError: for an empty text.
+    """
+    wanted, unwanted = check_texts(texts), check_texts(negatives) if negatives else []
+    asked = {word for text in (*wanted, *unwanted) for word in text.lower().split()}
+    others = [w for w in _readable_background(model, checkpoint) if not asked & set(w.split())]
+
+    def embed(words: Sequence[str]) -> FloatArray:
+        return embed_text(model, words, template=template, checkpoint=checkpoint)
+
+    return query_vector(
+        embed(wanted),
+        background=embed(others),
+        negatives=embed(unwanted) if unwanted else None,
+        images=images,
+        image_weight=image_weight,
+    )
+
+
+@lru_cache(maxsize=1)
+def background_words() -> tuple[str, ...]:
+    """The background vocabulary: things that Sentinel-2 images show, from `background.txt`."""
+    lines = resources.files(__package__).joinpath(_VOCABULARY).read_text(encoding="utf-8").splitlines()
+    return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+
+
+@lru_cache(maxsize=4)
+def _readable_background(model: str, checkpoint: str | Path | None) -> tuple[str, ...]:
+    return tuple(known_words(model, background_words(), checkpoint=checkpoint))

@@ -1,0 +1,1 @@
+"""Training of the CLIP that ships with the package: `make train`."""

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -243,6 +244,9 @@ def test_models_are_listed_and_described(run):
     assert "18.3 m a pixel, 585 m a token" in described
     assert json.loads(run("models", "remoteclip_s2rgb", "--json")[1])["token_dim"] == 768
     assert len(json.loads(run("models", "--json")[1])) >= 3
+    shipped = run("models", "clip_eurosat_s2rgb")[1]
+    for text in ("DN 0…2750", "Apache-2.0", "EuroSAT", "zero-shot accuracy", "wrong", "limits"):
+        assert text in shipped
 
 
 def test_doctor_says_what_works_and_the_remedy_for_the_rest(run, monkeypatch):
@@ -268,8 +272,12 @@ def test_the_demo_draws_its_picture_and_its_next_steps_work(run, tmp_path):
         assert image.width > 1000
         assert len(image.convert("RGB").getcolors(1 << 24) or []) > 1000
     assert len(list(tmp_path.glob("S2*.png"))) == 6
-    command = next(line for line in out.splitlines() if "rs-embed embed" in line and "--backend sample" in line)
-    assert run(*command.split()[1:])[0] == 0
+    with Image.open(tmp_path / "demo-search.png") as image:
+        assert image.width > 1000
+    steps = [line.strip() for line in out.splitlines() if line.startswith("  rs-embed") and "--backend sample" in line]
+    assert len(steps) == 2
+    for command in steps:
+        assert run(*shlex.split(command)[1:])[0] == 0
 
 
 @pytest.mark.parametrize("command", ["", "embed", "inspect", "models", "doctor", "demo"])

@@ -369,3 +369,16 @@ def test_checkpoint_wins_over_the_sensors_collection(tmp_path, small):
 
 def test_the_small_networks_sizes_are_what_the_tests_think():
     assert SMALL.vision.grid == 7
+
+
+def test_a_chip_without_place_and_date_is_embedded_as_pixels():
+    """spyndex's 300 x 300 px chip of real reflectance has neither, so it is passed as it is, in DN."""
+    spyndex = pytest.importorskip("spyndex")
+    chip = spyndex.datasets.open("sentinel")  # (band, y, x)
+    dn = chip.sel(band=["B04", "B03", "B02"]).values.astype(np.float32)
+    dn = dn * 10_000 if dn.max() <= 2 else dn
+    whole = get_embedding("clip_eurosat_s2rgb", input_chw=dn)
+    assert whole.data.shape == (192,)
+    tiled = get_embedding("clip_eurosat_s2rgb", input_chw=dn, input_prep="tile", output=OutputSpec.grid())
+    assert tiled.data.shape == (192, 9, 9)
+    assert np.isfinite(tiled.data.values).all()

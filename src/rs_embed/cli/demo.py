@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from rs_embed.cli.demo_search import Ranking
     from rs_embed.embedding import Embedding
     from rs_embed.providers.sample import Sample
 
@@ -35,24 +36,42 @@ def _said_below(record: logging.LogRecord) -> bool:
 
 
 def _run(out: Path, model: str) -> None:
-    from rs_embed.cli.demo_picture import Row, draw
+    from rs_embed.cli import demo_picture, demo_search
     from rs_embed.providers.sample import list_samples
     from rs_embed.specs import OutputSpec
 
     samples = list_samples()
     typer.echo(f"1. Imagery: {len(samples)} places of real Sentinel-2 L2A, 1,200 m a side, from the package itself")
-    pictures = [_inspect(sample, out) for sample in samples]
+    looked = [_inspect(sample, out) for sample in samples]
     typer.echo("   (one date a place: a median of one scene removes no cloud, and each vector's warnings say so)")
     vectors = _embed(samples, model, OutputSpec.pooled("projected"))
     grids = _embed(samples, model, OutputSpec.grid())
     typer.echo(_similarity(samples, vectors))
-    rows = [Row(s, Path(p), v, g) for s, p, v, g in zip(samples, pictures, vectors, grids, strict=True)]
-    path = draw(rows, out / "demo.png", model)
-    typer.echo(f"4. Picture: {path} (patch, token grid in false colour, nearest neighbour)\n")
+    rows = [
+        demo_picture.Row(sample, Path(result["artifacts"]["quicklook"]), vector, grid)
+        for sample, result, vector, grid in zip(samples, looked, vectors, grids, strict=True)
+    ]
+    chips = demo_search.cut_chips(samples, [result["array_chw"] for result in looked], model)
+    rankings = demo_search.rank(chips, model)
+    typer.echo(_search(rankings, demo_search.count_right(chips, model)))
+    picture = demo_picture.draw(rows, out / "demo.png", model)
+    words = demo_search.draw(rankings, out / "demo-search.png", model)
+    typer.echo(f"5. Pictures: {picture} (patch, token grid in false colour, nearest neighbour)")
+    typer.echo(f"             {words} (the best chips for each phrase)\n")
     typer.echo(_next_steps(samples[0], model))
 
 
-def _inspect(sample: Sample, out: Path) -> str:
+def _search(rankings: list[Ranking], right: dict[int, int]) -> str:
+    """The best chips for each phrase, and how far the labels are met."""
+    lines = ["4. By words: 24 chips of 600 m, the places of the best eight"]
+    lines += [f"   {r.phrase:<14}{' '.join(str(chip.place) for chip in r.chips[:8])}" for r in rankings]
+    each = ", ".join(f"{count} of 4 at {place}" for place, count in right.items())
+    lines.append(f"   right by the places' labels, one of ten classes each: {sum(right.values())} of 24 ({each};")
+    lines.append("   6 lies under snow, which this model has never seen: see `rs-embed models clip_eurosat_s2rgb`)")
+    return "\n".join(lines)
+
+
+def _inspect(sample: Sample, out: Path) -> dict[str, Any]:
     from rs_embed.api import inspect_provider_patch
     from rs_embed.specs import PointBuffer, SensorSpec, TemporalSpec
 
@@ -62,6 +81,7 @@ def _inspect(sample: Sample, out: Path) -> str:
         sensor=SensorSpec(check_save_dir=str(out)),
         backend="sample",
         name=sample.id,
+        return_array=True,
     )
     report = result["report"]
     medians = "/".join(f"{v:.0f}" for v in report["band_quantiles"]["p50"])
@@ -69,7 +89,7 @@ def _inspect(sample: Sample, out: Path) -> str:
         f"   {'good' if result['ok'] else 'BAD '} {sample.date} {sample.lat:8.4f}, {sample.lon:8.4f} "
         f"{report['valid_frac']:4.0%} observed, median DN {medians:<14} {sample.labels[0]}"
     )
-    return str(result["artifacts"]["quicklook"])
+    return result
 
 
 def _embed(samples: list[Sample], model: str, output: object) -> list[Embedding]:
@@ -110,6 +130,7 @@ def _next_steps(sample: Sample, model: str) -> str:
     return f"""Next, on a place of yours:
   rs-embed embed --model {model} --backend sample --point {sample.lon} {sample.lat} --buffer-m 600 \
 --start {sample.start} --end {sample.end}
+  rs-embed classify --model {model} --backend sample --point {sample.lon} {sample.lat} --buffer-m 300 \
+--start {sample.start} --end {sample.end} --labels "farm fields,forest,houses"
   rs-embed embed --model {model} --backend local:FOLDER --point LON LAT --buffer-m 600 --start YYYY-MM-DD \
---end YYYY-MM-DD   # a folder of Sentinel-2 files
-  rs-embed doctor   # what works here: weights, device, network"""
+--end YYYY-MM-DD   # a folder of Sentinel-2 files"""

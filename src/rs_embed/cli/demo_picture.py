@@ -14,8 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 from rs_embed.embedding import Embedding
 from rs_embed.providers.sample import Sample
 
-_SIDE, _GAP, _TOP, _LEFT = 220, 24, 84, 24
-_INK, _GREY, _PAPER = "#1b1f24", "#5b6470", "#ffffff"
+_SIDE, _TOP = 220, 84
+GAP, LEFT = 24, 24
+INK, GREY, PAPER = "#1b1f24", "#5b6470", "#ffffff"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +55,15 @@ def draw(rows: Sequence[Row], path: Path, model: str) -> Path:
     similarity = cosine([row.vector for row in rows])
     np.fill_diagonal(similarity, -np.inf)
     colours = false_colour([np.asarray(row.grid.data) for row in rows])
-    width = _LEFT + len(rows) * (_SIDE + _GAP)
-    image = Image.new("RGB", (width, _TOP + 3 * (_SIDE + 70)), _PAPER)
+    width = LEFT + len(rows) * (_SIDE + GAP)
+    image = Image.new("RGB", (width, _TOP + 3 * (_SIDE + 70)), PAPER)
     pen = ImageDraw.Draw(image)
     grid = "x".join(map(str, colours[0].size))
-    pen.text((_LEFT, 16), f"Six places, as {model} sees them", _INK, font=_font(26))
+    pen.text((LEFT, 16), f"Six places, as {model} sees them", INK, font=font(26))
     subtitle = f"real Sentinel-2 imagery  |  {grid} token grid, principal components as colours  |  most similar place"
-    pen.text((_LEFT, 50), subtitle, _GREY, font=_font(16))
+    pen.text((LEFT, 50), subtitle, GREY, font=font(16))
     for column, (row, tokens) in enumerate(zip(rows, colours, strict=True)):
-        x = _LEFT + column * (_SIDE + _GAP)
+        x = LEFT + column * (_SIDE + GAP)
         nearest = int(similarity[column].argmax())
         pictures = (_open(row.quicklook), tokens, _open(rows[nearest].quicklook))
         captions = (
@@ -73,7 +74,7 @@ def draw(rows: Sequence[Row], path: Path, model: str) -> Path:
         for line, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
             y = _TOP + line * (_SIDE + 70)
             image.paste(picture.resize((_SIDE, _SIDE), Image.Resampling.NEAREST), (x, y))
-            pen.multiline_text((x, y + _SIDE + 6), textwrap.fill(caption, 28), _INK, font=_font(15), spacing=3)
+            pen.multiline_text((x, y + _SIDE + 6), textwrap.fill(caption, 28), INK, font=font(15), spacing=3)
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)
     return path
@@ -84,5 +85,6 @@ def _open(path: Path) -> Image.Image:
         return image.convert("RGB")
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, which every machine has."""
     return ImageFont.load_default(size)

@@ -38,4 +38,6 @@ def _card(card: dict[str, Any]) -> str:
         for row in card["place_sizes"]
     ]
     lines += [f"   limits      {card['limits']}"]
+    if card["card"]:
+        lines += ["", card["card"].strip()]
     return "\n".join(lines)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rs_embed.embedders.card import ModelCard
@@ -43,6 +45,9 @@ CARDS = (
     ),
 )
 
+PACKAGE = "package:"
+"""Marks a checkpoint that is a folder beside this module."""
+
 _EXAMPLE_SIDES_M = (640, 1200, 2240, 4096)
 
 
@@ -75,6 +80,7 @@ def describe_model(model: str) -> dict[str, Any]:
     grid = card.image_px // card.patch_px
     return {
         **asdict(card),
+        **_shipped_facts(card),
         "type": "on_the_fly",
         "input": {
             "bands": ["B4", "B3", "B2"],
@@ -97,3 +103,17 @@ def describe_model(model: str) -> dict[str, Any]:
             for side in _EXAMPLE_SIDES_M
         ],
     }
+
+
+def shipped_folder(checkpoint: str) -> Path | None:
+    """The folder of a checkpoint that installs with the package; None for any other."""
+    return Path(__file__).parent / checkpoint.removeprefix(PACKAGE) if checkpoint.startswith(PACKAGE) else None
+
+
+def _shipped_facts(card: ModelCard) -> dict[str, Any]:
+    """The long card and the measured figures of weights that install with the package."""
+    folder = shipped_folder(card.checkpoint)
+    if folder is None:
+        return {"card": None, "figures": None}
+    figures = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return {"card": (folder / "CARD.md").read_text(encoding="utf-8"), "figures": figures["held_out"]}

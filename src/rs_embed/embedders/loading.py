@@ -16,6 +16,7 @@ from rs_embed.clip.hub import resolve, resolve_tokenizer
 from rs_embed.clip.model import TextTower, VisionTower
 from rs_embed.clip.tokenizer import Tokenizer
 from rs_embed.embedders.card import ModelCard
+from rs_embed.embedders.catalog import shipped_folder
 from rs_embed.embedders.chips import ChipSize
 from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
 from rs_embed.embedders.text import TextEmbedder
@@ -23,7 +24,6 @@ from rs_embed.embedders.wrapper import wrap
 from rs_embed.errors import CheckpointError, ModelError
 
 _KEEP_LOADED = 2
-_PACKAGE = "package:"
 
 T = TypeVar("T")
 
@@ -114,9 +114,8 @@ def load_embedder(card: ModelCard, *, checkpoint: object | None, device: str, pr
 
 def find_weights(reference: str) -> Path:
     """The weights file that a reference names: `package:<folder>` beside this module, else a path or hub repo."""
-    if reference.startswith(_PACKAGE):
-        return Path(__file__).parent / reference.removeprefix(_PACKAGE) / "model.safetensors"
-    return resolve(reference)
+    folder = shipped_folder(reference)
+    return resolve(reference) if folder is None else folder / "model.safetensors"
 
 
 def find_device(device: str) -> torch.device:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -134,12 +135,11 @@ def _prototype(embedder: TextEmbedder, words: Sequence[str], frames: Sequence[st
 
 def _vectors(embeddings: Sequence[Embedding] | npt.ArrayLike, embedder: TextEmbedder) -> FloatArray:
     """(n, d) of results, each checked to be of this model and output, or of an array as it is."""
-    if isinstance(embeddings, Embedding):
-        embeddings = [embeddings]
-    if not isinstance(embeddings, np.ndarray) and isinstance(embeddings, Sequence):
-        embeddings = [_vector(e, i, embedder) if isinstance(e, (Embedding, EmbeddingFailure)) else e
-                      for i, e in enumerate(embeddings)]  # fmt: skip
-    array = np.asarray(embeddings, dtype=np.float32)
+    rows: Any = [embeddings] if isinstance(embeddings, Embedding) else embeddings
+    if isinstance(rows, Sequence):
+        results = (Embedding, EmbeddingFailure)
+        rows = [_vector(r, i, embedder) if isinstance(r, results) else r for i, r in enumerate(rows)]
+    array = np.asarray(rows, dtype=np.float32)
     if array.ndim != 2:
         raise ModelError(f"embeddings must be (n, d), got shape {array.shape}")
     if not np.isfinite(array).all():

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pyproj import Geod
+from shapely import box
+from shapely.geometry.base import BaseGeometry
 
 from rs_embed import settings
 from rs_embed.composite import SceneImage, clear_statistics, median, mosaic
@@ -18,7 +20,7 @@ from rs_embed.errors import NoImageryError, ProviderError
 from rs_embed.grid import lonlat_bounds
 from rs_embed.patch import DroppedScene, Patch, Scene
 from rs_embed.providers.base import FetchPlan, PatchRequest, fetch_in_threads
-from rs_embed.providers.raster import RasterPixels, read_onto
+from rs_embed.providers.raster import read_onto
 from rs_embed.sentinel2 import Radiometry, processing_baseline, radiometry
 from rs_embed.specs import SensorSpec, TemporalSpec
 
@@ -45,6 +47,8 @@ class ArchiveScene:
     """(west, south, east, north), degrees."""
     files: Mapping[str, BandFile]
     """Earth Engine's band name (`"B4"`, `"SCL"`) to its file."""
+    footprint: BaseGeometry | None = None
+    """Where it has data, degrees; None where only its bounds are known."""
     cloud_pct: float | None = None
     collection: str | None = None
     properties: Mapping[str, Any] = field(default_factory=dict)
@@ -90,10 +94,19 @@ class Choice:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class ReadScene:
+    """A scene that was read for a place."""
+
+    scene: ArchiveScene
+    image: SceneImage
+    rule: Radiometry
+
+
 def choose(scenes: Sequence[ArchiveScene], request: PatchRequest) -> Choice:
     """Scenes that meet the place in the time range, by cloud cover, the least cloudy `max_scenes` of them."""
     sensor, place = request.sensor, lonlat_bounds(request.geobox)
-    met = [s for s in scenes if _in_range(s.acquired, request.temporal) and _meets(s.bounds, place)]
+    met = [s for s in scenes if _in_range(s.acquired, request.temporal) and _meets(s, place)]
     kept = [s for s in met if s.cloud_pct is None or s.cloud_pct <= sensor.cloudy_pct]
     warnings = []
     if sensor.cloudy_pct < 100 and any(s.cloud_pct is None for s in kept):
@@ -117,34 +130,55 @@ def _in_range(acquired: datetime, temporal: TemporalSpec) -> bool:
     return temporal.start <= day < temporal.end
 
 
-def _meets(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+def _meets(scene: ArchiveScene, place: tuple[float, float, float, float]) -> bool:
+    a = scene.bounds
+    if not (a[0] < place[2] and place[0] < a[2] and a[1] < place[3] and place[1] < a[3]):
+        return False
+    return scene.footprint is None or scene.footprint.intersects(box(*place))
 
 
 def _fetch_one(archive: Archive, request: PatchRequest) -> Patch:
     choice = choose(archive.scenes, request)
     if not choice.chosen:
-        raise NoImageryError(_nothing_found(archive, request, choice))
-    used: list[tuple[ArchiveScene, SceneImage, Radiometry]] = []
+        raise NoImageryError(nothing_found(archive.name, archive.scenes, request, choice))
+    used: list[ReadScene] = []
     dropped: list[DroppedScene] = []
-    dn = _composite(_read_scenes(choice.chosen, request, used, dropped), request.sensor)
+    images = _read_scenes(choice.chosen, request, used, dropped)
+    return build_patch(archive.name, archive.source, request, choice, images, used, dropped)
+
+
+def build_patch(
+    name: str,
+    source: str,
+    request: PatchRequest,
+    choice: Choice,
+    images: Iterator[SceneImage],
+    used: Sequence[ReadScene],
+    dropped: Sequence[DroppedScene],
+) -> Patch:
+    """Composite what was read; `used` and `dropped` are looked at once `images` has ended.
+
+    Raises:
+        NoImageryError: when no scene has a valid pixel.
+    """
+    dn = _composite(images, request.sensor)
     if dn is None or np.isnan(dn[0]).all():
         reasons = "; ".join(f"{d.id}: {d.reason}" for d in dropped[:3])
         raise NoImageryError(
-            f"{archive.name}: {choice.met} scene(s) meet the place in {_range(request.temporal)}, {len(choice.chosen)} "
+            f"{name}: {choice.met} scene(s) meet the place in {_range(request.temporal)}, {len(choice.chosen)} "
             f"after the cloud filter, and none has a valid pixel there ({reasons or 'all pixels are masked'})"
         )
-    clear_frac, n_clear = clear_statistics([image for _, image, _ in used])
+    clear_frac, n_clear = clear_statistics([read.image for read in used])
     return Patch(
         dn=dn,
         geobox=request.geobox,
         bands=request.sensor.bands,
-        source=archive.source,
-        scenes=tuple(_provenance(scene, rule) for scene, _, rule in used),
+        source=source,
+        scenes=tuple(_provenance(read.scene, read.rule) for read in used),
         dropped=tuple(dropped),
         clear_frac=clear_frac,
         n_clear=n_clear,
-        warnings=(*choice.warnings, *_scene_warnings([(scene, rule) for scene, _, rule in used])),
+        warnings=(*choice.warnings, *_scene_warnings(used)),
     )
 
 
@@ -165,7 +199,7 @@ def _chain(first: SceneImage, rest: Iterator[SceneImage]) -> Iterator[SceneImage
 def _read_scenes(
     scenes: Sequence[ArchiveScene],
     request: PatchRequest,
-    used: list[tuple[ArchiveScene, SceneImage, Radiometry]],
+    used: list[ReadScene],
     dropped: list[DroppedScene],
 ) -> Iterator[SceneImage]:
     """Images of the scenes that can be read and see the place; what became of each is noted in the two lists."""
@@ -180,7 +214,7 @@ def _read_scenes(
         if not image.valid.any():
             dropped.append(DroppedScene(scene.id, "no valid pixel in the place"))
             continue
-        used.append((scene, image, rule))
+        used.append(ReadScene(scene, image, rule))
         yield image
 
 
@@ -197,9 +231,10 @@ def read_scene(scene: ArchiveScene, request: PatchRequest) -> tuple[SceneImage, 
             remedy = "; ask without cloud_mask" if band == "SCL" else ""
             raise ProviderError(f"scene {scene.id} has no band {band} (it has {', '.join(scene.files)}){remedy}")
     bands = [read_onto(f.path, [f.index], request.geobox) for f in (scene.files[b] for b in sensor.bands)]
-    rule = _radiometry(scene, scene.files[sensor.bands[0]], bands[0])
+    rule = scene_radiometry(scene, scene.files[sensor.bands[0]], bands[0].scale, bands[0].offset)
     valid = np.logical_and.reduce([b.valid for b in bands])
-    return SceneImage(_harmonise(bands, rule), valid, _read_scl(scene, request)), rule
+    values = np.concatenate([b.values for b in bands])
+    return SceneImage(harmonise(values, rule), valid, _read_scl(scene, request)), rule
 
 
 def _read_scl(scene: ArchiveScene, request: PatchRequest) -> npt.NDArray[np.uint8] | None:
@@ -211,21 +246,22 @@ def _read_scl(scene: ArchiveScene, request: PatchRequest) -> npt.NDArray[np.uint
     return np.where(pixels.valid, pixels.values[0], 0).astype(np.uint8)
 
 
-def _radiometry(scene: ArchiveScene, file: BandFile, pixels: RasterPixels) -> Radiometry:
+def scene_radiometry(scene: ArchiveScene, file: BandFile, scale: float, offset: float) -> Radiometry:
+    """How this scene's stored values become DN; `scale` and `offset` are the file's own tags."""
     return radiometry(
         collection=scene.collection,
         properties=scene.properties,
         raster_bands=file.raster_bands,
         names=(scene.id, *scene.names),
-        file_scale=pixels.scale,
-        file_offset=pixels.offset,
+        file_scale=scale,
+        file_offset=offset,
         acquired=scene.acquired,
     )
 
 
-def _harmonise(bands: Sequence[RasterPixels], rule: Radiometry) -> npt.NDArray[np.float32]:
+def harmonise(values: npt.NDArray[np.generic], rule: Radiometry) -> npt.NDArray[np.float32]:
     """Stored values to DN; valid pixels stay at 1 or more where an offset is taken off, never wrapped."""
-    dn = np.concatenate([b.values for b in bands]).astype(np.float32)
+    dn = values.astype(np.float32)
     if rule.gain != 1.0:
         dn *= np.float32(rule.gain)
     if rule.offset:
@@ -245,19 +281,25 @@ def _provenance(scene: ArchiveScene, rule: Radiometry) -> Scene:
     )
 
 
-def _scene_warnings(used: Sequence[tuple[ArchiveScene, Radiometry]]) -> Iterator[str]:
-    for scene, rule in used:
-        yield from scene.warnings
-        if rule.offset is None:
-            yield f"the DN offset of scene {scene.id} is unknown ({rule.reason}); its pixels are used as they are"
+def _scene_warnings(used: Sequence[ReadScene]) -> Iterator[str]:
+    for read in used:
+        yield from read.scene.warnings
+        if read.rule.offset is None:
+            yield (
+                f"the DN offset of scene {read.scene.id} is unknown ({read.rule.reason}); its pixels are used as "
+                "they are"
+            )
 
 
-def _nothing_found(archive: Archive, request: PatchRequest, choice: Choice) -> str:
+def nothing_found(name: str, scenes: Sequence[ArchiveScene], request: PatchRequest, choice: Choice) -> str:
+    """Why a place has no scene, with the nearest of the scenes that are known."""
     lon, lat = _middle(lonlat_bounds(request.geobox))
-    counts = f"{archive.name}: {choice.met} scene(s) before the cloud filter and 0 after it at {lonlat_text(lon, lat)}"
+    counts = f"{name}: {choice.met} scene(s) before the cloud filter and 0 after it at {lonlat_text(lon, lat)}"
     if choice.met:
         return f"{counts} in {_range(request.temporal)}: raise cloudy_pct (now {request.sensor.cloudy_pct:g})"
-    nearest = min(archive.scenes, key=lambda s: (_distance_km(s, lon, lat), s.id))
+    if not scenes:
+        return f"{counts} in {_range(request.temporal)}: widen the time range or move the place"
+    nearest = min(scenes, key=lambda s: (_distance_km(s, lon, lat), s.id))
     day, away_km = nearest.acquired.date().isoformat(), _distance_km(nearest, lon, lat)
     if away_km == 0:
         return (

@@ -6,7 +6,13 @@ from rs_embed import settings
 from rs_embed.errors import ProviderError
 from rs_embed.providers.base import Provider
 
-BACKENDS = ("sample", "local:<folder or STAC catalog>")
+BACKENDS = (
+    "sample",
+    "local:<folder or STAC catalog>",
+    "earth-search",
+    "planetary-computer",
+    "stac:<api url>#<collection>",
+)
 
 
 def resolve(backend: str | Provider) -> Provider:
@@ -28,11 +34,15 @@ def resolve(backend: str | Provider) -> Provider:
         from rs_embed.providers.local import open_local
 
         return open_local(name.removeprefix("local:"))
+    if name in ("earth-search", "planetary-computer") or name.startswith("stac:"):
+        from rs_embed.providers.stac import CATALOGS, StacProvider, parse_backend
+
+        return StacProvider(CATALOGS.get(name) or parse_backend(name))
     raise ProviderError(_unknown(name, asked=backend))
 
 
 def _unknown(name: str, asked: str) -> str:
     meaning = f" (what 'auto' means; {settings.BACKEND} changes it)" if asked == "auto" else ""
-    if name == "gee" or name in ("earth-search", "planetary-computer") or name.startswith("stac:"):
+    if name == "gee":
         return f"backend {name!r}{meaning} is not in this version yet; usable now: {', '.join(BACKENDS)}"
     return f"unknown backend {name!r}{meaning}; usable: {', '.join(BACKENDS)}"

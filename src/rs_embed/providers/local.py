@@ -14,12 +14,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
 from rs_embed.errors import ProviderError
 from rs_embed.providers.archive import Archive, ArchiveScene, BandFile
+from rs_embed.providers.items import scene_of_item
 from rs_embed.providers.raster import RasterHeader, read_header
 from rs_embed.sentinel2 import RGB_BANDS, canonical_band, parse_product_name
 
@@ -59,7 +61,7 @@ def _stac_scenes(root: Path) -> tuple[list[ArchiveScene], list[str]]:
     scenes, problems = [], []
     for path, item in _stac_items(root):
         try:
-            scenes.append(_scene_of_item(item, path.parent))
+            scenes.append(scene_of_item(item, partial(_raster_path, folder=path.parent)))
         except (ProviderError, KeyError, ValueError, TypeError) as error:
             problems.append(f"{path.name}: {error}")
     return scenes, problems
@@ -110,38 +112,9 @@ def _read_json(path: Path) -> object:
         raise ProviderError(f"{path} is not readable as JSON: {error}") from error
 
 
-def _scene_of_item(item: Mapping[str, Any], folder: Path) -> ArchiveScene:
-    properties: Mapping[str, Any] = item["properties"]
-    files = dict(_asset_files(item["assets"], folder))
-    if not files:
-        raise ProviderError("no asset is a Sentinel-2 band in a local file")
-    cloud = properties.get("eo:cloud_cover")
-    return ArchiveScene(
-        id=str(item["id"]),
-        acquired=_parse_datetime(str(properties.get("datetime") or properties["start_datetime"])),
-        bounds=_item_bounds(item, files),
-        files=files,
-        cloud_pct=None if cloud is None else float(cloud),
-        collection=item.get("collection"),
-        properties=properties,
-        names=tuple(str(properties[k]) for k in ("s2:product_uri", "title") if k in properties),
-    )
-
-
-def _asset_files(assets: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, BandFile]]:
-    """Band name and file of each asset that is one Sentinel-2 band, or several with names."""
-    for key, asset in assets.items():
-        path = _local_path(str(asset["href"]), folder)
-        if path is None or path.suffix.lower() not in _RASTERS:
-            continue
-        described = asset.get("eo:bands") or asset.get("bands") or []
-        names = [canonical_band(str(b.get("name", ""))) for b in described]
-        if len(names) <= 1:
-            names = [canonical_band(key) or (names[0] if names else None)]
-        raster = tuple(asset.get("raster:bands", ()))
-        for index, band in enumerate(names, start=1):
-            if band is not None and (len(names) == 1 or key not in ("visual", "tci")):
-                yield band, BandFile(str(path), index, raster[index - 1 : index])
+def _raster_path(href: str, folder: Path) -> str | None:
+    path = _local_path(href, folder)
+    return str(path) if path is not None and path.suffix.lower() in _RASTERS else None
 
 
 def _local_path(href: str, folder: Path) -> Path | None:
@@ -152,19 +125,6 @@ def _local_path(href: str, folder: Path) -> Path | None:
     if parsed.scheme or href.startswith("/vsi"):
         return None
     return Path(href) if Path(href).is_absolute() else (folder / href).resolve()
-
-
-def _item_bounds(item: Mapping[str, Any], files: Mapping[str, BandFile]) -> tuple[float, float, float, float]:
-    bbox = item.get("bbox")
-    if bbox is None:
-        return read_header(next(iter(files.values())).path).bounds_lonlat
-    west, south, east, north = bbox if len(bbox) == 4 else (bbox[0], bbox[1], bbox[3], bbox[4])
-    return float(west), float(south), float(east), float(north)
-
-
-def _parse_datetime(text: str) -> datetime:
-    parsed = datetime.fromisoformat(text)
-    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
 # --- rasters by name ---------------------------------------------------------------------------------

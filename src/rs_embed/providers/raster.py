@@ -91,7 +91,7 @@ def _strips(geobox: GeoBox) -> list[GeoBox]:
 def _read_strip(
     dataset: DatasetReader, indexes: Sequence[int], geobox: GeoBox
 ) -> tuple[npt.NDArray[np.generic], BoolArray]:
-    rows, cols = _source_pixels(dataset, geobox)
+    rows, cols = source_pixels(dataset.transform, CRS.from_user_input(dataset.crs), geobox)
     inside = (rows >= 0) & (rows < dataset.height) & (cols >= 0) & (cols < dataset.width)
     if not inside.any():
         return np.zeros((len(indexes), *geobox.shape), np.dtype(dataset.dtypes[indexes[0] - 1])), inside
@@ -118,18 +118,18 @@ def _check_georeference(dataset: DatasetReader, path: str) -> None:
         raise ProviderError(f"{path} has no georeference (CRS and transform): pass its pixels as input_chw instead")
 
 
-def _source_pixels(dataset: DatasetReader, geobox: GeoBox) -> tuple[IndexArray, IndexArray]:
-    """Row and column in the file under each target pixel's centre, broadcastable to (y, x); may lie outside."""
+def source_pixels(transform: Affine, crs: CRS, geobox: GeoBox) -> tuple[IndexArray, IndexArray]:
+    """Row and column in a raster under each target pixel's centre, broadcastable to (y, x); may lie outside."""
     height, width = geobox.shape
-    source, target = CRS.from_user_input(dataset.crs), CRS.from_user_input(str(geobox.crs))
-    to_source, to_target = ~dataset.transform, geobox.affine
-    if source == target and dataset.transform.is_rectilinear:
+    target = CRS.from_user_input(str(geobox.crs))
+    to_source, to_target = ~transform, geobox.affine
+    if crs == target and transform.is_rectilinear:
         across = to_source * to_target  # both north-up: rows depend on y alone, columns on x alone
         col, row = across.c + across.a * (np.arange(width) + 0.5), across.f + across.e * (np.arange(height) + 0.5)
         return _floor(row)[:, None], _floor(col)[None, :]
     x, y = to_target * np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    if source != target:
-        x, y = Transformer.from_crs(target, source, always_xy=True).transform(x, y)
+    if crs != target:
+        x, y = Transformer.from_crs(target, crs, always_xy=True).transform(x, y)
     col, row = to_source * (x, y)
     return _floor(row), _floor(col)
 

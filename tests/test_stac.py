@@ -1,0 +1,383 @@
+"""STAC providers against a real STAC API and a real server with ranges, both on loopback."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from pyproj import Transformer
+
+from archive_server import FileServer, Tile, serve_files, serve_stac, write_items, write_scene
+from rs_embed import NoImageryError, PointBuffer, ProviderError, SensorSpec, TemporalSpec, get_embedding
+from rs_embed.grid import place_geobox
+from rs_embed.patch import Patch
+from rs_embed.providers.archive import ArchiveScene
+from rs_embed.providers.base import PatchRequest, Provider
+from rs_embed.providers.catalog import resolve
+from rs_embed.providers.items import scene_of_item
+from rs_embed.providers.stac import CATALOGS, StacCatalog, StacProvider, unique
+
+HOME = Tile("33UVP", 32633, 499_980, 5_300_040)
+EAST = Tile("33UWP", 32633, 499_980 + 15_360 - 980, 5_300_040)  # overlaps its neighbour, as tiles do
+ZONE32 = Tile("32UQU", 32632, 933_000, 5_326_000)
+"""The same ground as HOME's west side, in the neighbouring zone."""
+JUNE = TemporalSpec.range("2022-06-01", "2022-07-01")
+TO_LONLAT = Transformer.from_crs(32633, 4326, always_xy=True)
+
+
+def request(x: float, y: float, sensor: SensorSpec | None = None, buffer_m: float = 640) -> PatchRequest:
+    """A place by metres from HOME's upper left corner, right and down."""
+    lon, lat = TO_LONLAT.transform(HOME.left + x, HOME.top - y)
+    return PatchRequest(place_geobox(PointBuffer(lon, lat, buffer_m), 10), JUNE, sensor or SensorSpec())
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """Files and items of three dates on two tiles, and one in the neighbouring zone."""
+    root = tmp_path_factory.mktemp("archive")
+    url = "http://files"
+    items = [
+        write_scene(root, url, HOME, f"2022-06-{d:02d}", seed=d, cloudy_share=0.1 * i)
+        for i, d in enumerate((3, 13, 23))
+    ]
+    items += [write_scene(root, url, EAST, "2022-06-03", seed=50)]
+    items += [write_scene(root, url, HOME, "2022-06-08", seed=60, cloud=80.0)]
+    return root, items
+
+
+@pytest.fixture
+def archive(stored, tmp_path):
+    """The provider over a running archive, and the server of its files."""
+    root, items = stored
+    with serve_files(FileServer(root)) as files:
+        moved = json.loads(json.dumps(items).replace("http://files", files.url))
+        with serve_stac(write_items(tmp_path / "items.json", moved)) as api:
+            yield StacProvider(StacCatalog(name="test", url=api, collections=("sentinel-2-l2a",))), files
+
+
+def fetch(provider: StacProvider, requests: list[PatchRequest]) -> list[Patch | ProviderError]:
+    found = dict(provider.fetch(requests))
+    assert sorted(found) == list(range(len(requests)))
+    return [found[i] for i in range(len(requests))]
+
+
+def by_rasterio(root: Path, folder: str, asked: PatchRequest, name: str = "B04") -> np.ndarray:
+    """What rasterio says lies under each target centre, 0 outside."""
+    height, width = asked.geobox.shape
+    x, y = asked.geobox.affine * np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    with rasterio.open(root / folder / f"{name}.tif") as file:
+        if file.crs.to_epsg() != asked.geobox.crs.epsg:
+            x, y = Transformer.from_crs(asked.geobox.crs.epsg, file.crs.to_epsg(), always_xy=True).transform(x, y)
+        cols, rows = ~file.transform * (x, y)
+        rows, cols = np.floor(rows).astype(int), np.floor(cols).astype(int)
+        inside = (rows >= 0) & (rows < file.height) & (cols >= 0) & (cols < file.width)
+        values = file.read(1)
+    return np.where(inside, values[np.clip(rows, 0, values.shape[0] - 1), np.clip(cols, 0, values.shape[1] - 1)], 0)
+
+
+def expected_median(root: Path, items, asked: PatchRequest, name: str = "B04") -> np.ndarray:
+    """Median over the scenes under the cloud limit, offset taken off, NaN where nothing was observed."""
+    stack = []
+    for item in items:
+        if item["properties"]["eo:cloud_cover"] <= asked.sensor.cloudy_pct:
+            every = [by_rasterio(root, item["id"], asked, n) for n in ("B04", "B03", "B02")]
+            stored = by_rasterio(root, item["id"], asked, name).astype(float)
+            stack.append(np.where(np.min(every, axis=0) > 0, np.maximum(stored - 1000, 1), np.nan))
+    with np.errstate(all="ignore"):
+        import warnings
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return np.nanmedian(stack, axis=0)
+
+
+def test_it_is_a_provider(archive):
+    assert isinstance(archive[0], Provider)
+
+
+def test_patches_equal_rasterio_inside_a_tile_and_across_two(archive, stored):
+    provider, _ = archive
+    requests = [
+        request(3000, 3000),
+        request(5120, 5120),
+        request(15_300, 4000),
+        request(700, 700),
+        request(9000, 12_000),
+    ]
+    for asked, patch in zip(requests, fetch(provider, requests), strict=True):
+        assert isinstance(patch, Patch)
+        for band, name in enumerate(("B04", "B03", "B02")):
+            np.testing.assert_array_equal(patch.dn[band], expected_median(*stored, asked, name))
+    assert [len(p.scenes) for p in fetch(provider, requests[:3])] == [3, 3, 4]
+
+
+def test_a_scene_of_the_neighbouring_zone_is_read_by_the_exact_transform(stored, tmp_path):
+    root, _ = stored
+    lon, lat = TO_LONLAT.transform(HOME.left + 2000, HOME.top - 3000)
+    x, y = Transformer.from_crs(4326, 32632, always_xy=True).transform(lon, lat)
+    tile = replace(ZONE32, left=round(x, -1) - 5000, top=round(y, -1) + 5000, side_px=1024)
+    with serve_files(FileServer(root)) as files:
+        item = write_scene(root, files.url, tile, "2022-06-18", seed=70)
+        with serve_stac(write_items(tmp_path / "items.json", [item])) as api:
+            provider = StacProvider(StacCatalog(name="test", url=api, collections=("sentinel-2-l2a",)))
+            asked = request(2000, 3000)
+            [patch] = fetch(provider, [asked])
+    assert isinstance(patch, Patch)
+    np.testing.assert_array_equal(patch.dn[0], by_rasterio(root, item["id"], asked) - 1000.0)
+
+
+def test_each_needed_block_is_fetched_once_for_all_places(archive):
+    provider, files = archive
+    requests = [request(2000 + 700 * i, 3000 + 400 * j) for i in range(8) for j in range(5)]
+    assert all(isinstance(p, Patch) for p in fetch(provider, requests))
+    assert max(files.requests.values()) == 1  # headers and blocks alike
+    headers = [key for key in files.requests if key[1].startswith("0-")]
+    assert len(headers) == 4 * 3  # three bands and the classification of three dates
+
+
+def test_provenance_says_what_was_used(archive):
+    provider, _ = archive
+    [patch] = fetch(provider, [request(3000, 3000)])
+    assert [s.datetime[:10] for s in patch.scenes] == ["2022-06-23", "2022-06-13", "2022-06-03"]
+    assert {s.dn_offset for s in patch.scenes} == {-1000.0}
+    assert {s.dn_offset_reason for s in patch.scenes} == {"processing baseline 05.09"}
+    assert patch.source == "test: sentinel-2-l2a"
+    assert patch.clear_frac is not None
+    assert patch.n_clear == 3
+
+
+def test_the_scene_mask_leaves_clouds_out(archive, stored):
+    provider, _ = archive
+    asked = request(3000, 3000, SensorSpec(cloud_mask="scl"))
+    [masked] = fetch(provider, [asked])
+    assert np.nanmax(masked.dn) < 3000 + 1  # clouds are 8500 here
+    [plain] = fetch(provider, [replace(asked, sensor=SensorSpec(composite="mosaic"))])
+    assert np.nanmax(plain.dn) == 8500
+
+
+def test_the_least_cloudy_scenes_and_the_cloud_filter(archive):
+    provider, _ = archive
+    [one] = fetch(provider, [request(3000, 3000, SensorSpec(max_scenes=1))])
+    assert len(one.scenes) == 1
+    [every] = fetch(provider, [request(3000, 3000, SensorSpec(cloudy_pct=100))])
+    assert len(every.scenes) == 4
+    [none] = fetch(provider, [request(3000, 3000, SensorSpec(cloudy_pct=1))])
+    assert isinstance(none, NoImageryError)
+    assert "4 scene(s) before the cloud filter and 0 after" in str(none)
+
+
+def test_a_place_or_time_without_scenes_says_so(archive):
+    provider, _ = archive
+    far = PatchRequest(place_geobox(PointBuffer(100, 10, 640), 10), JUNE, SensorSpec())
+    later = replace(request(3000, 3000), temporal=TemporalSpec.range("2022-07-01", "2022-08-01"))
+    for asked in (far, later):
+        [error] = fetch(provider, [asked])
+        assert isinstance(error, NoImageryError)
+        assert "0 scene(s) before the cloud filter" in str(error)
+    assert provider.plan([request(3000, 3000), far]).places_without_scene == (1,)
+
+
+def test_a_plan_reads_no_pixel(archive):
+    provider, files = archive
+    plan = provider.plan([request(3000, 3000), request(15_300, 4000)])
+    assert (plan.places, plan.scenes) == (2, 3 + 4)
+    assert plan.read_bytes == 128 * 128 * 7 * 7
+    assert not files.requests
+
+
+# --- faults ------------------------------------------------------------------------------------------
+
+
+def test_faults_that_pass_change_nothing(archive):
+    provider, files = archive
+    requests = [request(2000 + 900 * i, 3000) for i in range(10)]
+    calm = fetch(provider, requests)
+    files.error_share, files.reset_share, files.corrupt_share = 0.10, 0.05, 0.02
+    for a, b in zip(calm, fetch(provider, requests), strict=True):
+        np.testing.assert_array_equal(a.dn, b.dn)
+        assert b.dropped == ()
+
+
+@pytest.mark.parametrize(("statuses", "says"), [([404] * 9, "404 (1 attempt(s))"), ([403] * 9, "403 (1 attempt(s))")])
+def test_a_dead_file_drops_its_scene_and_no_other(archive, statuses, says):
+    provider, files = archive
+    dead = "20220613_l2a_0509/B03.tif"
+    files.status_of[dead] = statuses
+    [patch] = fetch(provider, [request(3000, 3000)])
+    assert [s.datetime[:10] for s in patch.scenes] == ["2022-06-23", "2022-06-03"]
+    [dropped] = patch.dropped
+    assert "20220613" in dropped.id
+    assert says in dropped.reason
+    assert "127.0.0.1" in dropped.reason
+
+
+def test_a_busy_server_is_waited_for(archive):
+    provider, files = archive
+    files.status_of["20220603_l2a_0509/B04.tif"] = [429]
+    started = time.monotonic()
+    [patch] = fetch(provider, [request(3000, 3000)])
+    assert len(patch.scenes) == 3
+    assert time.monotonic() - started >= 1  # what Retry-After said
+
+
+def test_a_place_left_with_nothing_fails_alone(archive):
+    provider, files = archive
+    for day in ("03", "13", "23"):
+        files.status_of[f"S2A_T33UVP_202206{day}_l2a_0509/B04.tif"] = [404] * 9
+    here, east = fetch(provider, [request(3000, 3000), request(16_500, 4000)])
+    assert isinstance(here, NoImageryError)
+    assert "404" in str(here)
+    assert isinstance(east, Patch)
+
+
+def test_a_catalog_that_is_down_is_one_error_in_time():
+    provider = resolve("stac:http://127.0.0.1:9/stac#sentinel-2-l2a")
+    started = time.monotonic()
+    with pytest.raises(ProviderError, match=r"the catalog 127\.0\.0\.1 cannot be reached.*'local:<folder>'"):
+        list(provider.fetch([request(3000, 3000)]))
+    assert time.monotonic() - started < 20
+
+
+def test_signed_files_are_read_with_one_token_a_container_that_never_shows(stored, tmp_path):
+    """Files that want a token, as Planetary Computer's do."""
+    root, items = stored
+    with serve_files(FileServer(root)) as files, serve_files(FileServer(tmp_path)) as tokens:
+        files.token = "sig=fresh"
+        moved = json.loads(json.dumps(items[:3]).replace("http://files", files.url))
+        for item in moved:
+            token = tmp_path / "sas" / "127" / item["id"]
+            token.parent.mkdir(parents=True, exist_ok=True)
+            token.write_text(json.dumps({"token": "sig=fresh", "msft:expiry": "2099-01-01T00:00:00Z"}))
+        with serve_stac(write_items(tmp_path / "items.json", moved)) as api:
+            catalog = StacCatalog(
+                name="signed",
+                url=api,
+                collections=("sentinel-2-l2a",),
+                sas_token_url=f"{tokens.url}/sas",
+                signed_hosts="127.0.0.1",
+            )
+            [patch] = fetch(StacProvider(catalog), [request(3000, 3000)])
+    assert isinstance(patch, Patch)
+    assert len(patch.scenes) == 3
+    assert "sig=" not in repr(patch)
+    assert set(files.queries) == {"sig=fresh"}
+    assert len(tokens.queries) == 3  # one for each container, reused
+
+
+def test_a_token_that_the_server_refuses_is_renewed(stored, tmp_path):
+    root, items = stored
+    with serve_files(FileServer(root)) as files, serve_files(FileServer(tmp_path)) as tokens:
+        files.token = "sig=second"
+        moved = json.loads(json.dumps(items[:1]).replace("http://files", files.url))
+        token = tmp_path / "sas" / "127" / moved[0]["id"]
+        token.parent.mkdir(parents=True)
+        token.write_text(json.dumps({"token": "sig=first", "msft:expiry": "2099-01-01T00:00:00Z"}))
+        with serve_stac(write_items(tmp_path / "items.json", moved)) as api:
+            catalog = StacCatalog(
+                name="signed",
+                url=api,
+                collections=("sentinel-2-l2a",),
+                sas_token_url=f"{tokens.url}/sas",
+                signed_hosts="127.0.0.1",
+            )
+            results = StacProvider(catalog).fetch([request(3000, 3000)])
+            threading.Timer(0.3, token.write_text, [token.read_text().replace("first", "second")]).start()
+            files.delay_s = 0.5  # the first answers come when there is a second token
+            [(_, patch)] = results
+    assert isinstance(patch, Patch)
+    assert {"sig=first", "sig=second"} <= set(files.queries)
+
+
+# --- catalogs ----------------------------------------------------------------------------------------
+
+
+def item_scene(**changes) -> ArchiveScene:
+    item = {
+        "id": "S2A_T33UVP_20220603T101031_L2A",
+        "collection": "sentinel-2-l2a",
+        "bbox": [14, 47, 16, 49],
+        "geometry": None,
+        "properties": {
+            "datetime": "2022-06-03T10:10:31.024Z",
+            "grid:code": "MGRS-33UVP",
+            "s2:processing_baseline": "04.00",
+        },
+        "assets": {"red": {"href": "https://host/B04.tif"}},
+    }
+    properties = item["properties"] | changes.pop("properties", {})
+    return scene_of_item(item | changes | {"properties": properties}, str)
+
+
+def test_one_scene_in_two_collections_is_taken_once():
+    both = ("sentinel-2-c1-l2a", "sentinel-2-l2a")
+    old, new = item_scene(), item_scene(id="reprocessed", properties={"s2:processing_baseline": "05.10"})
+    c1 = item_scene(id="c1", collection="sentinel-2-c1-l2a", properties={"datetime": "2022-06-03T10:10:31.9Z"})
+    other = item_scene(id="other", properties={"grid:code": "MGRS-33UWP"})
+    untiled = item_scene(id="S2A_33UVP_20220603_0_L2A", properties={"grid:code": None, "s2:mgrs_tile": None})
+    assert [s.id for s in unique([old, new], both)] == ["reprocessed"]
+    assert [s.id for s in unique([old, c1], both)] == ["c1"]
+    assert [s.id for s in unique([c1, new], both)] == ["reprocessed"]
+    assert len(unique([old, other], both)) == 2
+    assert [s.id for s in unique([untiled, c1], both)] == ["c1"]
+
+
+@pytest.mark.parametrize(
+    ("file", "bands"),
+    [
+        ("e84_v1_filter_1.json", {"B4", "B3", "B2", "SCL"}),
+        ("earth_search_c1_13TDE_10_dates.json", {"B4", "B3", "B2", "SCL"}),
+        ("pc_0510_2024.json", {"B4", "B3", "B2", "SCL"}),
+    ],
+)
+def test_real_items_are_read_as_cogs_and_nothing_else(shared, file, bands):
+    from rs_embed.providers.stac import _cog_address
+
+    document = json.loads((shared / "stac" / file).read_text())
+    items = [
+        i for i in (document if isinstance(document, list) else document["features"]) if i["collection"].endswith("l2a")
+    ]
+    assert items
+    for item in items:
+        scene = scene_of_item(item, _cog_address)
+        assert bands <= set(scene.files)
+        assert all(f.path.endswith(".tif") and "?" not in f.path for f in scene.files.values())
+        assert scene.cloud_pct is not None
+
+
+@pytest.mark.parametrize(
+    ("backend", "says"),
+    [
+        ("stac:", "stac:<api url>#<collection>"),
+        ("stac:https://host/v1", "#<collection>"),
+        ("stac:ftp://host/v1#c", "http or https"),
+        ("stac:file:///etc/passwd#c", "http or https"),
+    ],
+)
+def test_an_address_that_is_no_api_is_refused(backend, says):
+    with pytest.raises(ProviderError, match=says):
+        resolve(backend)
+
+
+def test_a_password_in_an_address_is_not_in_the_providers_name():
+    provider = resolve("stac:https://user:secret@host:8443/v1?key=hidden#sentinel-2-l2a")
+    assert provider.name == "stac:https://host:8443/v1#sentinel-2-l2a"
+
+
+def test_the_known_catalogs_are_there():
+    assert set(CATALOGS) == {"earth-search", "planetary-computer"}
+    assert resolve("auto").name == "earth-search"
+
+
+def test_a_place_of_the_archive_to_a_vector(archive):
+    provider, _ = archive
+    lon, lat = TO_LONLAT.transform(HOME.left + 3000, HOME.top - 3000)
+    found = get_embedding("clip_eurosat_s2rgb", spatial=PointBuffer(lon, lat, 640), temporal=JUNE, backend=provider)
+    assert found.data.shape == (192,)
+    assert found.meta["n_scenes"] == 3
+    assert "http" not in json.dumps(found.meta["scenes"])

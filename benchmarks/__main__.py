@@ -9,7 +9,7 @@ from datetime import date
 from importlib import import_module
 from pathlib import Path
 
-NAMES = ("composite", "cold_start", "batch")
+NAMES = ("composite", "cold_start", "batch", "stac")
 
 
 def main() -> None:

@@ -56,6 +56,14 @@ def serve_files(server: FileServer) -> Iterator[FileServer]:
         def log_message(self, *_: object) -> None:
             pass
 
+        def do_HEAD(self) -> None:
+            time.sleep(server.delay_s)
+            file = server.root / urlsplit(self.path).path.lstrip("/")
+            self.send_response(200 if file.is_file() else 404)
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("Content-Length", str(file.stat().st_size if file.is_file() else 0))
+            self.end_headers()
+
         def do_GET(self) -> None:
             time.sleep(server.delay_s)
             parts = urlsplit(self.path)
@@ -104,6 +112,7 @@ def serve_files(server: FileServer) -> Iterator[FileServer]:
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
+        request_queue_size = 128
 
         def handle_error(self, *_: object) -> None:
             pass  # the client went away, which is what some tests are about

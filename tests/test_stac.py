@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -244,7 +248,8 @@ def test_a_catalog_that_is_down_is_one_error_in_time():
     assert time.monotonic() - started < 20
 
 
-def test_signed_files_are_read_with_one_token_a_container_that_never_shows(stored, tmp_path):
+def test_signed_files_are_read_with_one_token_a_container_that_never_shows(stored, tmp_path, caplog):
+    caplog.set_level(logging.DEBUG)
     """Files that want a token, as Planetary Computer's do."""
     root, items = stored
     with serve_files(FileServer(root)) as files, serve_files(FileServer(tmp_path)) as tokens:
@@ -266,6 +271,7 @@ def test_signed_files_are_read_with_one_token_a_container_that_never_shows(store
     assert isinstance(patch, Patch)
     assert len(patch.scenes) == 3
     assert "sig=" not in repr(patch)
+    assert "sig=" not in caplog.text
     assert set(files.queries) == {"sig=fresh"}
     assert len(tokens.queries) == 3  # one for each container, reused
 
@@ -348,6 +354,19 @@ def test_real_items_are_read_as_cogs_and_nothing_else(shared, file, bands):
         assert bands <= set(scene.files)
         assert all(f.path.endswith(".tif") and "?" not in f.path for f in scene.files.values())
         assert scene.cloud_pct is not None
+
+
+def test_the_keyless_one_liner_fails_in_time_and_in_one_line_without_a_network():
+    """`auto` on a machine whose proxy leads nowhere, which is as good as offline."""
+    arguments = ["embed", "--model", "clip_eurosat_s2rgb", "--point", "121.5", "31.2", "--buffer-m", "2048"]
+    code = f"from rs_embed.cli.main import main; main({[*arguments, '--start', '2022-06-01', '--end', '2022-09-01']})"
+    nowhere = {"HTTPS_PROXY": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | nowhere)
+    assert time.monotonic() - started < 20
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "earth-search.aws.element84.com cannot be reached" in done.stderr
 
 
 @pytest.mark.parametrize(

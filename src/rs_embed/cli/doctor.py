@@ -20,7 +20,7 @@ from rs_embed.errors import DISTRIBUTION, RSEmbedError, pip_line
 
 _CORE = (
     *("numpy", "torch", "safetensors", "huggingface_hub", "tokenizers", "pillow", "xarray", "odc-geo", "rasterio"),
-    *("pystac", "pyarrow", "h5netcdf", "ftfy", "bigearthnet-common", "typer", "rich"),
+    *("pystac-client", "async-tiff", "httpx2", "pyarrow", "h5netcdf", "ftfy", "bigearthnet-common", "typer", "rich"),
 )
 _HUB = "https://huggingface.co"
 _TIMEOUT_S = 3.0
@@ -139,8 +139,9 @@ def _hub_credentials() -> Finding:
 
 
 def _catalog() -> Finding:
-    remedy = "the sample and local folders work without"
-    return _reach("Earth Search", "https://earth-search.aws.element84.com/v1", remedy)
+    from rs_embed.providers.stac import EARTH_SEARCH
+
+    return _reach("Earth Search", EARTH_SEARCH.url, "the sample and local folders work without")
 
 
 def _earth_engine() -> Finding:

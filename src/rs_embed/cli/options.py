@@ -28,7 +28,12 @@ Box = Annotated[
 PlacesFile = Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Many places: CSV, GeoJSON or GeoParquet.")]
 Start = Annotated[str, typer.Option("--start", metavar="YYYY-MM-DD", help="First day.")]
 End = Annotated[str, typer.Option("--end", metavar="YYYY-MM-DD", help="Day after the last.")]
-Backend = Annotated[str, typer.Option("--backend", help="Where imagery comes from: sample, local:<folder>, or auto.")]
+Backend = Annotated[
+    str,
+    typer.Option(
+        "--backend", help="sample, local:<folder>, earth-search (auto), planetary-computer, stac:<api>#<collection>."
+    ),
+]
 Model = Annotated[str, typer.Option("--model", help="A name from `rs-embed models`.")]
 Checkpoint = Annotated[
     str | None, typer.Option("--checkpoint", help="Hub repo[@revision][:file], folder or file of weights.")

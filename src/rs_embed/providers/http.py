@@ -7,6 +7,7 @@ nowhere else: they are neither stored nor named in an error.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Sequence
@@ -137,6 +138,7 @@ class RangeReader:
 
 def new_client() -> httpx2.AsyncClient:
     """A client that keeps connections open and follows redirects."""
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # at INFO it writes whole addresses, tokens and all
     timeout = httpx2.Timeout(READ_S, connect=CONNECT_S)
     limits = httpx2.Limits(max_connections=64, max_keepalive_connections=64)
     return httpx2.AsyncClient(timeout=timeout, limits=limits, follow_redirects=True)

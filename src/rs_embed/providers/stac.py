@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -152,6 +153,7 @@ class StacProvider:
         return [found[i] for i in range(len(asked))]
 
     def _open(self) -> Client:
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns of retries with whole addresses
         try:
             retry = Retry(
                 total=2,

@@ -165,6 +165,23 @@ def test_the_scene_mask_leaves_clouds_out(archive, stored):
     assert np.nanmax(plain.dn) == 8500
 
 
+def test_a_mosaic_reads_the_newest_scene_and_only_what_it_leaves(archive, stored):
+    provider, files = archive
+    root, items = stored
+    inside, corner = (
+        request(6000, 6000, SensorSpec(composite="mosaic")),
+        request(400, 500, SensorSpec(composite="mosaic")),
+    )
+    [whole] = fetch(provider, [inside])
+    np.testing.assert_array_equal(whole.dn[0], np.maximum(by_rasterio(root, items[2]["id"], inside) - 1000.0, 1))
+    assert [s.datetime[:10] for s in whole.scenes] == ["2022-06-23"]
+    assert {path.split("/")[1][11:19] for path, _ in files.requests} == {"20220623"}
+    whole, holed = fetch(provider, [inside, corner])  # the corner of the tile is missing in every date
+    assert len(whole.scenes) == 1
+    assert len(holed.scenes) == 3
+    assert np.isnan(holed.dn).any()
+
+
 def test_the_least_cloudy_scenes_and_the_cloud_filter(archive):
     provider, _ = archive
     [one] = fetch(provider, [request(3000, 3000, SensorSpec(max_scenes=1))])

@@ -6,7 +6,7 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -116,17 +116,31 @@ class StacProvider:
         """Yield patches as their last block arrives."""
         found = self._choose(requests)
         for part in _parts(requests):
-            places = []
+            waiting = []
             for position in part:
                 scenes, choice = found[position]
                 if choice.chosen:
-                    places.append(ReadPlace(position, requests[position], choice.chosen))
+                    waiting.append(_Gathered(position, requests[position], choice))
                 else:
                     text = nothing_found(self.name, scenes, requests[position], choice)
                     yield position, NoImageryError(text)
-            reader = BlockReader(places, in_flight=settings.fetch_workers(), tokens=self.catalog.tokens())
-            for place in reader:
-                yield place.position, self._patch(place, found[place.position][1])
+            yield from self._read([g for g in waiting if g.request.sensor.composite == "median"], together=None)
+            yield from self._read([g for g in waiting if g.request.sensor.composite == "mosaic"], together=1)
+
+    def _read(self, waiting: Sequence[_Gathered], together: int | None) -> Iterator[tuple[int, Patch | ProviderError]]:
+        """Read the scenes of places, newest first, `together` of each at a time; a full mosaic reads no more."""
+        open_places = {g.position: g for g in waiting}
+        start = 0
+        while open_places:
+            stop = None if together is None else start + together
+            places = [ReadPlace(p, g.request, g.choice.chosen[start:stop]) for p, g in open_places.items()]
+            for place in BlockReader(places, in_flight=settings.fetch_workers(), tokens=self.catalog.tokens()):
+                gathered = open_places[place.position]
+                error = gathered.add(place)
+                if error or stop is None or stop >= len(gathered.choice.chosen) or gathered.is_full():
+                    del open_places[place.position]
+                    yield place.position, error or self._patch(gathered)
+            start += together or 0
 
     def plan(self, requests: Sequence[PatchRequest]) -> FetchPlan:
         """Count scenes and bytes from the catalog alone."""
@@ -193,35 +207,50 @@ class StacProvider:
             "(HTTPS_PROXY); 'sample' and 'local:<folder>' work without a network"
         )
 
-    def _patch(self, place: ReadPlace, choice: Choice) -> Patch | ProviderError:
-        used: list[ReadScene] = []
-        dropped: list[DroppedScene] = []
+    def _patch(self, place: _Gathered) -> Patch | ProviderError:
+        source = f"{self.name}: {', '.join(sorted({s.collection or '?' for s in place.choice.chosen}))}"
         try:
-            images = _images(place, used, dropped)
-            source = f"{self.name}: {', '.join(sorted({s.collection or '?' for s in place.scenes}))}"
-            return build_patch(self.name, source, place.request, choice, iter(images), used, dropped)
+            images = iter([read.image for read in place.used])
+            return build_patch(self.name, source, place.request, place.choice, images, place.used, place.dropped)
         except ProviderError as error:
             return error
 
 
-def _images(place: ReadPlace, used: list[ReadScene], dropped: list[DroppedScene]) -> list[SceneImage]:
-    """What was read of each scene, harmonised; what became of each is noted in the two lists."""
-    sensor, found = place.request.sensor, []
-    for number, scene in enumerate(place.scenes):
-        if sensor.cloud_mask == "scl" and "SCL" not in scene.files:
-            raise ProviderError(f"scene {scene.id} has no band SCL; ask without cloud_mask")
-        layers = [place.layers.pop((number, i), None) for i in range(len(place.bands(number)))]
-        bands = [layer for layer in layers[: len(sensor.bands)] if layer is not None]
-        valid: Any = np.logical_and.reduce([band.valid for band in bands]) if len(bands) == len(sensor.bands) else None
-        if number in place.faults or valid is None or not valid.any():
-            dropped.append(DroppedScene(scene.id, place.faults.get(number, "no valid pixel in the place")))
-            continue
-        rule = scene_radiometry(scene, scene.files[sensor.bands[0]], *place.tags[number])
-        dn = harmonise(np.stack([band.values for band in bands]), rule)
-        image = SceneImage(dn, valid, _scene_classes(layers, len(bands), valid.shape))
-        used.append(ReadScene(scene, image, rule))
-        found.append(image)
-    return found
+@dataclass(slots=True)
+class _Gathered:
+    """A place, and what has been read for it so far."""
+
+    position: int
+    request: PatchRequest
+    choice: Choice
+    used: list[ReadScene] = field(default_factory=list)
+    dropped: list[DroppedScene] = field(default_factory=list)
+
+    def add(self, place: ReadPlace) -> ProviderError | None:
+        """Take over what was read of some scenes, harmonised; an error where the request cannot be met at all."""
+        sensor = self.request.sensor
+        for number, scene in enumerate(place.scenes):
+            if sensor.cloud_mask == "scl" and "SCL" not in scene.files:
+                return ProviderError(f"scene {scene.id} has no band SCL; ask without cloud_mask")
+            layers = [place.layers.pop((number, i), None) for i in range(len(place.bands(number)))]
+            bands = [layer for layer in layers[: len(sensor.bands)] if layer is not None]
+            complete = number not in place.faults and len(bands) == len(sensor.bands)
+            valid: Any = np.logical_and.reduce([band.valid for band in bands]) if complete else np.zeros(1, bool)
+            if not valid.any():
+                reason = place.faults.get(number, "no valid pixel in the place")
+                self.dropped.append(DroppedScene(scene.id, reason))
+                continue
+            rule = scene_radiometry(scene, scene.files[sensor.bands[0]], *place.tags[number])
+            dn = harmonise(np.stack([band.values for band in bands]), rule)
+            image = SceneImage(dn, valid, _scene_classes(layers, len(bands), valid.shape))
+            self.used.append(ReadScene(scene, image, rule))
+        return None
+
+    def is_full(self) -> bool:
+        """Whether every pixel has been observed."""
+        masked = self.request.sensor.cloud_mask == "scl"
+        seen = [(read.image.masked() if masked else read.image).valid for read in self.used]
+        return bool(seen) and bool(np.logical_or.reduce(seen).all())
 
 
 def _scene_classes(layers: Sequence[Layer | None], bands: int, shape: tuple[int, int]) -> npt.NDArray[np.uint8] | None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import rasterio
 from pyproj import Transformer
+from rasterio.shutil import copy as copy_raster
 
 from archive_server import FileServer, Tile, serve_files, serve_stac, write_items, write_scene
 from rs_embed import NoImageryError, PointBuffer, ProviderError, SensorSpec, TemporalSpec, get_embedding
@@ -212,6 +213,45 @@ def test_a_plan_reads_no_pixel(archive):
     assert not files.requests
 
 
+def test_one_file_with_several_bands_gives_each_its_own(tmp_path):
+    rng = np.random.default_rng(0)
+    stack = rng.integers(1001, 4000, (3, 600, 600)).astype(np.uint16)
+    for interleave in ("BAND", "PIXEL"):
+        root = tmp_path / interleave
+        with rasterio.MemoryFile() as memory:
+            profile = {"count": 3, "height": 600, "width": 600, "dtype": "uint16", "nodata": 0}
+            with memory.open(driver="GTiff", crs="EPSG:32633", transform=HOME.transform, **profile) as file:
+                file.write(stack)
+            root.mkdir()
+            with memory.open() as file:
+                options = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "DEFLATE"}
+                copy_raster(file, root / "stack.tif", driver="GTiff", interleave=interleave, **options)
+        with serve_files(FileServer(root)) as files:
+            bands = [{"name": name} for name in ("B02", "B03", "B04")]
+            ring = [[14, 47], [16, 47], [16, 49], [14, 49], [14, 47]]
+            outline = {"type": "Polygon", "coordinates": [ring]}
+            asset = {"href": f"{files.url}/stack.tif", "eo:bands": bands}
+            item = item_document(assets={"data": asset}, geometry=outline)
+            with serve_stac(write_items(root / "items.json", [item])) as api:
+                provider = StacProvider(StacCatalog(name="test", url=api, collections=("sentinel-2-l2a",)))
+                [patch] = fetch(provider, [request(3000, 3000)])
+        assert isinstance(patch, Patch)
+        top, left = (round(v) for v in (~HOME.transform * (patch.geobox.affine.c, patch.geobox.affine.f))[::-1])
+        expected = stack[::-1, top : top + 128, left : left + 128] - 1000.0
+        np.testing.assert_array_equal(patch.dn, expected)
+
+
+def test_closing_early_stops_the_reader(archive):
+    provider, _ = archive
+    results = provider.fetch([request(2000 + 300 * i, 3000) for i in range(40)])
+    next(results)
+    results.close()
+    deadline = time.monotonic() + 10
+    while any(t.name == "rs-embed-blocks" for t in threading.enumerate()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(t.name == "rs-embed-blocks" for t in threading.enumerate())
+
+
 # --- faults ------------------------------------------------------------------------------------------
 
 
@@ -320,8 +360,11 @@ def test_a_token_that_the_server_refuses_is_renewed(stored, tmp_path):
 # --- catalogs ----------------------------------------------------------------------------------------
 
 
-def item_scene(**changes) -> ArchiveScene:
+def item_document(**changes) -> dict[str, object]:
     item = {
+        "type": "Feature",
+        "stac_version": "1.0.0",
+        "links": [],
         "id": "S2A_T33UVP_20220603T101031_L2A",
         "collection": "sentinel-2-l2a",
         "bbox": [14, 47, 16, 49],
@@ -334,7 +377,11 @@ def item_scene(**changes) -> ArchiveScene:
         "assets": {"red": {"href": "https://host/B04.tif"}},
     }
     properties = item["properties"] | changes.pop("properties", {})
-    return scene_of_item(item | changes | {"properties": properties}, str)
+    return item | changes | {"properties": properties}
+
+
+def item_scene(**changes) -> ArchiveScene:
+    return scene_of_item(item_document(**changes), str)
 
 
 def test_one_scene_in_two_collections_is_taken_once():

@@ -13,6 +13,7 @@ import re
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from affine import Affine
 from async_tiff import TIFF, DecoderRegistry
-from async_tiff.enums import Compression
+from async_tiff.enums import Compression, PlanarConfiguration
 from isal import isal_zlib
 from odc.geo.geobox import GeoBox
 from pyproj import CRS
@@ -58,6 +59,8 @@ class Cog:
     block_width: int
     transform: Affine
     crs: CRS
+    planar: bool
+    """Whether its blocks hold one band after the other."""
     nodata: float | None
     scale: float
     offset: float
@@ -70,6 +73,9 @@ class _Target:
     place: ReadPlace
     scene: int
     index: int
+    """Which of the place's bands."""
+    band: int
+    """Which band of the file, from 0."""
 
 
 @dataclass(slots=True, eq=False)
@@ -156,11 +162,15 @@ class BlockReader:
             self._stop.set()
 
     def _start(self) -> None:
+        last: BaseException | None = None
         try:
             asyncio.run(self._sweep())
-            self._done.put(None)
         except BaseException as error:  # noqa: BLE001  (handed to the consumer, which raises it)
-            self._done.put(error)
+            last = error
+        while not self._stop.is_set():
+            with suppress(queue.Full):
+                self._done.put(last, timeout=_POLL_S)
+                return
 
     async def _sweep(self) -> None:
         async with new_client() as client:
@@ -206,15 +216,14 @@ class BlockReader:
     ) -> None:
         for index, band in enumerate(place.bands(number)):
             file = scene.files.get(band)
-            cog = cogs[file.path] if file is not None else f"it has no band {band}"
-            if isinstance(cog, str):
-                place.faults[number] = cog
+            cog = f"it has no band {band}" if file is None else cogs[file.path]
+            if file is None or isinstance(cog, str):
+                place.faults[number] = str(cog)
                 return
             if index == 0:
                 place.tags[number] = (cog.scale, cog.offset)
-            assert file is not None
             for row, col in _blocks_of(place.request.geobox, cog):
-                found[_Block(file.path, row, col)].append(_Target(place, number, index))
+                found[_Block(file.path, row, col)].append(_Target(place, number, index, file.index - 1))
                 place.waiting += 1
 
     async def _work(
@@ -246,11 +255,10 @@ class BlockReader:
 
     async def _hand_over(self, place: ReadPlace) -> None:
         while not self._stop.is_set():
-            try:
+            with suppress(queue.Full):
                 self._done.put_nowait(place)
                 return
-            except queue.Full:
-                await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(_POLL_S)
 
 
 async def _open_cog(reader: RangeReader, url: str) -> Cog | str:
@@ -280,6 +288,7 @@ def _read_header(tiff: TIFF) -> Cog | str:
         block_width=ifd.tile_width,
         transform=Affine(x, 0, left - col * x, 0, -y, top + row * y),
         crs=CRS.from_epsg(epsg),
+        planar=ifd.planar_configuration == PlanarConfiguration.Planar,
         nodata=float(ifd.gdal_nodata.strip("\x00 ")) if ifd.gdal_nodata else None,
         scale=float(tags.get("scale", 1.0)),
         offset=float(tags.get("offset", 0.0)),
@@ -287,7 +296,7 @@ def _read_header(tiff: TIFF) -> Cog | str:
 
 
 async def _read_block(cog: Cog, block: _Block, reader: RangeReader) -> npt.NDArray[np.generic]:
-    """One block (y, x), fetched again when what came cannot be decoded.
+    """One block (bands, y, x), fetched again when what came cannot be decoded.
 
     Raises:
         FetchError: when it cannot be had.
@@ -304,14 +313,14 @@ async def _read_block(cog: Cog, block: _Block, reader: RangeReader) -> npt.NDArr
                 name = block.url.rpartition("/")[2]
                 raise FetchError(f"{name}: block {block.row},{block.col} is corrupt ({error})") from None
         else:
-            return values[..., 0] if values.ndim == 3 else values
+            return values if cog.planar else np.moveaxis(values, -1, 0)
     raise AssertionError("unreachable")
 
 
 def _scatter(target: _Target, cog: Cog, block: _Block, values: npt.NDArray[np.generic]) -> None:
     """One block's pixels to one place."""
     where, rows, cols = _window(target.place.request.geobox, cog, block)
-    taken = values[rows, cols]
+    taken = values[target.band][rows, cols]
     nodata = 0.0 if cog.nodata is None else cog.nodata
     valid = ~np.isnan(taken) if np.isnan(nodata) else taken != nodata
     target.place.take(target.scene, target.index, where, taken, valid)

@@ -83,9 +83,14 @@ class Layer:
     """Stored values of one file on one place's grid."""
 
     values: npt.NDArray[np.generic]
-    """(y, x), of the file's own type."""
-    valid: npt.NDArray[np.bool_]
-    """(y, x), True where a value was read that is not nodata."""
+    """(y, x), of the file's own type, `nodata` where nothing was read."""
+    nodata: float
+
+    @property
+    def valid(self) -> npt.NDArray[np.bool_]:
+        """(y, x), True where a value was read that is not nodata."""
+        found: npt.NDArray[np.bool_] = ~np.isnan(self.values) if np.isnan(self.nodata) else self.values != self.nodata
+        return found
 
 
 @dataclass(slots=True, eq=False)
@@ -109,21 +114,15 @@ class ReadPlace:
         files = self.scenes[scene].files
         return [*self.request.sensor.bands, *(["SCL"] if "SCL" in files else [])]
 
-    def take(
-        self,
-        scene: int,
-        index: int,
-        where: tuple[IndexArray, ...],
-        values: npt.NDArray[np.generic],
-        valid: npt.NDArray[np.bool_],
-    ) -> None:
-        """Put one block's pixels in their place."""
+    def layer(self, scene: int, index: int, dtype: np.dtype[np.generic], nodata: float) -> Layer:
+        """Where the values of one band of one scene go; made when it is first asked for."""
         if (scene, index) not in self.layers:
-            shape = self.request.geobox.shape
-            self.layers[scene, index] = Layer(np.zeros(shape, values.dtype), np.zeros(shape, bool))
-        layer = self.layers[scene, index]
-        layer.values[where] = values
-        layer.valid[where] = valid
+            if dtype.kind in "ui":
+                limits = np.iinfo(dtype.name)
+                nodata = nodata if limits.min <= nodata <= limits.max else 0.0  # what it cannot hold marks nothing
+            empty = np.full(self.request.geobox.shape, nodata).astype(dtype)
+            self.layers[scene, index] = Layer(empty, nodata)
+        return self.layers[scene, index]
 
     def give_up(self, scene: int, fault: str) -> None:
         """Note why a scene cannot be read, and forget what was."""
@@ -320,10 +319,9 @@ async def _read_block(cog: Cog, block: _Block, reader: RangeReader) -> npt.NDArr
 def _scatter(target: _Target, cog: Cog, block: _Block, values: npt.NDArray[np.generic]) -> None:
     """One block's pixels to one place."""
     where, rows, cols = _window(target.place.request.geobox, cog, block)
-    taken = values[target.band][rows, cols]
     nodata = 0.0 if cog.nodata is None else cog.nodata
-    valid = ~np.isnan(taken) if np.isnan(nodata) else taken != nodata
-    target.place.take(target.scene, target.index, where, taken, valid)
+    layer = target.place.layer(target.scene, target.index, values.dtype, nodata)
+    layer.values[where] = values[target.band][rows, cols]
 
 
 def _window(geobox: GeoBox, cog: Cog, block: _Block) -> tuple[tuple[IndexArray, ...], IndexArray, IndexArray]:

@@ -40,7 +40,7 @@ from rs_embed.providers.items import scene_of_item
 from rs_embed.sentinel2 import processing_baseline
 from rs_embed.specs import TemporalSpec
 
-_TOGETHER = 1000
+_TOGETHER = 500
 """Places of one sweep over the blocks."""
 _PAGE = 100
 """Items a page; larger pages crash Earth Search."""
@@ -139,7 +139,9 @@ class StacProvider:
                 error = gathered.add(place)
                 if error or stop is None or stop >= len(gathered.choice.chosen) or gathered.is_full():
                     del open_places[place.position]
-                    yield place.position, error or self._patch(gathered)
+                    patch = error or self._patch(gathered)
+                    gathered.used.clear()  # its pixels are in the patch now
+                    yield place.position, patch
             start += together or 0
 
     def plan(self, requests: Sequence[PatchRequest]) -> FetchPlan:

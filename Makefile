@@ -20,7 +20,7 @@ lint: $(READY)  ## Style, types, layers
 bench: $(READY)  ## Benchmarks against what a user would write otherwise (minutes)
 	$(BIN)/python -m benchmarks
 
-train: $(READY)  ## Train clip_eurosat_s2rgb from scratch: DATA=eurosat_rgb.tar (an hour on 2 cores); goes on where it stopped
+train: $(READY)  ## Train clip_eurosat_s2rgb from scratch: DATA=eurosat_rgb.tar (100 minutes on 2 cores); goes on where it stopped
 	$(BIN)/python -m training.train_clip_eurosat $(if $(DATA),--data $(DATA))
 
 constraints: $(READY)  ## Pin what is installed now

@@ -26,7 +26,7 @@ from rs_embed.specs import PointBuffer, SensorSpec, TemporalSpec
 FOLDER = Path(__file__).parent / "data" / "archive"
 JUNE = TemporalSpec.range("2022-06-01", "2022-07-01")
 SIDE_PX, DATES, DELAY_S = 5120, 6, 0.030
-SIZES = (1, 24, 120)
+SIZES = (1, 24, 96)
 _SERVER = """
 import sys; sys.path.insert(0, "tests")
 import time

@@ -30,6 +30,7 @@ from rs_embed.clip.preprocess import CLIP_MEAN, CLIP_STD
 from training.eurosat import CLASSES, DN_RANGE, Captions, Chips, build_tokenizer, load_captions, load_chips
 
 HERE = Path(__file__).parent
+NEIGHBOUR_TEMPERATURE = 0.1
 Config = dict[str, Any]
 
 
@@ -129,6 +130,16 @@ def contrast(images: Tensor, texts: Tensor, labels: Tensor, logit_scale: Tensor)
     return loss / 2
 
 
+def neighbours(images: Tensor, labels: Tensor) -> Tensor:
+    """The same between images: each one's neighbours ought to be of its class (supervised contrastive loss)."""
+    unit = F.normalize(images, dim=-1)
+    alone = torch.eye(len(images), dtype=torch.bool, device=images.device)
+    logits = (unit @ unit.T / NEIGHBOUR_TEMPERATURE).masked_fill(alone, -1e4)  # (n, n)
+    same = ((labels[:, None] == labels[None, :]) & ~alone).float()
+    loss: Tensor = F.cross_entropy(logits, same / same.sum(dim=1, keepdim=True).clamp(min=1))
+    return loss
+
+
 @dataclass(frozen=True, slots=True)
 class Cycle:
     """One descent of the learning rate."""
@@ -137,6 +148,8 @@ class Cycle:
     epochs: int
     learning_rate: float
     augment: Config
+    neighbour_weight: float
+    """Of the loss between images, beside the one between images and texts."""
 
     def rate(self, epoch: float, warmup_epochs: float) -> float:
         """The learning rate at a point of the run: a warm-up at its very start, a cosine in each cycle."""
@@ -150,7 +163,7 @@ def cycles(config: Config) -> list[Cycle]:
     found, first = [], 0
     for row in config["cycle"]:
         augmented = config["augment"] | row.get("augment", {})
-        found.append(Cycle(first, row["epochs"], row["learning_rate"], augmented))
+        found.append(Cycle(first, row["epochs"], row["learning_rate"], augmented, row.get("neighbour_weight", 0.0)))
         first += row["epochs"]
     return found
 
@@ -232,7 +245,10 @@ def train_epoch(run: Run, chips: Chips, captions: Captions) -> float:
         for group in run.optimiser.param_groups:
             group["lr"] = cycle.rate(run.epoch + (number + 1) / per_epoch, config["warmup_epochs"])
         images, texts = towers.vision.encode_image(pixels), towers.text.encode_text(ids)
-        loss = contrast(images, texts, labels.to(run.device), towers.text.logit_scale)
+        classes = labels.to(run.device)
+        loss = contrast(images, texts, classes, towers.text.logit_scale)
+        if cycle.neighbour_weight:
+            loss = loss + cycle.neighbour_weight * neighbours(images, classes)
         run.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(towers.parameters(), 1.0)

@@ -137,7 +137,8 @@ A small CLIP that ships with the package, so that everything works at once and m
 {rows}
 
 The neighbour figure was meant to be 0.90 on the chips as they are, and is not: after two cycles of training it was
-0.865, and a third one with a loss between images brought it to this. A neighbour is the nearest other chip of those held out.
+0.865, and a third one with a loss between images brought it to this. A neighbour is the nearest other chip of those
+held out.
 
 Mean average precision by class name: {cosine:.3f} by cosine, {minus:.3f} with the background vocabulary.
 

@@ -17,15 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.scores import FloatArray, accuracy, linear_probe, nearest_neighbour, precision_at, unit
+from benchmarks.scores import FloatArray, accuracy, linear_probe, nearest_neighbour, precision_at
 from rs_embed.clip.checkpoint import open_checkpoint
-from rs_embed.clip.hub import resolve_tokenizer
 from rs_embed.clip.model import Activation
 from rs_embed.embedders.catalog import find_card
-from rs_embed.embedders.chips import ChipSize
-from rs_embed.embedders.loading import find_device, find_weights
+from rs_embed.embedders.loading import find_weights, load_embedder, load_text_embedder
 from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
-from rs_embed.embedders.text import RS_TEMPLATES, TextEmbedder
+from rs_embed.embedders.text import RS_TEMPLATES, TextEmbedder, unit
 from rs_embed.specs import OutputSpec
 from training.eurosat import CLASSES, HAZE_OUT, Chips, load_captions, load_chips
 
@@ -59,28 +57,16 @@ def open_subject(
 ) -> Subject:
     card = find_card(model)
     card = card if dn_range is None else replace(card, dn_range=dn_range)
-    reference = checkpoint or card.checkpoint
-    file, device = find_weights(reference), find_device("auto")
-    opened = open_checkpoint(file)
-    opened = opened if activation is None else replace(opened, config=replace(opened.config, activation=activation))
-    vision = opened.load_vision().to(device)
-    images = RemoteClipEmbedder(
-        card=card,
-        network=vision,
-        size=ChipSize(vision.config.image_px, vision.config.patch_px),
-        device=device,
-        checkpoint=reference,
-        weights_sha256=opened.sha256(),
-        activation=opened.config.activation,
+    images = load_embedder(card, checkpoint=checkpoint, device="auto", precision="fp32")
+    texts = load_text_embedder(card, checkpoint=checkpoint, device="auto")
+    if activation is None:
+        return Subject(images, texts)
+    opened = open_checkpoint(find_weights(checkpoint or card.checkpoint))
+    other = replace(opened, config=replace(opened.config, activation=activation))
+    return Subject(
+        replace(images, network=other.load_vision().to(images.device), activation=activation),
+        replace(texts, tower=other.load_text().to(texts.device)),
     )
-    texts = TextEmbedder(
-        model=card.name,
-        tower=opened.load_text().to(device),
-        tokenizer=resolve_tokenizer(file),
-        device=device,
-        weights_sha256=opened.sha256(),
-    )
-    return Subject(images, texts)
 
 
 def measure(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.scores import FloatArray, average_precision, precision_at, unit
+from benchmarks.scores import FloatArray, average_precision, precision_at
+from rs_embed.embedders.text import unit
 from rs_embed.search.query import query_vector
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "remoteclip_whurs19" / "remoteclip_vit_b_32.npz"

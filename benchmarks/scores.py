@@ -7,12 +7,10 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
+from rs_embed.embedders.text import unit
+
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
-
-
-def unit(vectors: FloatArray) -> FloatArray:
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 def accuracy(images: FloatArray, texts: FloatArray, labels: IntArray) -> float:

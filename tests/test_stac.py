@@ -305,6 +305,16 @@ def test_a_catalog_that_is_down_is_one_error_in_time():
     assert time.monotonic() - started < 20
 
 
+def signed_catalog(api: str, tokens: FileServer) -> StacCatalog:
+    return StacCatalog(
+        name="signed",
+        url=api,
+        collections=("sentinel-2-l2a",),
+        sas_token_url=f"{tokens.url}/sas",
+        signed_hosts="127.0.0.1",
+    )
+
+
 def test_signed_files_are_read_with_one_token_a_container_that_never_shows(stored, tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     """Files that want a token, as Planetary Computer's do."""
@@ -317,13 +327,7 @@ def test_signed_files_are_read_with_one_token_a_container_that_never_shows(store
             token.parent.mkdir(parents=True, exist_ok=True)
             token.write_text(json.dumps({"token": "sig=fresh", "msft:expiry": "2099-01-01T00:00:00Z"}))
         with serve_stac(write_items(tmp_path / "items.json", moved)) as api:
-            catalog = StacCatalog(
-                name="signed",
-                url=api,
-                collections=("sentinel-2-l2a",),
-                sas_token_url=f"{tokens.url}/sas",
-                signed_hosts="127.0.0.1",
-            )
+            catalog = signed_catalog(api, tokens)
             [patch] = fetch(StacProvider(catalog), [request(3000, 3000)])
     assert isinstance(patch, Patch)
     assert len(patch.scenes) == 3
@@ -342,13 +346,7 @@ def test_a_token_that_the_server_refuses_is_renewed(stored, tmp_path):
         token.parent.mkdir(parents=True)
         token.write_text(json.dumps({"token": "sig=first", "msft:expiry": "2099-01-01T00:00:00Z"}))
         with serve_stac(write_items(tmp_path / "items.json", moved)) as api:
-            catalog = StacCatalog(
-                name="signed",
-                url=api,
-                collections=("sentinel-2-l2a",),
-                sas_token_url=f"{tokens.url}/sas",
-                signed_hosts="127.0.0.1",
-            )
+            catalog = signed_catalog(api, tokens)
             results = StacProvider(catalog).fetch([request(3000, 3000)])
             threading.Timer(0.3, token.write_text, [token.read_text().replace("first", "second")]).start()
             files.delay_s = 0.5  # the first answers come when there is a second token

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.bench_eurosat import DATA, NO_HAZE, ROOT, SPLIT, Subject, measure, measure_pooling, open_subject
-from benchmarks.scores import average_precision, unit
+from benchmarks.scores import average_precision
 from rs_embed import OutputSpec, PointBuffer, TemporalSpec, get_embeddings_batch, list_samples, zero_shot
 from rs_embed.cli.demo_labels import CLASSES as WORDS
 from rs_embed.cli.demo_labels import right_answers
-from rs_embed.embedders.text import RS_TEMPLATES
+from rs_embed.embedders.text import RS_TEMPLATES, unit
 from rs_embed.search.query import text_query
 from training.eurosat import CLASSES, Chips, Wordings, load_captions, load_chips
 

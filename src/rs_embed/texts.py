@@ -108,12 +108,6 @@ def label_names(labels: Labels) -> list[str]:
     return [label if isinstance(label, str) else str(next(iter(label), "")) for label in labels]
 
 
-def known_words(model: str, texts: Sequence[str], *, checkpoint: str | Path | None = None) -> list[str]:
-    """Those texts all of whose words the model's vocabulary has."""
-    embedder = _load(model, checkpoint, "auto")
-    return [text for text in texts if not embedder.unknown_words(text)]
-
-
 def _synonyms(labels: Labels) -> list[list[str]]:
     groups = labels.values() if isinstance(labels, Mapping) else labels
     return [check_texts(group) for group in groups]

@@ -96,13 +96,10 @@ def read_labels(text: str) -> dict[str, list[str]]:
 
 
 def _record(named: NamedPlace, result: Embedding | EmbeddingFailure, odds: dict[str, float] | None) -> dict[str, Any]:
-    from rs_embed.embedding import EmbeddingFailure, describe_place
+    from rs_embed.cli.write import record_head
 
-    head = {"id": named.id, "place": describe_place(named.place)}
-    if isinstance(result, EmbeddingFailure):
-        return {**head, "ok": False, "error": {"type": type(result.error).__name__, "message": str(result.error)}}
-    assert odds is not None
-    return {**head, "ok": True, "label": max(odds, key=odds.__getitem__), "probabilities": odds}
+    head = record_head(named, result)
+    return head if odds is None else {**head, "label": max(odds, key=odds.__getitem__), "probabilities": odds}
 
 
 def _text(named: NamedPlace, record: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from rs_embed.api import get_embeddings_batch
 from rs_embed.cli.demo_labels import CLASSES, right_answers
 from rs_embed.cli.demo_picture import GAP, GREY, INK, LEFT, PAPER, font
+from rs_embed.embedders.text import unit
 from rs_embed.embedding import Embedding
 from rs_embed.inspection import quicklook
 from rs_embed.providers.sample import Sample
@@ -51,17 +52,15 @@ def cut_chips(samples: Sequence[Sample], patches: Sequence[npt.NDArray[np.float3
     corners = [(row, col) for row in (0, CHIP_PX) for col in (0, CHIP_PX)]
     pixels = [dn[:, row : row + CHIP_PX, col : col + CHIP_PX] for dn in patches for row, col in corners]
     results = get_embeddings_batch(model, input_chws=pixels, output=OutputSpec.pooled("projected"))
-    vectors = [np.asarray(r.data) for r in results if isinstance(r, Embedding)]
+    vectors = unit(np.stack([np.asarray(r.data) for r in results if isinstance(r, Embedding)]))
     pictures = [
-        quicklook(dn).crop(
-            (col * 512 // 120, row * 512 // 120, (col + CHIP_PX) * 512 // 120, (row + CHIP_PX) * 512 // 120)
-        )
-        for dn in patches
+        look.crop((col * 512 // 120, row * 512 // 120, (col + CHIP_PX) * 512 // 120, (row + CHIP_PX) * 512 // 120))
+        for look in map(quicklook, patches)
         for row, col in corners
     ]
     places = [(number, sample) for number, sample in enumerate(samples, start=1) for _ in corners]
     return [
-        Chip(number, sample, picture, vector / np.linalg.norm(vector))
+        Chip(number, sample, picture, vector)
         for (number, sample), picture, vector in zip(places, pictures, vectors, strict=True)
     ]
 

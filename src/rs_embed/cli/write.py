@@ -47,14 +47,22 @@ def to_json(places: Sequence[NamedPlace], results: Results) -> str:
     return json.dumps([_record(p, r) for p, r in zip(places, results, strict=True)], indent=1, allow_nan=False)
 
 
-def _record(named: NamedPlace, result: Embedding | EmbeddingFailure) -> dict[str, Any]:
+def record_head(named: NamedPlace, result: Embedding | EmbeddingFailure) -> dict[str, Any]:
+    """`{id, place, ok}` of a result, and `error` where it failed: how every record of ours begins."""
     head = {"id": named.id, "place": describe_place(named.place)}
     if isinstance(result, EmbeddingFailure):
         return {**head, "ok": False, "error": {"type": type(result.error).__name__, "message": str(result.error)}}
+    return {**head, "ok": True}
+
+
+def _record(named: NamedPlace, result: Embedding | EmbeddingFailure) -> dict[str, Any]:
+    head = record_head(named, result)
+    if isinstance(result, EmbeddingFailure):
+        return head
     values = np.asarray(result.data)
     embedding = values.astype(object)
     embedding[np.isnan(values)] = None  # JSON has no NaN
-    return {**head, "ok": True, "shape": list(values.shape), "embedding": embedding.tolist(), "meta": result.meta}
+    return {**head, "shape": list(values.shape), "embedding": embedding.tolist(), "meta": result.meta}
 
 
 def _stack(results: Results) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -187,8 +187,13 @@ def _composite(images: Iterator[SceneImage], sensor: SensorSpec) -> npt.NDArray[
     first = next(images, None)
     if first is None:
         return None
-    rest = (image.masked() if sensor.cloud_mask == "scl" else image for image in _chain(first, images))
+    rest = (masked_for(image, sensor) for image in _chain(first, images))
     return mosaic(rest) if sensor.composite == "mosaic" else median(list(rest))
+
+
+def masked_for(image: SceneImage, sensor: SensorSpec) -> SceneImage:
+    """A scene as the sensor's `cloud_mask` leaves it."""
+    return image.masked() if sensor.cloud_mask == "scl" else image
 
 
 def _chain(first: SceneImage, rest: Iterator[SceneImage]) -> Iterator[SceneImage]:

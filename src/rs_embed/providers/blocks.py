@@ -330,18 +330,23 @@ def _window(geobox: GeoBox, cog: Cog, block: _Block) -> tuple[tuple[IndexArray, 
     top, left = block.row * cog.block_height, block.col * cog.block_width
     bottom, right = min(top + cog.block_height, cog.height), min(left + cog.block_width, cog.width)
     in_rows, in_cols = (rows >= top) & (rows < bottom), (cols >= left) & (cols < right)
-    if rows.shape[1] == 1 and cols.shape[0] == 1:  # the same CRS, north-up: rows and columns by themselves
+    if _by_themselves(rows, cols):
         y, x = np.flatnonzero(in_rows), np.flatnonzero(in_cols)
         return np.ix_(y, x), rows[y] - top, cols[:, x] - left
     where = np.nonzero(in_rows & in_cols)
     return where, rows[where] - top, cols[where] - left
 
 
+def _by_themselves(rows: IndexArray, cols: IndexArray) -> bool:
+    """Whether rows depend on y alone and columns on x alone: the same CRS, north-up."""
+    return bool(rows.shape[1] == 1 and cols.shape[0] == 1)
+
+
 def _blocks_of(geobox: GeoBox, cog: Cog) -> list[tuple[int, int]]:
     """Row and column of each block that a place needs."""
     rows, cols = _mapping(geobox, cog.transform, cog.crs)
     in_rows, in_cols = (rows >= 0) & (rows < cog.height), (cols >= 0) & (cols < cog.width)
-    if rows.shape[1] == 1 and cols.shape[0] == 1:
+    if _by_themselves(rows, cols):
         block_rows = np.unique(rows[in_rows] // cog.block_height)
         block_cols = np.unique(cols[in_cols] // cog.block_width)
         return [(int(r), int(c)) for r in block_rows for c in block_cols]

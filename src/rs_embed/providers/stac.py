@@ -30,6 +30,7 @@ from rs_embed.providers.archive import (
     build_patch,
     choose,
     harmonise,
+    masked_for,
     nothing_found,
     scene_radiometry,
 )
@@ -157,10 +158,11 @@ class StacProvider:
 
     def _choose(self, asked: Sequence[PatchRequest]) -> list[tuple[Sequence[ArchiveScene], Choice]]:
         """For each request the scenes that were found around it, and those that it takes."""
+        if not asked:
+            return []
         found: dict[int, tuple[Sequence[ArchiveScene], Choice]] = {}
-        client = self._open() if asked else None
+        client = self._open()
         for temporal, members in _cells(asked):
-            assert client is not None
             bounds = np.array([lonlat_bounds(asked[i].geobox) for i in members])
             around = [*bounds[:, :2].min(axis=0).tolist(), *bounds[:, 2:].max(axis=0).tolist()]
             scenes = self._search(client, around, temporal)
@@ -250,8 +252,7 @@ class _Gathered:
 
     def is_full(self) -> bool:
         """Whether every pixel has been observed."""
-        masked = self.request.sensor.cloud_mask == "scl"
-        seen = [(read.image.masked() if masked else read.image).valid for read in self.used]
+        seen = [masked_for(read.image, self.request.sensor).valid for read in self.used]
         return bool(seen) and bool(np.logical_or.reduce(seen).all())
 
 

@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from affine import Affine
 
 from benchmarks.timing import Comparison, compare
 from rs_embed.grid import place_geobox
 from rs_embed.patch import Patch
 from rs_embed.providers.base import PatchRequest
-from rs_embed.providers.stac import StacCatalog, StacProvider
+from rs_embed.providers.stac import StacProvider
+from rs_embed.providers.stac_search import StacCatalog
 from rs_embed.specs import PointBuffer, SensorSpec, TemporalSpec
 
 FOLDER = Path(__file__).parent / "data" / "archive"
@@ -115,15 +117,14 @@ def _archive(tile: object) -> list[Path]:
             continue
         started = time.perf_counter()
         assets = {}
-        for number, (key, band) in enumerate(BANDS.items()):
-            rng = np.random.default_rng(10 * date + number)
-            coarse = rng.integers(1400, 3200, (SIDE_PX // 16, SIDE_PX // 16))
-            values = np.kron(coarse, np.ones((16, 16), int)) + rng.integers(0, 120, (SIDE_PX, SIDE_PX))
-            write_cog(FOLDER / identifier / f"{band}.tif", values.astype(np.uint16), tile.transform, tile.epsg, 1024)
+        for number, (key, band) in enumerate((*BANDS.items(), ("scl", "SCL"))):
+            values, scale = _pixels(key, np.random.default_rng(10 * date + number))
+            transform = tile.transform * Affine.scale(scale)
+            write_cog(FOLDER / identifier / f"{band}.tif", values, transform, tile.epsg, 1024, overviews="AUTO")
             assets[key] = {
                 "href": f"http://files/{identifier}/{band}.tif",
-                "proj:shape": [SIDE_PX, SIDE_PX],
-                "proj:transform": list(tile.transform)[:6],
+                "proj:shape": list(values.shape),
+                "proj:transform": list(transform)[:6],
             }
         document = {
             "type": "Feature",
@@ -146,3 +147,12 @@ def _archive(tile: object) -> list[Path]:
         item.write_text(json.dumps(document))
         print(f"made {identifier} in {time.perf_counter() - started:.0f} s", file=sys.stderr)
     return paths
+
+
+def _pixels(key: str, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """Something that compresses about as real pixels do, and how many pixels of 10 m one of its own is wide."""
+    if key == "scl":
+        return np.kron(rng.integers(4, 7, (SIDE_PX // 32, SIDE_PX // 32)), np.ones((16, 16), int)).astype(np.uint8), 2
+    coarse = rng.integers(1100, 3200, (SIDE_PX // 16, SIDE_PX // 16))
+    values = np.kron(coarse, np.ones((16, 16), int)) + rng.integers(0, 120, (SIDE_PX, SIDE_PX))
+    return values.astype(np.uint16), 1

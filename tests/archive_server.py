@@ -52,6 +52,7 @@ class FileServer:
 def serve_files(server: FileServer) -> Iterator[FileServer]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # as real servers do; else each answer waits 40 ms for an acknowledgement
 
         def log_message(self, *_: object) -> None:
             pass
@@ -163,14 +164,18 @@ class Tile:
         return Affine(10, 0, self.left, 0, -10, self.top)
 
 
-def write_cog(path: Path, values: np.ndarray, transform: Affine, epsg: int, block: int = 512) -> None:
+def write_cog(
+    path: Path, values: np.ndarray, transform: Affine, epsg: int, block: int = 512, overviews: str = "NONE"
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     profile = {"count": 1, "height": values.shape[0], "width": values.shape[1], "dtype": values.dtype, "nodata": 0}
     with rasterio.MemoryFile() as memory:
         with memory.open(driver="GTiff", crs=f"EPSG:{epsg}", transform=transform, **profile) as file:
             file.write(values, 1)
         with memory.open() as file:
-            copy_raster(file, path, driver="COG", blocksize=block, compress="DEFLATE", predictor=2, overviews="NONE")
+            options = {"blocksize": block, "compress": "DEFLATE", "predictor": 2, "overviews": overviews}
+            options["overview_resampling"] = "NEAREST"  # noise would average out
+            copy_raster(file, path, driver="COG", **options)
 
 
 def write_scene(
@@ -186,6 +191,8 @@ def write_scene(
     cloudy_share: float = 0.0,
     scl: bool = True,
     block: int = 512,
+    darkest: int = 1001,
+    overviews: str = "NONE",
 ) -> dict[str, object]:
     """One scene's files, and its STAC item as Earth Search would write it."""
     rng = np.random.default_rng(seed)
@@ -193,10 +200,10 @@ def write_scene(
     n, assets = tile.side_px, {}
     clouds = rng.random((n // 2, n // 2)) < cloudy_share
     for key, name in BANDS.items():
-        values = rng.integers(1001, 4000, (n, n)).astype(np.uint16)
+        values = rng.integers(darkest, darkest + 3000, (n, n)).astype(np.uint16)
         values[np.kron(clouds, np.ones((2, 2), bool))] = 9500
         values[:40, :30] = 0  # outside of the swath
-        write_cog(root / identifier / f"{name}.tif", values, tile.transform, tile.epsg, block)
+        write_cog(root / identifier / f"{name}.tif", values, tile.transform, tile.epsg, block, overviews)
         assets[key] = {"href": f"{url}/{identifier}/{name}.tif", "type": "image/tiff; application=geotiff"}
     assets["visual"] = {"href": f"{url}/{identifier}/TCI.tif", "eo:bands": [{"name": b} for b in BANDS]}
     assets["red-jp2"] = {"href": f"{url}/{identifier}/B04.jp2", "eo:bands": [{"name": "red"}]}
@@ -222,6 +229,8 @@ def write_scene(
             "s2:processing_baseline": baseline,
             "grid:code": f"MGRS-{tile.code}",
             "proj:code": f"EPSG:{tile.epsg}",
+            "proj:shape": [n, n],
+            "proj:transform": list(tile.transform)[:6],
         },
         "assets": assets,
         "links": [],

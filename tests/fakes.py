@@ -118,7 +118,7 @@ class FakeProvider:
                 yield position, patch_of(requests[position])
 
     def plan(self, requests: Sequence[PatchRequest]) -> FetchPlan:
-        return FetchPlan(places=len(requests), scenes=len(requests), read_bytes=0)
+        return FetchPlan(scenes_of=(1,) * len(requests), covered=(1.0,) * len(requests), read_bytes=0)
 
 
 def patch_of(request: PatchRequest, **changes: object) -> Patch:

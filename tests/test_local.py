@@ -273,4 +273,4 @@ def test_a_plan_counts_scenes_and_bytes_without_reading(tmp_path):
     requests = [PatchRequest(g, JUNE, SensorSpec()) for g in (GEOBOX, elsewhere)]
     plan = provider.plan(requests)
     assert (plan.places, plan.scenes, plan.places_without_scene) == (2, 1, (1,))
-    assert plan.read_bytes == 60 * 60 * 3 * 2
+    assert plan.read_bytes == 60 * 60 * (3 * 2 + 1)  # three bands of two bytes and the scene classification

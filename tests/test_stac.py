@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,9 @@ from rs_embed.providers.archive import ArchiveScene
 from rs_embed.providers.base import PatchRequest, Provider
 from rs_embed.providers.catalog import resolve
 from rs_embed.providers.items import scene_of_item
-from rs_embed.providers.stac import CATALOGS, StacCatalog, StacProvider, unique
+from rs_embed.providers.offsets import dark_end, offset_seen
+from rs_embed.providers.stac import StacProvider
+from rs_embed.providers.stac_search import CATALOGS, StacCatalog, unique
 
 HOME = Tile("33UVP", 32633, 499_980, 5_300_040)
 EAST = Tile("33UWP", 32633, 499_980 + 15_360 - 980, 5_300_040)  # overlaps its neighbour, as tiles do
@@ -205,12 +208,204 @@ def test_a_place_or_time_without_scenes_says_so(archive):
     assert provider.plan([request(3000, 3000), far]).places_without_scene == (1,)
 
 
-def test_a_plan_reads_no_pixel(archive):
+def test_a_plan_counts_what_a_fetch_reads_and_reads_no_pixel(archive):
     provider, files = archive
-    plan = provider.plan([request(3000, 3000), request(15_300, 4000)])
-    assert (plan.places, plan.scenes) == (2, 3 + 4)
-    assert plan.read_bytes == 128 * 128 * 7 * 7
+    asked = [request(3000, 3000), request(15_300, 4000)]
+    plan = provider.plan(asked)
+    assert (plan.places, plan.scenes_of, plan.places_without_scene) == (2, (3, 4), ())
+    assert plan.covered == (1.0, 1.0)
+    # both lie in blocks of 1024 px as a catalog's mostly are: one for the first place, two for the second on HOME
+    assert plan.blocks == (3 + 1) * 4 + 3 * 4
+    assert plan.requests == plan.blocks + 4 * 4
+    assert plan.read_bytes == round(1024 * 1024 * 7 * (3 * 1.3 + 0.1))
     assert not files.requests
+
+
+def test_a_plan_takes_the_size_of_a_file_from_its_item():
+    scene = item_scene(
+        assets={
+            "red": {"href": "https://host/B04.tif", "file:size": 161_480_000, "proj:code": "EPSG:32633"},
+            "green": {"href": "https://host/B03.tif"},
+        },
+        properties={"proj:shape": [10980, 10980], "proj:transform": [10, 0, 499_980, 0, -10, 5_300_040]},
+    )
+    from rs_embed.providers.stac import _block_bytes
+
+    assert scene.files["B4"].grid.epsg == 32633
+    assert scene.files["B3"].grid is None
+    assert _block_bytes("B4", scene.files["B4"]) == pytest.approx(161_480_000 / 10980**2 * 0.75 * 1024**2)
+
+
+def test_a_place_half_outside_of_its_scenes_is_told_by_the_plan(archive):
+    provider, _ = archive
+    plan = provider.plan([request(0, 3000)])
+    assert plan.covered[0] == pytest.approx(0.5, abs=0.05)
+
+
+def test_blocks_side_by_side_come_with_one_request(stored, tmp_path):
+    root, items = stored
+    wide = request(7680, 3000, buffer_m=7000)  # three blocks of 512 px from west to east
+    with serve_files(FileServer(root)) as files:
+        moved = json.loads(json.dumps(items[:1]).replace("http://files", files.url))
+        with serve_stac(write_items(tmp_path / "items.json", moved)) as api:
+            provider = StacProvider(StacCatalog(name="test", url=api, collections=("sentinel-2-l2a",)))
+            [patch] = fetch(provider, [wide])
+        assert isinstance(patch, Patch)
+        np.testing.assert_array_equal(patch.dn[0], expected_median(root, items[:1], wide))
+        blocks = [span for path, span in files.requests if path.endswith("B04.tif") and not span.startswith("0-")]
+        assert len(blocks) == 2  # two rows
+
+
+def test_a_catalog_with_the_fields_extension_is_asked_for_no_more_than_is_read(stored, tmp_path):
+    """A catalog that says it knows the extension, in front of the real one, which does not."""
+    import requests as http
+
+    _, items = stored
+    bodies: list[dict[str, object]] = []
+
+    class Front(BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_GET(self):
+            landing = http.get(f"{api}{self.path}").json()
+            landing["conformsTo"].append("https://api.stacspec.org/v1.0.0/item-search#fields")
+            self._send(json.dumps(landing).replace(api, front))
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            bodies.append(body)
+            self._send(http.post(f"{api}{self.path}", json=body | {"fields": None}).text)
+
+        def _send(self, text):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(text.encode())))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+    with serve_stac(write_items(tmp_path / "items.json", items)) as api:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Front)
+        front = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            provider = StacProvider(StacCatalog(name="test", url=front, collections=("sentinel-2-l2a",)))
+            assert provider.plan([request(3000, 3000)]).scenes_of == (3,)
+            assert provider.plan([request(3000, 3100)]).scenes_of == (3,)
+        finally:
+            server.shutdown()
+            server.server_close()
+    assert "assets.scl" in bodies[0]["fields"]["include"]
+    assert "assets.red" in bodies[0]["fields"]["include"]
+    assert "assets.nir" not in bodies[0]["fields"]["include"]
+    assert len(bodies) == 2  # the second place lies outside of what the first one asked for
+
+
+def test_what_was_searched_is_not_searched_again(archive):
+    provider, _ = archive
+    asked = [request(3000, 3000), request(9000, 9000)]
+    provider.plan(asked)
+    searcher = provider._memory.searcher
+    provider.plan([request(6000, 6000)])  # inside of what was searched
+    assert len(searcher._answers) == 1
+
+
+# --- the offset against the pixels -------------------------------------------------------------------
+
+
+def one_scene(tmp_path: Path, asked: PatchRequest, offset: str = "item", **how) -> Patch:
+    with serve_files(FileServer(tmp_path)) as files:
+        item = write_scene(tmp_path, files.url, HOME, "2022-06-03", seed=1, overviews="AUTO", **how)
+        with serve_stac(write_items(tmp_path / "items.json", [item])) as api:
+            catalog = StacCatalog(name="test", url=api, collections=("sentinel-2-l2a",))
+            [patch] = fetch(StacProvider(catalog, offset), [asked])
+            assert max(files.requests.values()) == 1
+    assert isinstance(patch, Patch)
+    return patch
+
+
+def test_an_offset_that_the_pixels_confirm_is_no_matter(tmp_path):
+    patch = one_scene(tmp_path, request(3000, 3000), darkest=1001)
+    assert patch.scenes[0].dn_offset == -1000
+    assert patch.warnings == ()
+
+
+def test_an_offset_that_is_already_out_is_warned_of_and_can_be_kept_out(tmp_path):
+    """The item says baseline 05.09, and the pixels are dark: the archive has subtracted without saying so."""
+    asked = request(3000, 3000)
+    patch = one_scene(tmp_path, asked, darkest=1)
+    assert patch.scenes[0].dn_offset == -1000
+    [warning] = patch.warnings
+    assert "are under DN 900, as if the offset of 2022 is already out" in warning
+    decided = one_scene(tmp_path, asked, "pixels", darkest=1)
+    assert decided.warnings == ()
+    assert decided.scenes[0].dn_offset == 0
+    assert "the pixels: " in decided.scenes[0].dn_offset_reason
+    assert np.nanmedian(decided.dn) == pytest.approx(1500, abs=60)
+
+
+def test_an_offset_that_is_still_in_is_seen_by_a_second_band(tmp_path):
+    """The item says that it was subtracted, and no pixel of two bands is under 1000."""
+    asked = request(3000, 3000)
+    with serve_files(FileServer(tmp_path)) as files:
+        item = write_scene(tmp_path, files.url, HOME, "2022-06-03", seed=1, overviews="AUTO", darkest=1040)
+        item["properties"]["earthsearch:boa_offset_applied"] = True
+        with serve_stac(write_items(tmp_path / "items.json", [item])) as api:
+            catalog = StacCatalog(name="test", url=api, collections=("sentinel-2-l2a",))
+            [told] = fetch(StacProvider(catalog), [asked])
+            [decided] = fetch(StacProvider(catalog, "pixels"), [asked])
+    assert "begin at DN 104" in told.warnings[0]
+    assert told.scenes[0].dn_offset == 0
+    assert decided.scenes[0].dn_offset == -1000
+    np.testing.assert_array_equal(decided.dn, told.dn - 1000)
+
+
+@pytest.mark.parametrize(("shift", "seen"), [(0, False), (1000, None)])
+def test_real_cogs_and_a_shifted_copy(shared, shift, seen):
+    """A desert at 100 m: dark enough in blue to show that the offset is out; with 1000 added, red does not tell."""
+    ends = []
+    for band in ("B02", "B04"):
+        [path] = (shared / "earth_search_cogs").glob(f"*{band}.tif")
+        with rasterio.open(path) as file:
+            values = file.read(1, out_shape=(file.height // 4, file.width // 4))
+        ends.append(dark_end(np.where(values > 0, values + shift, 0).astype(np.uint16)))
+    assert offset_seen(ends) is seen
+
+
+@pytest.mark.parametrize(("shift", "seen"), [(0, False), (1000, True)])
+def test_real_ground_with_vegetation_and_a_shifted_copy(shared, shift, seen):
+    ends = []
+    with rasterio.open(shared / "time_series" / "openEO_2023-06-01Z.tif") as file:
+        for index in (3, 1):
+            values = file.read(index)
+            ends.append(dark_end(np.where(values > 0, values + shift, 0).astype(np.uint16)))
+    assert offset_seen(ends) is seen
+
+
+def test_the_real_cog_of_a_harmonised_archive_is_not_shifted_twice(shared, tmp_path):
+    """Its item is made to claim baseline 05.10: the real pixels say that nothing is left to subtract."""
+    document = json.loads((shared / "stac" / "earth_search_l2a_0214.json").read_text())
+    item = document["features"][0] if "features" in document else document
+    with serve_files(FileServer(shared / "earth_search_cogs")) as files:
+        for key, asset in item["assets"].items():
+            name = {"red": "B04", "green": "B03", "blue": "B02", "scl": "SCL"}.get(key)
+            [path] = (shared / "earth_search_cogs").glob(f"*{name}.tif") if name else [None]
+            asset["href"] = f"{files.url}/{path.name}" if path else "https://host/other.jp2"
+            asset.pop("raster:bands", None)
+        item["properties"]["s2:processing_baseline"] = "05.10"
+        item["properties"].pop("earthsearch:boa_offset_applied", None)
+        item["links"] = []
+        with serve_stac(write_items(tmp_path / "items.json", [item])) as api:
+            catalog = StacCatalog(name="test", url=api, collections=(item["collection"],))
+            lon, lat = Transformer.from_crs(32629, 4326, always_xy=True).transform(250_000, 2_750_000)
+            place = place_geobox(PointBuffer(lon, lat, 6400), 100)
+            asked = PatchRequest(place, TemporalSpec.range("2020-02-01", "2020-03-01"), SensorSpec(scale_m=100))
+            [told] = fetch(StacProvider(catalog), [asked])
+            [decided] = fetch(StacProvider(catalog, "pixels"), [asked])
+    assert "already out" in told.warnings[0]
+    assert decided.scenes[0].dn_offset == 0
+    with rasterio.open(next((shared / "earth_search_cogs").glob("*B04.tif"))) as file:
+        row, col = file.index(*(place.affine * (0.5, 0.5)))
+        np.testing.assert_array_equal(decided.dn[0], file.read(1)[row : row + 128, col : col + 128])
 
 
 def test_one_file_with_several_bands_gives_each_its_own(tmp_path):
@@ -404,7 +599,7 @@ def test_one_scene_in_two_collections_is_taken_once():
     ],
 )
 def test_real_items_are_read_as_cogs_and_nothing_else(shared, file, bands):
-    from rs_embed.providers.stac import _cog_address
+    from rs_embed.providers.stac_search import _cog_address
 
     document = json.loads((shared / "stac" / file).read_text())
     items = [
@@ -438,6 +633,7 @@ def test_the_keyless_one_liner_fails_in_time_and_in_one_line_without_a_network()
         ("stac:https://host/v1", "#<collection>"),
         ("stac:ftp://host/v1#c", "http or https"),
         ("stac:file:///etc/passwd#c", "http or https"),
+        ("earth-search?offset=guess", "offset must be 'item' or 'pixels'"),
     ],
 )
 def test_an_address_that_is_no_api_is_refused(backend, says):
@@ -453,6 +649,7 @@ def test_a_password_in_an_address_is_not_in_the_providers_name():
 def test_the_known_catalogs_are_there():
     assert set(CATALOGS) == {"earth-search", "planetary-computer"}
     assert resolve("auto").name == "earth-search"
+    assert resolve("earth-search?offset=pixels").name == "earth-search?offset=pixels"
 
 
 def test_a_place_of_the_archive_to_a_vector(archive):

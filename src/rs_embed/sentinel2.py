@@ -50,6 +50,7 @@ Not clear: 0 no data, 1 saturated, 3 cloud shadow, 8 and 9 cloud, 10 cirrus.
 
 _OFFSET_BASELINE = (4, 0)
 _OFFSET_DATE = datetime(2022, 1, 25, tzinfo=UTC)
+OFFSET_2022 = -1000.0
 _PRODUCT = re.compile(
     r"(?P<mission>S2[A-Z])_MSI(?P<level>L[12][AC])_(?P<start>\d{8}T\d{4,6})(?:_N(?P<baseline>\d{4}))?", re.IGNORECASE
 )
@@ -59,6 +60,11 @@ _SHORT_PRODUCT = re.compile(r"(?P<mission>S2[A-Z])_\d{1,2}[A-Z]{3}_(?P<start>\d{
 def canonical_band(name: str) -> str | None:
     """`"B04"`, `"b4"` or `"red"` to `"B4"`; None when Sentinel-2 has no such band."""
     return _ALIASES.get(name.strip().lower())
+
+
+def asset_keys(band: str) -> tuple[str, ...]:
+    """What catalogs call the asset of a band: `("red", "B04", "B4")`."""
+    return tuple(dict.fromkeys((COMMON_NAMES[band], re.sub(r"^B(\d)$", r"B0\1", band), band, band.lower())))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +141,18 @@ def radiometry(
     baseline = processing_baseline(facts, names)
     if baseline is not None:
         shifted = _baseline_number(baseline) >= _OFFSET_BASELINE
-        return Radiometry(1.0, -1000.0 if shifted else 0.0, f"processing baseline {baseline}")
+        return Radiometry(1.0, OFFSET_2022 if shifted else 0.0, f"processing baseline {baseline}")
     if (file_scale, file_offset) != (1.0, 0.0):
         return Radiometry(_dn(file_scale), _dn(file_offset), f"file scale {file_scale:g}, offset {file_offset:g}")
     if acquired is not None and acquired < _OFFSET_DATE:
         return Radiometry(1.0, 0.0, "acquired before 2022-01-25")
     return Radiometry(1.0, None, "unknown: no flag, no raster:bands, no processing baseline, no tags in the file")
+
+
+def may_carry_offset(properties: Mapping[str, Any], names: Sequence[str], acquired: datetime) -> bool:
+    """Whether a scene's product was made with the +1000 of 2022, as far as is known."""
+    baseline = processing_baseline(properties, names)
+    return acquired >= _OFFSET_DATE if baseline is None else _baseline_number(baseline) >= _OFFSET_BASELINE
 
 
 def processing_baseline(properties: Mapping[str, Any], names: Sequence[str]) -> str | None:

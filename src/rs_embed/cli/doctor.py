@@ -139,7 +139,7 @@ def _hub_credentials() -> Finding:
 
 
 def _catalog() -> Finding:
-    from rs_embed.providers.stac import EARTH_SEARCH
+    from rs_embed.providers.stac_search import EARTH_SEARCH
 
     return _reach("Earth Search", EARTH_SEARCH.url, "the sample and local folders work without")
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pyproj import Geod
-from shapely import box
+from shapely import box, union_all
 from shapely.geometry.base import BaseGeometry
 
 from rs_embed import settings
@@ -20,7 +20,7 @@ from rs_embed.errors import NoImageryError, ProviderError
 from rs_embed.grid import lonlat_bounds
 from rs_embed.patch import DroppedScene, Patch, Scene
 from rs_embed.providers.base import FetchPlan, PatchRequest, fetch_in_threads
-from rs_embed.providers.raster import read_onto
+from rs_embed.providers.raster import BlockGrid, read_onto
 from rs_embed.sentinel2 import Radiometry, processing_baseline, radiometry
 from rs_embed.specs import SensorSpec, TemporalSpec
 
@@ -34,6 +34,9 @@ class BandFile:
     """Band of the file, from 1."""
     raster_bands: tuple[Mapping[str, Any], ...] = ()
     """The asset's `raster:bands`, where a STAC item has it."""
+    grid: BlockGrid | None = None
+    """Where its pixels lie, where a STAC item tells; its blocks are then a guess."""
+    size_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,16 +75,27 @@ class Archive:
     def plan(self, requests: Sequence[PatchRequest]) -> FetchPlan:
         """Count scenes and bytes from footprints and dates alone."""
         chosen = [choose(self.scenes, request).chosen for request in requests]
-        sizes = [
-            len(scenes) * len(r.sensor.bands) * r.geobox.shape[0] * r.geobox.shape[1] * 2
-            for scenes, r in zip(chosen, requests, strict=True)
-        ]
-        return FetchPlan(
-            places=len(requests),
-            scenes=sum(map(len, chosen)),
-            read_bytes=sum(sizes),
-            places_without_scene=tuple(i for i, scenes in enumerate(chosen) if not scenes),
-        )
+        pixels = [r.geobox.shape[0] * r.geobox.shape[1] for r in requests]
+        read = [_read_bytes(scenes, r) * n for scenes, r, n in zip(chosen, requests, pixels, strict=True)]
+        return FetchPlan(scenes_of=tuple(map(len, chosen)), covered=coverage(chosen, requests), read_bytes=sum(read))
+
+
+def _read_bytes(scenes: Sequence[ArchiveScene], request: PatchRequest) -> int:
+    """Bytes a pixel of the place: two for each band of each scene, one for its classification."""
+    return sum(2 * len(request.sensor.bands) + ("SCL" in scene.files) for scene in scenes)
+
+
+def coverage(chosen: Sequence[Sequence[ArchiveScene]], requests: Sequence[PatchRequest]) -> tuple[float, ...]:
+    """The share of each place that lies under the footprints of its scenes."""
+    return tuple(_covered(scenes, r) for scenes, r in zip(chosen, requests, strict=True))
+
+
+def _covered(scenes: Sequence[ArchiveScene], request: PatchRequest) -> float:
+    place = box(*lonlat_bounds(request.geobox))
+    footprints = [box(*s.bounds) if s.footprint is None else s.footprint for s in scenes]
+    if any(footprint.contains(place) for footprint in footprints):
+        return 1.0
+    return float(union_all(footprints).intersection(place).area / place.area)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +115,8 @@ class ReadScene:
     scene: ArchiveScene
     image: SceneImage
     rule: Radiometry
+    doubt: str | None = None
+    """What its pixels say against the rule."""
 
 
 def choose(scenes: Sequence[ArchiveScene], request: PatchRequest) -> Choice:
@@ -141,10 +157,24 @@ def _fetch_one(archive: Archive, request: PatchRequest) -> Patch:
     choice = choose(archive.scenes, request)
     if not choice.chosen:
         raise NoImageryError(nothing_found(archive.name, archive.scenes, request, choice))
+    require_scene_classes(choice, request.sensor)
     used: list[ReadScene] = []
     dropped: list[DroppedScene] = []
     images = _read_scenes(choice.chosen, request, used, dropped)
     return build_patch(archive.name, archive.source, request, choice, images, used, dropped)
+
+
+def require_scene_classes(choice: Choice, sensor: SensorSpec) -> None:
+    """Refuse the mask where a scene has nothing to mask with.
+
+    Raises:
+        ProviderError: naming the scene.
+    """
+    for scene in choice.chosen if sensor.cloud_mask == "scl" else ():
+        if "SCL" not in scene.files:
+            raise ProviderError(
+                f"scene {scene.id} has no band SCL (it has {', '.join(scene.files)}); ask without cloud_mask"
+            )
 
 
 def build_patch(
@@ -212,8 +242,6 @@ def _read_scenes(
         try:
             image, rule = read_scene(scene, request)
         except ProviderError as error:
-            if request.sensor.cloud_mask == "scl" and "SCL" not in scene.files:
-                raise
             dropped.append(DroppedScene(scene.id, str(error)))
             continue
         if not image.valid.any():
@@ -230,11 +258,9 @@ def read_scene(scene: ArchiveScene, request: PatchRequest) -> tuple[SceneImage, 
         ProviderError: for a band that the scene lacks, or a file that cannot be read.
     """
     sensor = request.sensor
-    wanted = (*sensor.bands, "SCL") if sensor.cloud_mask == "scl" else sensor.bands
-    for band in wanted:
+    for band in sensor.bands:
         if band not in scene.files:
-            remedy = "; ask without cloud_mask" if band == "SCL" else ""
-            raise ProviderError(f"scene {scene.id} has no band {band} (it has {', '.join(scene.files)}){remedy}")
+            raise ProviderError(f"scene {scene.id} has no band {band} (it has {', '.join(scene.files)})")
     bands = [read_onto(f.path, [f.index], request.geobox) for f in (scene.files[b] for b in sensor.bands)]
     rule = scene_radiometry(scene, scene.files[sensor.bands[0]], bands[0].scale, bands[0].offset)
     valid = np.logical_and.reduce([b.valid for b in bands])
@@ -289,6 +315,11 @@ def _provenance(scene: ArchiveScene, rule: Radiometry) -> Scene:
 def _scene_warnings(used: Sequence[ReadScene]) -> Iterator[str]:
     for read in used:
         yield from read.scene.warnings
+        if read.doubt is not None:
+            yield (
+                f"doubtful DN offset: scene {read.scene.id}: {read.doubt}; let the pixels decide with "
+                "backend='<catalog>?offset=pixels', or leave the scene out"
+            )
         if read.rule.offset is None:
             yield (
                 f"the DN offset of scene {read.scene.id} is unknown ({read.rule.reason}); its pixels are used as "

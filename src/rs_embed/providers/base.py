@@ -31,13 +31,31 @@ class PatchRequest:
 class FetchPlan:
     """What a fetch would read, known before any pixel is."""
 
-    places: int
-    scenes: int
-    """Scenes to read, each place's own counted."""
+    scenes_of: tuple[int, ...]
+    """Scenes to read for each request."""
+    covered: tuple[float, ...]
+    """Share of each place that lies under their footprints, 0…1."""
     read_bytes: int
-    """Uncompressed bytes of the pixels that the places cover."""
-    places_without_scene: tuple[int, ...] = ()
-    """Positions of requests that no scene meets."""
+    """Over the network, or from disk."""
+    blocks: int = 0
+    """Blocks of files to fetch, each once; 0 where nothing is fetched by blocks."""
+    requests: int = 0
+    """Requests for pixels, at most."""
+
+    @property
+    def places(self) -> int:
+        """How many there are."""
+        return len(self.scenes_of)
+
+    @property
+    def scenes(self) -> int:
+        """Scenes to read, each place's own counted."""
+        return sum(self.scenes_of)
+
+    @property
+    def places_without_scene(self) -> tuple[int, ...]:
+        """Positions of requests that no scene meets."""
+        return tuple(i for i, n in enumerate(self.scenes_of) if n == 0)
 
 
 @runtime_checkable

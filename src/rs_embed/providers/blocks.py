@@ -9,61 +9,27 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
-import re
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from itertools import count
 
 import numpy as np
 import numpy.typing as npt
-from affine import Affine
-from async_tiff import TIFF, DecoderRegistry
-from async_tiff.enums import Compression, PlanarConfiguration
-from isal import isal_zlib
 from odc.geo.geobox import GeoBox
-from pyproj import CRS
-from typing_extensions import Buffer
 
 from rs_embed.providers.archive import ArchiveScene
 from rs_embed.providers.base import PatchRequest
+from rs_embed.providers.cog import Cog, open_cog, read_blocks, read_dark_end
 from rs_embed.providers.http import FetchError, RangeReader, SasTokens, new_client
-from rs_embed.providers.raster import IndexArray, source_pixels
+from rs_embed.providers.offsets import DarkEnd
+from rs_embed.providers.raster import BlockGrid, IndexArray, by_themselves
 
-_DECODE_ATTEMPTS = 3
-_BLOCK_BYTES = 1 << 21
-"""Of a block as it mostly is: 1024 px a side, uint16."""
-
-
-def _inflate(buffer: Buffer) -> bytes:
-    """Decoding is the limit, and isal does it three times as fast as the library; it lets other threads run."""
-    return isal_zlib.decompress(buffer, bufsize=_BLOCK_BYTES)
-
-
-_DECODERS = DecoderRegistry({int(kind): _inflate for kind in (Compression.Deflate, Compression.OldDeflate)})
-
+_TOGETHER = 4
+"""Blocks of one request, where they follow one another in the file."""
 _POLL_S = 0.01
-_SCALE_TAG = re.compile(r'role="(scale|offset)"[^>]*>([^<]+)<')
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cog:
-    """What a COG's header tells."""
-
-    tiff: TIFF
-    height: int
-    width: int
-    block_height: int
-    block_width: int
-    transform: Affine
-    crs: CRS
-    planar: bool
-    """Whether its blocks hold one band after the other."""
-    nodata: float | None
-    scale: float
-    offset: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +74,7 @@ class ReadPlace:
     layers: dict[tuple[int, int], Layer] = field(default_factory=dict)
     """What was read, by scene and band."""
     waiting: int = 0
+    """Headers and blocks that are still to come."""
 
     def bands(self, scene: int) -> list[str]:
         """Bands to read of a scene, the scene classification last; it is read whenever there is one."""
@@ -132,23 +99,46 @@ class ReadPlace:
 
 
 @dataclass(frozen=True, slots=True)
-class _Block:
-    """One block of one file."""
+class _Run:
+    """Blocks of one file side by side, read with one request."""
 
-    url: str
+    cog: Cog
     row: int
-    col: int
+    cols: tuple[int, ...]
+    targets: tuple[tuple[_Target, ...], ...]
+    """For each block the places that wait for it."""
+
+
+_Order = tuple[float, float, float, int]
+"""North to south, then west to east; then as they were queued."""
+_Queue = asyncio.PriorityQueue[tuple[_Order, "_Run | None"]]
 
 
 class BlockReader:
-    """One sweep over the blocks that some places need; iterate over it for the places as they are complete."""
+    """One sweep over the blocks that some places need; iterate over it for the places as they are complete.
 
-    def __init__(self, places: Sequence[ReadPlace], *, in_flight: int, tokens: SasTokens | None = None) -> None:
+    Args:
+        places: what to read.
+        in_flight: requests at a time.
+        tokens: for files that want them.
+        dark_ends: files whose overview is looked at too, None where it is not known yet; it is filled in.
+    """
+
+    def __init__(
+        self,
+        places: Sequence[ReadPlace],
+        *,
+        in_flight: int,
+        tokens: SasTokens | None = None,
+        dark_ends: MutableMapping[str, DarkEnd | None] | None = None,
+    ) -> None:
         self._places = places
         self._in_flight = in_flight
         self._tokens = tokens
+        self._dark_ends = {} if dark_ends is None else dark_ends
         self._done: queue.Queue[ReadPlace | BaseException | None] = queue.Queue(maxsize=2 * in_flight)
         self._stop = threading.Event()
+        self._numbers = count()
 
     def __iter__(self) -> Iterator[ReadPlace]:
         threading.Thread(target=self._start, name="rs-embed-blocks", daemon=True).start()
@@ -172,85 +162,73 @@ class BlockReader:
                 return
 
     async def _sweep(self) -> None:
+        """Headers are asked for first; the blocks of a file follow as soon as its header is there."""
+        runs: _Queue = asyncio.PriorityQueue()
+        targets = self._targets_by_file()
+        for place in self._places:
+            if place.waiting == 0:
+                await self._hand_over(place)
         async with new_client() as client:
             reader = RangeReader(client, asyncio.Semaphore(self._in_flight), self._tokens)
-            cogs = await self._open_all(reader)
-            targets = self._targets_by_block(cogs)
-            for place in self._places:
-                if place.waiting == 0:
-                    await self._hand_over(place)
-            order = iter(sorted(targets, key=lambda block: _map_order(block, cogs[block.url])))
             workers = self._in_flight + (os.cpu_count() or 1)
-            await asyncio.gather(*(self._work(order, targets, cogs, reader) for _ in range(workers)))
+            working = [asyncio.create_task(self._work(runs, reader)) for _ in range(workers)]
+            await asyncio.gather(*(self._open(url, found, runs, reader) for url, found in targets.items()))
+            for number, _ in enumerate(working):
+                runs.put_nowait(((float("inf"), 0.0, 0.0, number), None))
+            await asyncio.gather(*working)
 
-    async def _open_all(self, reader: RangeReader) -> dict[str, Cog | str]:
-        """Header of each file that any place needs, once; or why it has none."""
-        urls = sorted(
-            {
-                f.path
-                for p in self._places
-                for s in p.scenes
-                for b, f in s.files.items()
-                if b in (*p.request.sensor.bands, "SCL")
-            }
-        )
-        found = await asyncio.gather(*(_open_cog(reader, url) for url in urls))
-        return dict(zip(urls, found, strict=True))
-
-    def _targets_by_block(self, cogs: Mapping[str, Cog | str]) -> dict[_Block, list[_Target]]:
-        """Which places wait for which block; scenes with a file that cannot be opened are faulty from the start."""
-        found: dict[_Block, list[_Target]] = defaultdict(list)
+    def _targets_by_file(self) -> dict[str, list[_Target]]:
+        """Which places wait for which file; a scene without a band of its own is faulty from the start."""
+        found: dict[str, list[_Target]] = defaultdict(list)
         for place in self._places:
             for number, scene in enumerate(place.scenes):
-                self._plan_scene(place, number, scene, cogs, found)
+                missing = next((band for band in place.bands(number) if band not in scene.files), None)
+                if missing is not None:
+                    place.faults[number] = f"it has no band {missing}"
+                    continue
+                for index, band in enumerate(place.bands(number)):
+                    file = scene.files[band]
+                    found[file.path].append(_Target(place, number, index, file.index - 1))
+                    place.waiting += 1
         return found
 
-    def _plan_scene(
-        self,
-        place: ReadPlace,
-        number: int,
-        scene: ArchiveScene,
-        cogs: Mapping[str, Cog | str],
-        found: dict[_Block, list[_Target]],
-    ) -> None:
-        for index, band in enumerate(place.bands(number)):
-            file = scene.files.get(band)
-            cog = f"it has no band {band}" if file is None else cogs[file.path]
-            if file is None or isinstance(cog, str):
-                place.faults[number] = str(cog)
-                return
-            if index == 0:
-                place.tags[number] = (cog.scale, cog.offset)
-            for row, col in _blocks_of(place.request.geobox, cog):
-                found[_Block(file.path, row, col)].append(_Target(place, number, index, file.index - 1))
-                place.waiting += 1
+    async def _open(self, url: str, targets: Sequence[_Target], runs: _Queue, reader: RangeReader) -> None:
+        """Read a file's header, and queue the blocks that its places need."""
+        if self._stop.is_set():
+            return
+        try:
+            look = url in self._dark_ends and self._dark_ends[url] is None
+            cog = await open_cog(reader, url, with_overview=look)
+        except FetchError as error:
+            for target in targets:
+                target.place.give_up(target.scene, str(error))
+        else:
+            for target in targets:
+                if target.index == 0:
+                    target.place.tags[target.scene] = (cog.scale, cog.offset)
+            for run in _runs(cog, targets):
+                runs.put_nowait(((*_map_order(run), next(self._numbers)), run))
+            if look:
+                self._dark_ends[url] = await read_dark_end(cog, reader)
+        for target in targets:
+            await self._one_less(target.place)
 
-    async def _work(
-        self,
-        order: Iterator[_Block],
-        targets: dict[_Block, list[_Target]],
-        cogs: Mapping[str, Cog | str],
-        reader: RangeReader,
-    ) -> None:
-        for block in order:
-            if self._stop.is_set():
+    async def _work(self, runs: _Queue, reader: RangeReader) -> None:
+        while not self._stop.is_set():
+            _, run = await runs.get()
+            if run is None:
                 return
-            cog = cogs[block.url]
-            assert isinstance(cog, Cog)
-            waiting = targets.pop(block)
-            wanted = [target for target in waiting if target.scene not in target.place.faults]
-            try:
-                if wanted:
-                    values = await _read_block(cog, block, reader)
-                    for target in wanted:
-                        _scatter(target, cog, block, values)
-            except FetchError as error:
-                for target in wanted:
-                    target.place.give_up(target.scene, str(error))
-            for target in waiting:
-                target.place.waiting -= 1
-                if target.place.waiting == 0:
-                    await self._hand_over(target.place)
+            wanted = any(target.scene not in target.place.faults for block in run.targets for target in block)
+            blocks = await read_blocks(run.cog, reader, run.row, run.cols) if wanted else []
+            for col, values, waiting in zip(run.cols, blocks, run.targets, strict=False):
+                _give(run, col, values, waiting)
+            for target in (target for block in run.targets for target in block):
+                await self._one_less(target.place)
+
+    async def _one_less(self, place: ReadPlace) -> None:
+        place.waiting -= 1
+        if place.waiting == 0:
+            await self._hand_over(place)
 
     async def _hand_over(self, place: ReadPlace) -> None:
         while not self._stop.is_set():
@@ -260,108 +238,62 @@ class BlockReader:
             await asyncio.sleep(_POLL_S)
 
 
-async def _open_cog(reader: RangeReader, url: str) -> Cog | str:
-    try:
-        tiff = await TIFF.open(url, store=reader, prefetch=32_768)
-        return _read_header(tiff)
-    except Exception as error:  # noqa: BLE001  (the library wraps what our reader raised; its text is kept in `faults`)
-        return reader.faults.get(url) or f"its header cannot be read ({error})"
+def _runs(cog: Cog, targets: Sequence[_Target]) -> Iterator[_Run]:
+    """The blocks of a file that its places need, those that follow one another together."""
+    needed: dict[tuple[int, int], list[_Target]] = defaultdict(list)
+    for target in targets:
+        for block in cog.grid.blocks_under(target.place.request.geobox):
+            needed[block].append(target)
+            target.place.waiting += 1
+    run: list[tuple[int, int]] = []
+    for row, col in sorted(needed):
+        if run and not (run[-1] == (row, col - 1) and len(run) < _TOGETHER and cog.follow(*run[-1])):
+            yield _run(cog, run, needed)
+            run = []
+        run.append((row, col))
+    if run:
+        yield _run(cog, run, needed)
 
 
-def _read_header(tiff: TIFF) -> Cog | str:
-    ifd = tiff.ifds[0]
-    keys = ifd.geo_key_directory
-    epsg = None if keys is None else keys.projected_type or keys.geographic_type
-    if ifd.tile_width is None or ifd.tile_height is None:
-        return "it is no COG: it has strips, not blocks"
-    if not epsg or not ifd.model_pixel_scale or not ifd.model_tiepoint:
-        return "it has no georeference"
-    x, y = ifd.model_pixel_scale[:2]
-    col, row, _, left, top = ifd.model_tiepoint[:5]
-    tags = dict(_SCALE_TAG.findall(ifd.gdal_metadata or ""))
-    return Cog(
-        tiff=tiff,
-        height=ifd.image_height,
-        width=ifd.image_width,
-        block_height=ifd.tile_height,
-        block_width=ifd.tile_width,
-        transform=Affine(x, 0, left - col * x, 0, -y, top + row * y),
-        crs=CRS.from_epsg(epsg),
-        planar=ifd.planar_configuration == PlanarConfiguration.Planar,
-        nodata=float(ifd.gdal_nodata.strip("\x00 ")) if ifd.gdal_nodata else None,
-        scale=float(tags.get("scale", 1.0)),
-        offset=float(tags.get("offset", 0.0)),
-    )
+def _run(cog: Cog, blocks: Sequence[tuple[int, int]], needed: Mapping[tuple[int, int], Sequence[_Target]]) -> _Run:
+    return _Run(cog, blocks[0][0], tuple(col for _, col in blocks), tuple(tuple(needed[block]) for block in blocks))
 
 
-async def _read_block(cog: Cog, block: _Block, reader: RangeReader) -> npt.NDArray[np.generic]:
-    """One block (bands, y, x), fetched again when what came cannot be decoded.
+def _map_order(run: _Run) -> tuple[float, float, float]:
+    grid = run.cog.grid
+    x, y = grid.transform * (run.cols[0] * grid.block_width, run.row * grid.block_height)
+    return float(grid.epsg), -y, x
 
-    Raises:
-        FetchError: when it cannot be had.
-    """
-    for attempt in range(1, _DECODE_ATTEMPTS + 1):
-        reader.faults.pop(block.url, None)
-        try:
-            tile = await cog.tiff.fetch_tile(block.col, block.row, 0)
-            values = np.asarray(await tile.decode(decoder_registry=_DECODERS))
-        except Exception as error:  # noqa: BLE001  (the library wraps what our reader raised, and raises bare errors of its own)
-            if block.url in reader.faults:
-                raise FetchError(reader.faults[block.url]) from None
-            if attempt == _DECODE_ATTEMPTS:
-                name = block.url.rpartition("/")[2]
-                raise FetchError(f"{name}: block {block.row},{block.col} is corrupt ({error})") from None
+
+def _give(run: _Run, col: int, values: npt.NDArray[np.generic] | FetchError, waiting: Sequence[_Target]) -> None:
+    """One block to the places that wait for it, or the reason why their scene cannot be read."""
+    for target in waiting:
+        if target.scene in target.place.faults:
+            continue
+        if isinstance(values, FetchError):
+            target.place.give_up(target.scene, str(values))
         else:
-            return values if cog.planar else np.moveaxis(values, -1, 0)
-    raise AssertionError("unreachable")
+            _scatter(target, run.cog, run.row, col, values)
 
 
-def _scatter(target: _Target, cog: Cog, block: _Block, values: npt.NDArray[np.generic]) -> None:
+def _scatter(target: _Target, cog: Cog, row: int, col: int, values: npt.NDArray[np.generic]) -> None:
     """One block's pixels to one place."""
-    where, rows, cols = _window(target.place.request.geobox, cog, block)
+    where, rows, cols = _window(target.place.request.geobox, cog.grid, row, col)
     nodata = 0.0 if cog.nodata is None else cog.nodata
     layer = target.place.layer(target.scene, target.index, values.dtype, nodata)
     layer.values[where] = values[target.band][rows, cols]
 
 
-def _window(geobox: GeoBox, cog: Cog, block: _Block) -> tuple[tuple[IndexArray, ...], IndexArray, IndexArray]:
+def _window(
+    geobox: GeoBox, grid: BlockGrid, row: int, col: int
+) -> tuple[tuple[IndexArray, ...], IndexArray, IndexArray]:
     """Target pixels under a block, and the block's rows and columns for them."""
-    rows, cols = _mapping(geobox, cog.transform, cog.crs)
-    top, left = block.row * cog.block_height, block.col * cog.block_width
-    bottom, right = min(top + cog.block_height, cog.height), min(left + cog.block_width, cog.width)
+    rows, cols = grid.pixels_under(geobox)
+    top, left = row * grid.block_height, col * grid.block_width
+    bottom, right = min(top + grid.block_height, grid.height), min(left + grid.block_width, grid.width)
     in_rows, in_cols = (rows >= top) & (rows < bottom), (cols >= left) & (cols < right)
-    if _by_themselves(rows, cols):
+    if by_themselves(rows, cols):
         y, x = np.flatnonzero(in_rows), np.flatnonzero(in_cols)
         return np.ix_(y, x), rows[y] - top, cols[:, x] - left
     where = np.nonzero(in_rows & in_cols)
     return where, rows[where] - top, cols[where] - left
-
-
-def _by_themselves(rows: IndexArray, cols: IndexArray) -> bool:
-    """Whether rows depend on y alone and columns on x alone: the same CRS, north-up."""
-    return bool(rows.shape[1] == 1 and cols.shape[0] == 1)
-
-
-def _blocks_of(geobox: GeoBox, cog: Cog) -> list[tuple[int, int]]:
-    """Row and column of each block that a place needs."""
-    rows, cols = _mapping(geobox, cog.transform, cog.crs)
-    in_rows, in_cols = (rows >= 0) & (rows < cog.height), (cols >= 0) & (cols < cog.width)
-    if _by_themselves(rows, cols):
-        block_rows = np.unique(rows[in_rows] // cog.block_height)
-        block_cols = np.unique(cols[in_cols] // cog.block_width)
-        return [(int(r), int(c)) for r in block_rows for c in block_cols]
-    inside = in_rows & in_cols
-    pairs = np.unique(np.stack([rows[inside] // cog.block_height, cols[inside] // cog.block_width], axis=1), axis=0)
-    return [(int(r), int(c)) for r, c in pairs]
-
-
-@lru_cache(maxsize=64)
-def _mapping(geobox: GeoBox, transform: Affine, crs: CRS) -> tuple[IndexArray, IndexArray]:
-    return source_pixels(transform, crs, geobox)
-
-
-def _map_order(block: _Block, cog: Cog | str) -> tuple[str, float, float, str]:
-    """North to south, then west to east; files of one grid side by side."""
-    assert isinstance(cog, Cog)
-    x, y = cog.transform * (block.col * cog.block_width, block.row * cog.block_height)
-    return str(cog.crs.to_epsg()), -y, x, block.url

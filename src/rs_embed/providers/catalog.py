@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from rs_embed import settings
 from rs_embed.errors import ProviderError
 from rs_embed.providers.base import Provider
@@ -13,6 +15,8 @@ BACKENDS = (
     "planetary-computer",
     "stac:<api url>#<collection>",
 )
+
+OFFSET_OPTION = "?offset="
 
 
 def resolve(backend: str | Provider) -> Provider:
@@ -34,11 +38,22 @@ def resolve(backend: str | Provider) -> Provider:
         from rs_embed.providers.local import open_local
 
         return open_local(name.removeprefix("local:"))
-    if name in ("earth-search", "planetary-computer") or name.startswith("stac:"):
-        from rs_embed.providers.stac import CATALOGS, StacProvider, parse_backend
-
-        return StacProvider(CATALOGS.get(name) or parse_backend(name))
+    if name.partition("?")[0] in ("earth-search", "planetary-computer") or name.startswith("stac:"):
+        return _open_stac(name)
     raise ProviderError(_unknown(name, asked=backend))
+
+
+@lru_cache(maxsize=8)
+def _open_stac(name: str) -> Provider:
+    """One provider a catalog: it remembers what it searched, its tokens, and what it learnt of scenes."""
+    from rs_embed.providers.stac import StacProvider
+    from rs_embed.providers.stac_search import CATALOGS, parse_backend
+
+    known, _, option = name.partition(OFFSET_OPTION)
+    if OFFSET_OPTION in name and option not in ("item", "pixels"):
+        raise ProviderError(f"backend {name!r}: offset must be 'item' or 'pixels', got {option!r}")
+    catalog = CATALOGS.get(known) or parse_backend(known)
+    return StacProvider(catalog, "pixels" if option == "pixels" else "item")
 
 
 def _unknown(name: str, asked: str) -> str:

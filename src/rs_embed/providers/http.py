@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 import httpx2
@@ -25,6 +27,8 @@ CONNECT_S, READ_S = 4.0, 8.0
 _RETRIED = (408, 425, 429, 500, 502, 503, 504)
 _FIRST_PAUSE_S = 0.2
 _RENEW_BEFORE_S = 300.0
+_GAP_BYTES = 4096
+"""Ranges this near to each other are asked for together."""
 
 
 class FetchError(ProviderError):
@@ -38,7 +42,8 @@ class SasTokens:
     token_url: str
     """Where tokens are asked for: `<token_url>/<account>/<container>`."""
     host_suffix: str
-    _known: dict[str, tuple[str, float]] = field(default_factory=dict)
+    known: dict[str, tuple[str, float]] = field(default_factory=dict, repr=False)
+    """Container to its token and when it ends; shared by the sweeps of a run."""
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def sign(self, client: httpx2.AsyncClient, url: str, *, renew: bool) -> str:
@@ -52,10 +57,10 @@ class SasTokens:
             return url
         place = f"{(parts.hostname or '').partition('.')[0]}/{parts.path.strip('/').partition('/')[0]}"
         async with self._lock:
-            token, ends = self._known.get(place, ("", 0.0))
+            token, ends = self.known.get(place, ("", 0.0))
             if renew or ends - time.time() < _RENEW_BEFORE_S:
                 token, ends = await self._ask(client, place)
-                self._known[place] = token, ends
+                self.known[place] = token, ends
         return f"{url}?{token}"
 
     async def _ask(self, client: httpx2.AsyncClient, place: str) -> tuple[str, float]:
@@ -74,15 +79,28 @@ def _seconds(text: str) -> float:
     return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class RangeReader:
-    """Reads byte ranges of files by their plain addresses."""
+    """Reads byte ranges of files by their plain addresses.
+
+    Without a repr of its fields: the TIFF reader asks for it again and again.
+    """
 
     client: httpx2.AsyncClient
     in_flight: asyncio.Semaphore
     tokens: SasTokens | None = None
     faults: dict[str, str] = field(default_factory=dict)
     """The last fault of each address, for a caller whose own error does not say it."""
+    heads: dict[str, bytes] = field(default_factory=dict)
+    """Beginnings of files that were read ahead; what lies in them is not asked for again."""
+
+    async def read_ahead(self, path: str, length: int) -> None:
+        """Read the beginning of a file, and keep it until it is dropped from `heads`.
+
+        Raises:
+            FetchError: as `get_range_async`.
+        """
+        self.heads[path] = await self.get_range_async(path, start=0, length=length)
 
     async def get_range_async(
         self, path: str, *, start: int, end: int | None = None, length: int | None = None
@@ -93,6 +111,8 @@ class RangeReader:
             FetchError: naming host, file and what was tried.
         """
         stop = end if end is not None else start + (length or 0)
+        if stop <= len(self.heads.get(path, b"")):
+            return self.heads[path][start:stop]
         began, pause, attempt, renew = time.monotonic(), _FIRST_PAUSE_S, 0, False
         while True:
             attempt += 1
@@ -117,10 +137,17 @@ class RangeReader:
         ends: Sequence[int] | None = None,
         lengths: Sequence[int] | None = None,
     ) -> list[bytes]:
-        """Several ranges of a file at once."""
+        """Several ranges of a file; those that lie next to each other come with one request."""
         stops = ends if ends is not None else [a + n for a, n in zip(starts, lengths or (), strict=True)]
-        pairs = zip(starts, stops, strict=True)
-        return await asyncio.gather(*(self.get_range_async(path, start=a, end=b) for a, b in pairs))
+        wanted = list(zip(starts, stops, strict=True))
+        joined: list[tuple[int, int]] = []
+        for start, stop in sorted(wanted):
+            if joined and start - joined[-1][1] <= _GAP_BYTES:
+                joined[-1] = joined[-1][0], max(stop, joined[-1][1])
+            else:
+                joined.append((start, stop))
+        bodies = await asyncio.gather(*(self.get_range_async(path, start=a, end=b) for a, b in joined))
+        return [_cut(start, stop, joined, bodies) for start, stop in wanted]
 
     async def _ask(self, path: str, start: int, stop: int, renew: bool) -> tuple[str, bytes | None, float]:
         """One attempt: (fault, body, seconds that the server wants us to wait)."""
@@ -136,12 +163,23 @@ class RangeReader:
         return ("cut short", None, 0.0) if len(body) < expected else ("", body, 0.0)
 
 
+def _cut(start: int, stop: int, joined: Sequence[tuple[int, int]], bodies: Sequence[bytes]) -> bytes:
+    begin, body = next((a, body) for (a, b), body in zip(joined, bodies, strict=True) if a <= start and stop <= b)
+    return body[start - begin : stop - begin]
+
+
 def new_client() -> httpx2.AsyncClient:
     """A client that keeps connections open and follows redirects."""
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # at INFO it writes whole addresses, tokens and all
     timeout = httpx2.Timeout(READ_S, connect=CONNECT_S)
     limits = httpx2.Limits(max_connections=64, max_keepalive_connections=64)
-    return httpx2.AsyncClient(timeout=timeout, limits=limits, follow_redirects=True)
+    return httpx2.AsyncClient(timeout=timeout, limits=limits, follow_redirects=True, verify=_ssl_context())
+
+
+@lru_cache(maxsize=1)
+def _ssl_context() -> ssl.SSLContext:
+    """Made once: reading the certificates takes 20 ms."""
+    return httpx2.create_ssl_context()
 
 
 def _may_pass(fault: str) -> bool:

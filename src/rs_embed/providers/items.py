@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from affine import Affine
 from shapely.geometry import shape
 
 from rs_embed.errors import ProviderError
 from rs_embed.providers.archive import ArchiveScene, BandFile
+from rs_embed.providers.raster import BlockGrid
 from rs_embed.sentinel2 import canonical_band
 
 Locate = Callable[[str], str | None]
@@ -25,7 +27,7 @@ def scene_of_item(item: Mapping[str, Any], locate: Locate) -> ArchiveScene:
         ProviderError: when no asset is a band that can be read, or the item does not say where it lies.
     """
     properties: Mapping[str, Any] = item["properties"]
-    files = _band_files(item["assets"], locate)
+    files = _band_files(item["assets"], properties, locate)
     if not files:
         raise ProviderError("no asset is a Sentinel-2 band that can be read")
     cloud = properties.get("eo:cloud_cover")
@@ -43,7 +45,7 @@ def scene_of_item(item: Mapping[str, Any], locate: Locate) -> ArchiveScene:
     )
 
 
-def _band_files(assets: Mapping[str, Any], locate: Locate) -> dict[str, BandFile]:
+def _band_files(assets: Mapping[str, Any], properties: Mapping[str, Any], locate: Locate) -> dict[str, BandFile]:
     """Band name to file; an asset whose key is a band's name comes before one that only describes it."""
     by_key: dict[str, BandFile] = {}
     described: dict[str, BandFile] = {}
@@ -52,14 +54,28 @@ def _band_files(assets: Mapping[str, Any], locate: Locate) -> dict[str, BandFile
         if path is None or key in _TRUE_COLOUR:
             continue
         raster = tuple(asset.get("raster:bands", ()))
+        facts = _grid(asset, properties), asset.get("file:size")
         own = canonical_band(key)
         if own is not None:
-            by_key[own] = BandFile(path, 1, raster[:1])
+            by_key[own] = BandFile(path, 1, raster[:1], *facts)
             continue
         for index, band in enumerate(_described_bands(asset), start=1):
             if band is not None:
-                described.setdefault(band, BandFile(path, index, raster[index - 1 : index]))
+                described.setdefault(band, BandFile(path, index, raster[index - 1 : index], *facts))
     return described | by_key
+
+
+def _grid(asset: Mapping[str, Any], properties: Mapping[str, Any]) -> BlockGrid | None:
+    """Where an asset's pixels lie, by the projection extension of before (`proj:epsg`) or after 2.0 (`proj:code`)."""
+    facts = {
+        key: asset.get(f"proj:{key}", properties.get(f"proj:{key}")) for key in ("shape", "transform", "epsg", "code")
+    }
+    epsg = facts["epsg"] or str(facts["code"] or "").upper().removeprefix("EPSG:")
+    try:
+        (height, width), transform = facts["shape"], Affine(*facts["transform"][:6])
+        return BlockGrid(transform=transform, epsg=int(epsg), height=int(height), width=int(width))
+    except (TypeError, ValueError):
+        return None
 
 
 def _described_bands(asset: Mapping[str, Any]) -> Iterator[str | None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -132,6 +133,54 @@ def source_pixels(transform: Affine, crs: CRS, geobox: GeoBox) -> tuple[IndexArr
         x, y = Transformer.from_crs(target, crs, always_xy=True).transform(x, y)
     col, row = to_source * (x, y)
     return _floor(row), _floor(col)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockGrid:
+    """Where the pixels and blocks of a tiled raster lie."""
+
+    transform: Affine
+    epsg: int
+    height: int
+    width: int
+    block_height: int = 1024
+    block_width: int = 1024
+
+    def pixels_under(self, geobox: GeoBox) -> tuple[IndexArray, IndexArray]:
+        """Row and column under each pixel's centre of another grid, broadcastable to (y, x); may lie outside."""
+        return _mapping(geobox, self.transform, self.epsg)
+
+    def blocks_under(self, geobox: GeoBox) -> tuple[tuple[int, int], ...]:
+        """Row and column of each block that another grid needs."""
+        return _blocks_under(self, geobox)
+
+
+@lru_cache(maxsize=256)
+def _blocks_under(grid: BlockGrid, geobox: GeoBox) -> tuple[tuple[int, int], ...]:
+    rows, cols = grid.pixels_under(geobox)
+    in_rows, in_cols = (rows >= 0) & (rows < grid.height), (cols >= 0) & (cols < grid.width)
+    if by_themselves(rows, cols):
+        block_rows = np.unique(rows[in_rows] // grid.block_height)
+        block_cols = np.unique(cols[in_cols] // grid.block_width)
+        return tuple((int(r), int(c)) for r in block_rows for c in block_cols)
+    inside = in_rows & in_cols
+    pairs = np.stack([rows[inside] // grid.block_height, cols[inside] // grid.block_width], axis=1)
+    return tuple((int(r), int(c)) for r, c in np.unique(pairs, axis=0))
+
+
+def by_themselves(rows: IndexArray, cols: IndexArray) -> bool:
+    """Whether rows depend on y alone and columns on x alone: the same CRS, north-up."""
+    return bool(rows.shape[1] == 1 and cols.shape[0] == 1)
+
+
+@lru_cache(maxsize=64)
+def _mapping(geobox: GeoBox, transform: Affine, epsg: int) -> tuple[IndexArray, IndexArray]:
+    return source_pixels(transform, _crs(epsg), geobox)
+
+
+@lru_cache(maxsize=256)
+def _crs(epsg: int) -> CRS:
+    return CRS.from_epsg(epsg)
 
 
 def _floor(position: npt.NDArray[np.float64]) -> IndexArray:

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import requests
-from pystac_client import Client
-from pystac_client.exceptions import APIError
-from pystac_client.stac_api_io import StacApiIO
-from urllib3 import Retry
 
 from rs_embed import settings
 from rs_embed.composite import SceneImage
@@ -25,93 +17,67 @@ from rs_embed.grid import lonlat_bounds
 from rs_embed.patch import DroppedScene, Patch
 from rs_embed.providers.archive import (
     ArchiveScene,
+    BandFile,
     Choice,
     ReadScene,
     build_patch,
     choose,
+    coverage,
     harmonise,
     masked_for,
     nothing_found,
+    require_scene_classes,
     scene_radiometry,
 )
 from rs_embed.providers.base import FetchPlan, PatchRequest
 from rs_embed.providers.blocks import BlockReader, Layer, ReadPlace
-from rs_embed.providers.http import SasTokens
-from rs_embed.providers.items import scene_of_item
-from rs_embed.sentinel2 import processing_baseline
+from rs_embed.providers.cog import look_at
+from rs_embed.providers.offsets import MANY_DARK, DarkEnd, confront
+from rs_embed.providers.stac_search import Searcher, StacCatalog
+from rs_embed.sentinel2 import OFFSET_2022, Radiometry, may_carry_offset
 from rs_embed.specs import TemporalSpec
 
 _TOGETHER = 500
 """Places of one sweep over the blocks."""
-_PAGE = 100
-"""Items a page; larger pages crash Earth Search."""
-_TIMEOUT_S = (4.0, 10.0)
 _CELL_DEGREES = 1.0
-_TILE = re.compile(r"(?<![A-Z0-9])T?(\d{2}[A-Z]{3})(?![A-Z0-9])")
+_DARK_BAND, _SECOND_BAND = "B2", "B4"
+"""Bands whose overviews tell whether the offset of 2022 is in: the darkest, and one in which sand is bright."""
+_CLASS_BYTES_A_PIXEL = 0.1
+_BAND_BYTES_A_PIXEL = 1.3
+"""Of a deflated band with real ground in it, where the item does not tell the file's size."""
+_OVERVIEWS = 4 / 3
+"""A file with its overviews against the image alone."""
+
+OffsetSource = Literal["item", "pixels"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StacCatalog:
-    """One STAC API."""
+@dataclass(slots=True)
+class _Memory:
+    """What a provider has learnt and need not ask again."""
 
-    name: str
-    """How metadata and errors call it."""
-    url: str
-    collections: tuple[str, ...]
-    """Where a scene is in several, the first one counts."""
-    sas_token_url: str | None = None
-    """Where read tokens are asked for; None where files are open."""
-    signed_hosts: str = ".blob.core.windows.net"
-    """Ending of the hosts that want a token."""
-
-    def tokens(self) -> SasTokens | None:
-        """Tokens for one run; None where none are needed."""
-        return SasTokens(self.sas_token_url, self.signed_hosts) if self.sas_token_url else None
+    searcher: Searcher
+    tokens: dict[str, tuple[str, float]] = field(default_factory=dict)
+    dark_ends: dict[str, DarkEnd | None] = field(default_factory=dict)
 
 
-EARTH_SEARCH = StacCatalog(
-    name="earth-search",
-    url="https://earth-search.aws.element84.com/v1",
-    collections=("sentinel-2-c1-l2a", "sentinel-2-l2a"),
-)
-PLANETARY_COMPUTER = StacCatalog(
-    name="planetary-computer",
-    url="https://planetarycomputer.microsoft.com/api/stac/v1",
-    collections=("sentinel-2-l2a",),
-    sas_token_url="https://planetarycomputer.microsoft.com/api/sas/v1/token",
-)
-CATALOGS = {catalog.name: catalog for catalog in (EARTH_SEARCH, PLANETARY_COMPUTER)}
-
-
-def parse_backend(backend: str) -> StacCatalog:
-    """`"stac:<api url>#<collection>"` as a catalog; what could be a credential in the address stays out of its name.
-
-    Raises:
-        ProviderError: when it is not of that form.
-    """
-    url, _, collection = backend.removeprefix("stac:").partition("#")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or not collection:
-        raise ProviderError(f"backend {_shown(url)!r} must be stac:<api url>#<collection>, with http or https")
-    return StacCatalog(name=f"stac:{_shown(url)}#{collection}", url=url, collections=(collection,))
-
-
-def _shown(url: str) -> str:
-    parts = urlsplit(url)
-    port = f":{parts.port}" if parts.port else ""
-    return urlunsplit((parts.scheme, f"{parts.hostname or ''}{port}", parts.path, "", ""))
-
-
-@dataclass(frozen=True, slots=True)
 class StacProvider:
-    """A provider over one catalog."""
+    """A provider over one catalog.
 
-    catalog: StacCatalog
+    Args:
+        catalog: where scenes are searched.
+        offset: what decides the DN offset of a scene: "item", and a warning where the pixels contradict it, or
+            "pixels" where they tell.
+    """
+
+    def __init__(self, catalog: StacCatalog, offset: OffsetSource = "item") -> None:
+        self.catalog = catalog
+        self.offset = offset
+        self._memory = _Memory(Searcher(catalog))
 
     @property
     def name(self) -> str:
         """The backend's name."""
-        return self.catalog.name
+        return self.catalog.name + ("?offset=pixels" if self.offset == "pixels" else "")
 
     def fetch(self, requests: Sequence[PatchRequest]) -> Iterator[tuple[int, Patch | ProviderError]]:
         """Yield patches as their last block arrives."""
@@ -120,11 +86,14 @@ class StacProvider:
             waiting = []
             for position in part:
                 scenes, choice = found[position]
-                if choice.chosen:
-                    waiting.append(_Gathered(position, requests[position], choice))
+                try:
+                    if not choice.chosen:
+                        raise NoImageryError(nothing_found(self.name, scenes, requests[position], choice))
+                    require_scene_classes(choice, requests[position].sensor)
+                except ProviderError as error:
+                    yield position, error
                 else:
-                    text = nothing_found(self.name, scenes, requests[position], choice)
-                    yield position, NoImageryError(text)
+                    waiting.append(_Gathered(position, requests[position], choice))
             yield from self._read([g for g in waiting if g.request.sensor.composite == "median"], together=None)
             yield from self._read([g for g in waiting if g.request.sensor.composite == "mosaic"], together=1)
 
@@ -135,81 +104,70 @@ class StacProvider:
         while open_places:
             stop = None if together is None else start + together
             places = [ReadPlace(p, g.request, g.choice.chosen[start:stop]) for p, g in open_places.items()]
-            for place in BlockReader(places, in_flight=settings.fetch_workers(), tokens=self.catalog.tokens()):
+            for place in self._sweep(places):
                 gathered = open_places[place.position]
-                error = gathered.add(place)
-                if error or stop is None or stop >= len(gathered.choice.chosen) or gathered.is_full():
+                gathered.add(place, self._confront)
+                if stop is None or stop >= len(gathered.choice.chosen) or gathered.is_full():
                     del open_places[place.position]
-                    patch = error or self._patch(gathered)
+                    patch = self._patch(gathered)
                     gathered.used.clear()  # its pixels are in the patch now
                     yield place.position, patch
             start += together or 0
 
+    def _sweep(self, places: Sequence[ReadPlace]) -> BlockReader:
+        for url in _files_to_look_at(places):
+            self._memory.dark_ends.setdefault(url, None)
+        return BlockReader(
+            places,
+            in_flight=settings.fetch_workers(),
+            tokens=self.catalog.tokens(self._memory.tokens),
+            dark_ends=self._memory.dark_ends,
+        )
+
+    def _confront(self, scene: ArchiveScene, told: Radiometry) -> tuple[Radiometry, str | None]:
+        """What the item told of the offset, against the pixels of the whole scene."""
+        seen = self._dark_ends(scene, [_DARK_BAND])
+        if told.offset != OFFSET_2022 and seen and seen[0].low_share < MANY_DARK:
+            seen = self._dark_ends(scene, [_DARK_BAND, _SECOND_BAND])  # it may still be in; one band cannot tell
+        return confront(told, seen, decide=self.offset == "pixels")
+
+    def _dark_ends(self, scene: ArchiveScene, bands: Sequence[str]) -> list[DarkEnd]:
+        known = self._memory.dark_ends
+        for path in (scene.files[b].path for b in bands[1:] if b in scene.files):
+            if known.get(path) is None:
+                known[path] = look_at(path, self.catalog.tokens(self._memory.tokens))
+        found = (known.get(scene.files[b].path) for b in bands if b in scene.files)
+        return [end for end in found if end is not None]
+
     def plan(self, requests: Sequence[PatchRequest]) -> FetchPlan:
-        """Count scenes and bytes from the catalog alone."""
+        """Count scenes, blocks and bytes from the catalog alone."""
         chosen = [choice.chosen for _, choice in self._choose(requests)]
-        pixels = [r.geobox.shape[0] * r.geobox.shape[1] * (2 * len(r.sensor.bands) + 1) for r in requests]
+        files: dict[str, tuple[str, BandFile]] = {}
+        blocks: dict[str, set[tuple[int, int]]] = defaultdict(set)
+        for scenes, request in zip(chosen, requests, strict=True):
+            for band, file in ((b, s.files[b]) for s in scenes for b in (*request.sensor.bands, "SCL") if b in s.files):
+                files[file.path] = band, file
+                blocks[file.path].update(_blocks(file, request))
+        n_blocks = sum(map(len, blocks.values()))
         return FetchPlan(
-            places=len(requests),
-            scenes=sum(map(len, chosen)),
-            read_bytes=sum(len(scenes) * n for scenes, n in zip(chosen, pixels, strict=True)),
-            places_without_scene=tuple(i for i, scenes in enumerate(chosen) if not scenes),
+            scenes_of=tuple(map(len, chosen)),
+            covered=coverage(chosen, requests),
+            blocks=n_blocks,
+            requests=n_blocks + len(files),
+            read_bytes=round(sum(len(found) * _block_bytes(*files[path]) for path, found in blocks.items())),
         )
 
     def _choose(self, asked: Sequence[PatchRequest]) -> list[tuple[Sequence[ArchiveScene], Choice]]:
         """For each request the scenes that were found around it, and those that it takes."""
-        if not asked:
-            return []
         found: dict[int, tuple[Sequence[ArchiveScene], Choice]] = {}
-        client = self._open()
         for temporal, members in _cells(asked):
-            bounds = np.array([lonlat_bounds(asked[i].geobox) for i in members])
-            around = [*bounds[:, :2].min(axis=0).tolist(), *bounds[:, 2:].max(axis=0).tolist()]
-            scenes = self._search(client, around, temporal)
+            west, south, east, north = zip(*(lonlat_bounds(asked[i].geobox) for i in members), strict=True)
+            around = min(west), min(south), max(east), max(north)
+            bands = frozenset(band for i in members for band in (*asked[i].sensor.bands, "SCL"))
+            scenes = self._memory.searcher.search(around, temporal, bands)
             for i in members:
                 found[i] = scenes, choose(scenes, asked[i])
         return [found[i] for i in range(len(asked))]
-
-    def _open(self) -> Client:
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns of retries with whole addresses
-        try:
-            retry = Retry(
-                total=2,
-                backoff_factor=0.5,
-                backoff_jitter=0.3,
-                status_forcelist=(429, 500, 502, 503, 504),
-                allowed_methods=None,
-                respect_retry_after_header=False,
-            )
-            return Client.open(self.catalog.url, stac_io=StacApiIO(timeout=_TIMEOUT_S, max_retries=retry))
-        except (APIError, requests.RequestException, ValueError, KeyError) as error:
-            raise ProviderError(self._fault(error)) from None
-
-    def _search(self, client: Client, bounds: Sequence[float], temporal: TemporalSpec) -> list[ArchiveScene]:
-        """All scenes of the catalog's collections in a box and time range, each one once.
-
-        Clouds are filtered later, here: the error of an empty answer says how many scenes the filter took.
-        """
-        try:
-            search = client.search(
-                collections=list(self.catalog.collections),
-                bbox=list(bounds),
-                datetime=f"{temporal.start}T00:00:00Z/{temporal.end}T00:00:00Z",
-                limit=_PAGE,
-            )
-            items = list(search.items_as_dicts())
-        except (APIError, requests.RequestException, ValueError, KeyError) as error:
-            raise ProviderError(self._fault(error)) from None
-        return unique(_scenes(items), self.catalog.collections)
-
-    def _fault(self, error: Exception) -> str:
-        host = urlsplit(self.catalog.url).hostname
-        status = getattr(error, "status_code", None) or getattr(getattr(error, "response", None), "status_code", None)
-        what = f"answered {status}" if status else f"cannot be reached or understood ({type(error).__name__})"
-        return (
-            f"{self.name}: the catalog {host} {what}, also when asked again: try later, check the network or a proxy "
-            "(HTTPS_PROXY); 'sample' and 'local:<folder>' work without a network"
-        )
 
     def _patch(self, place: _Gathered) -> Patch | ProviderError:
         source = f"{self.name}: {', '.join(sorted({s.collection or '?' for s in place.choice.chosen}))}"
@@ -218,6 +176,9 @@ class StacProvider:
             return build_patch(self.name, source, place.request, place.choice, images, place.used, place.dropped)
         except ProviderError as error:
             return error
+
+
+_Confront = Callable[[ArchiveScene, Radiometry], tuple[Radiometry, str | None]]
 
 
 @dataclass(slots=True)
@@ -230,12 +191,10 @@ class _Gathered:
     used: list[ReadScene] = field(default_factory=list)
     dropped: list[DroppedScene] = field(default_factory=list)
 
-    def add(self, place: ReadPlace) -> ProviderError | None:
-        """Take over what was read of some scenes, harmonised; an error where the request cannot be met at all."""
+    def add(self, place: ReadPlace, confront: _Confront) -> None:
+        """Take over what was read of some scenes, harmonised."""
         sensor = self.request.sensor
         for number, scene in enumerate(place.scenes):
-            if sensor.cloud_mask == "scl" and "SCL" not in scene.files:
-                return ProviderError(f"scene {scene.id} has no band SCL; ask without cloud_mask")
             layers = [place.layers.pop((number, i), None) for i in range(len(place.bands(number)))]
             bands = [layer for layer in layers[: len(sensor.bands)] if layer is not None]
             complete = number not in place.faults and len(bands) == len(sensor.bands)
@@ -244,11 +203,11 @@ class _Gathered:
                 reason = place.faults.get(number, "no valid pixel in the place")
                 self.dropped.append(DroppedScene(scene.id, reason))
                 continue
-            rule = scene_radiometry(scene, scene.files[sensor.bands[0]], *place.tags[number])
+            told = scene_radiometry(scene, scene.files[sensor.bands[0]], *place.tags[number])
+            rule, doubt = confront(scene, told)
             dn = harmonise(np.stack([band.values for band in bands]), rule)
             image = SceneImage(dn, valid, _scene_classes(layers, len(bands), valid.shape))
-            self.used.append(ReadScene(scene, image, rule))
-        return None
+            self.used.append(ReadScene(scene, image, rule, doubt))
 
     def is_full(self) -> bool:
         """Whether every pixel has been observed."""
@@ -264,42 +223,33 @@ def _scene_classes(layers: Sequence[Layer | None], bands: int, shape: tuple[int,
     return np.zeros(shape, np.uint8) if found is None else np.where(found.valid, found.values, 0).astype(np.uint8)
 
 
-def unique(scenes: Iterable[ArchiveScene], collections: Sequence[str]) -> list[ArchiveScene]:
-    """One scene for each tile and second: the newest processing baseline, then the first collection."""
-    best: dict[tuple[str, str], ArchiveScene] = {}
-
-    def rank(scene: ArchiveScene) -> tuple[str, int]:
-        baseline = processing_baseline(scene.properties, (scene.id, *scene.names)) or ""
-        place = collections.index(scene.collection) if scene.collection in collections else len(collections)
-        return baseline, -place
-
-    for scene in scenes:
-        key = _tile(scene), scene.acquired.isoformat(timespec="seconds")
-        if key not in best or rank(scene) > rank(best[key]):
-            best[key] = scene
-    return list(best.values())
+def _files_to_look_at(places: Sequence[ReadPlace]) -> Iterator[str]:
+    """Files whose overviews tell of the offset, of scenes that may carry it, each once."""
+    seen = set()
+    for place in places:
+        for scene in (scene for scene in place.scenes if scene.id not in seen):
+            seen.add(scene.id)
+            looked_at = _DARK_BAND in place.request.sensor.bands and _DARK_BAND in scene.files
+            if looked_at and may_carry_offset(scene.properties, (scene.id, *scene.names), scene.acquired):
+                yield scene.files[_DARK_BAND].path
 
 
-def _tile(scene: ArchiveScene) -> str:
-    told = scene.properties.get("grid:code") or scene.properties.get("s2:mgrs_tile") or scene.id
-    match = _TILE.search(str(told).upper().replace("MGRS-", "").replace("_", " "))
-    return match[1] if match else scene.id
+def _blocks(file: BandFile, request: PatchRequest) -> Sequence[tuple[int, int]]:
+    """The blocks of a file that a place needs; where the item does not tell where it lies, as many of its own."""
+    if file.grid is not None:
+        return file.grid.blocks_under(request.geobox)
+    height, width = request.geobox.shape
+    corner = hash(request.geobox)
+    n = round((1 + height / 1024) * (1 + width / 1024))
+    return [(corner, i) for i in range(n)]
 
 
-def _scenes(items: Iterable[Mapping[str, Any]]) -> Iterator[ArchiveScene]:
-    for item in items:
-        try:
-            yield scene_of_item(item, _cog_address)
-        except (ProviderError, KeyError, ValueError, TypeError):
-            continue  # not a Sentinel-2 item; a catalog may hold others beside them
-
-
-def _cog_address(href: str) -> str | None:
-    """An address that can be read by ranges, without a query: what is signed is signed when it is read."""
-    parts = urlsplit(href)
-    if parts.scheme not in ("http", "https") or not parts.path.lower().endswith((".tif", ".tiff")):
-        return None
-    return urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
+def _block_bytes(band: str, file: BandFile) -> float:
+    """Of one block as it is stored."""
+    if file.grid is None or not file.size_bytes:
+        return 1024 * 1024 * (_CLASS_BYTES_A_PIXEL if band == "SCL" else _BAND_BYTES_A_PIXEL)
+    whole = file.grid.height * file.grid.width * _OVERVIEWS
+    return file.size_bytes / whole * file.grid.block_height * file.grid.block_width
 
 
 def _cells(asked: Sequence[PatchRequest]) -> Iterator[tuple[TemporalSpec, list[int]]]:

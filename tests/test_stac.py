@@ -20,11 +20,13 @@ from pyproj import Transformer
 from rasterio.shutil import copy as copy_raster
 
 from archive_server import FileServer, Tile, serve_files, serve_stac, write_items, write_scene
+from fakes import write_checkpoint
 from rs_embed import NoImageryError, PointBuffer, ProviderError, SensorSpec, TemporalSpec, get_embedding
 from rs_embed.grid import place_geobox
 from rs_embed.patch import Patch
 from rs_embed.providers.archive import ArchiveScene
 from rs_embed.providers.base import PatchRequest, Provider
+from rs_embed.providers.cache import CachedProvider
 from rs_embed.providers.catalog import resolve
 from rs_embed.providers.items import scene_of_item
 from rs_embed.providers.offsets import dark_end, offset_seen
@@ -659,3 +661,17 @@ def test_a_place_of_the_archive_to_a_vector(archive):
     assert found.data.shape == (192,)
     assert found.meta["n_scenes"] == 3
     assert "http" not in json.dumps(found.meta["scenes"])
+
+
+def test_a_second_model_reads_no_network_where_there_is_a_cache(archive, tmp_path):
+    provider, files = archive
+    cached = CachedProvider(provider, tmp_path / "cache", 10**9)
+    lon, lat = TO_LONLAT.transform(HOME.left + 3000, HOME.top - 3000)
+    asked = {"spatial": PointBuffer(lon, lat, 640), "temporal": JUNE, "backend": cached}
+    first = get_embedding("clip_eurosat_s2rgb", **asked)
+    files.requests.clear()
+    model = write_checkpoint(tmp_path / "other")
+    second = get_embedding("remoteclip_s2rgb", checkpoint=str(model), **asked)
+    assert not files.requests
+    assert second.meta["scenes"] == first.meta["scenes"]
+    assert second.data.shape != first.data.shape

@@ -11,6 +11,7 @@ FETCH_WORKERS = "RS_EMBED_REMOTECLIP_FETCH_WORKERS"
 BATCH_SIZE = "RS_EMBED_REMOTECLIP_BATCH_SIZE"
 BACKEND = "RS_EMBED_BACKEND"
 CACHE_DIR = "RS_EMBED_CACHE_DIR"
+CACHE_GB = "RS_EMBED_CACHE_GB"
 
 DEFAULT_BACKEND = "earth-search"
 
@@ -28,6 +29,17 @@ def batch_size(device_type: str) -> int:
 def default_backend() -> str:
     """What `backend="auto"` means."""
     return os.environ.get(BACKEND, "").strip() or DEFAULT_BACKEND
+
+
+def cache_dir() -> Path | None:
+    """Where fetched patches are kept; None when they are not."""
+    value = os.environ.get(CACHE_DIR, "").strip()
+    return Path(value).expanduser() if value else None
+
+
+def cache_limit_bytes() -> int:
+    """How large that folder may grow (default 20 GB)."""
+    return _positive_int(CACHE_GB, 20) * 10**9
 
 
 def hub_cache_dir() -> Path | None:

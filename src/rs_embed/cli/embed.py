@@ -28,6 +28,7 @@ def embed(
     bbox: options.Box = None,
     model: options.Model = options.DEFAULT_MODEL,
     backend: options.Backend = "auto",
+    cache: options.Cache = None,
     checkpoint: options.Checkpoint = None,
     output: Annotated[str, typer.Option("--output", help="pooled or grid.")] = "pooled",
     pooling: Annotated[str | None, typer.Option("--pooling", help="mean (768) or projected (512).")] = None,
@@ -66,7 +67,7 @@ def embed(
         temporal=TemporalSpec.range(start, end),
         sensor=options.sensor(scale_m, cloudy_pct, composite, cloud_mask, max_scenes),
         output=spec,
-        backend=backend,
+        backend=options.source(backend, cache),
         device=device,
         input_prep=input_prep,  # type: ignore[arg-type]
         checkpoint=checkpoint,

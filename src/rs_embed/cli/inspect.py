@@ -21,6 +21,7 @@ def inspect(
     chip: options.Chip = None,
     bbox: options.Box = None,
     backend: options.Backend = "auto",
+    cache: options.Cache = None,
     scale_m: options.ScaleM = 10,
     cloudy_pct: options.CloudyPct = 30,
     composite: options.Composite = "median",
@@ -40,7 +41,7 @@ def inspect(
         spatial=named.place,
         temporal=TemporalSpec.range(start, end),
         sensor=replace(sensor, check_save_dir=None if save_dir is None else str(save_dir)),
-        backend=backend,
+        backend=options.source(backend, cache),
     )
     typer.echo(json.dumps(result, indent=1) if as_json else f"{describe(named.place)}\n{_text(result)}")
     if not result["ok"]:

@@ -14,6 +14,7 @@ from rs_embed.specs import SensorSpec
 if TYPE_CHECKING:
     from rs_embed.cli.places import NamedPlace
     from rs_embed.embedding import Embedding, EmbeddingFailure
+    from rs_embed.providers.base import Provider
 
 DEFAULT_MODEL = "remoteclip_s2rgb"
 
@@ -33,6 +34,9 @@ Backend = Annotated[
     typer.Option(
         "--backend", help="sample, local:<folder>, earth-search (auto), planetary-computer, stac:<api>#<collection>."
     ),
+]
+Cache = Annotated[
+    Path | None, typer.Option("--cache", help="Keep fetched imagery in this folder, and take it from there next time.")
 ]
 Model = Annotated[str, typer.Option("--model", help="A name from `rs-embed models`.")]
 Checkpoint = Annotated[
@@ -58,6 +62,13 @@ def sensor(
         cloud_mask=cloud_mask,  # type: ignore[arg-type]
         max_scenes=max_scenes,
     )
+
+
+def source(backend: str, cache: Path | None) -> str | Provider:
+    """What to pass as `backend=`."""
+    from rs_embed.providers.catalog import resolve
+
+    return backend if cache is None else resolve(backend, cache)
 
 
 def exit_on_failures(places: Sequence[NamedPlace], results: Sequence[Embedding | EmbeddingFailure]) -> None:

@@ -24,6 +24,9 @@ from rs_embed.providers.raster import BlockGrid, read_onto
 from rs_embed.sentinel2 import Radiometry, processing_baseline, radiometry
 from rs_embed.specs import SensorSpec, TemporalSpec
 
+NOTHING_SEEN = "no valid pixel in the place"
+"""Why a scene that was read well gives nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class BandFile:
@@ -245,7 +248,7 @@ def _read_scenes(
             dropped.append(DroppedScene(scene.id, str(error)))
             continue
         if not image.valid.any():
-            dropped.append(DroppedScene(scene.id, "no valid pixel in the place"))
+            dropped.append(DroppedScene(scene.id, NOTHING_SEEN))
             continue
         used.append(ReadScene(scene, image, rule))
         yield image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 
 from rs_embed import settings
 from rs_embed.errors import ProviderError
@@ -19,17 +20,25 @@ BACKENDS = (
 OFFSET_OPTION = "?offset="
 
 
-def resolve(backend: str | Provider) -> Provider:
+def resolve(backend: str | Provider, cache_dir: Path | None = None) -> Provider:
     """The provider that a backend's name means; an object that is a provider is itself.
 
+    Args:
+        backend: the name.
+        cache_dir: keep patches that come over a network there; `RS_EMBED_CACHE_DIR` when None.
+
     Raises:
-        ProviderError: for a name that is none, with the names that are.
+        ProviderError: for a name that is none, with the names that are, or a cache where there is no network.
     """
     if not isinstance(backend, str):
         if isinstance(backend, Provider):
             return backend
         raise ProviderError(f"backend must be a name or an object with name, fetch and plan, got {backend!r}")
     name = settings.default_backend() if backend == "auto" else backend
+    if name.partition("?")[0] in ("earth-search", "planetary-computer") or name.startswith("stac:"):
+        return _cached(_open_stac(name), cache_dir or settings.cache_dir())
+    if cache_dir is not None:
+        raise ProviderError(f"backend {name!r} reads no network: leave out the cache {cache_dir}")
     if name == "sample":
         from rs_embed.providers.sample import open_sample
 
@@ -38,9 +47,15 @@ def resolve(backend: str | Provider) -> Provider:
         from rs_embed.providers.local import open_local
 
         return open_local(name.removeprefix("local:"))
-    if name.partition("?")[0] in ("earth-search", "planetary-computer") or name.startswith("stac:"):
-        return _open_stac(name)
     raise ProviderError(_unknown(name, asked=backend))
+
+
+def _cached(provider: Provider, folder: Path | None) -> Provider:
+    if folder is None:
+        return provider
+    from rs_embed.providers.cache import CachedProvider
+
+    return CachedProvider(provider, folder, settings.cache_limit_bytes())
 
 
 @lru_cache(maxsize=8)

@@ -16,6 +16,7 @@ from rs_embed.errors import NoImageryError, ProviderError
 from rs_embed.grid import lonlat_bounds
 from rs_embed.patch import DroppedScene, Patch
 from rs_embed.providers.archive import (
+    NOTHING_SEEN,
     ArchiveScene,
     BandFile,
     Choice,
@@ -200,7 +201,7 @@ class _Gathered:
             complete = number not in place.faults and len(bands) == len(sensor.bands)
             valid: Any = np.logical_and.reduce([band.valid for band in bands]) if complete else np.zeros(1, bool)
             if not valid.any():
-                reason = place.faults.get(number, "no valid pixel in the place")
+                reason = place.faults.get(number, NOTHING_SEEN)
                 self.dropped.append(DroppedScene(scene.id, reason))
                 continue
             told = scene_radiometry(scene, scene.files[sensor.bands[0]], *place.tags[number])

@@ -1,0 +1,184 @@
+"""Patches kept on disk: the same request, also for another model, reads no network the second time.
+
+One file a patch, which appears whole or not at all, so that any number of processes may share a folder and may die at
+any moment. A file that does not check out is read again from the source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import uuid
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, fields
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from odc.geo.geobox import GeoBox
+
+from rs_embed.errors import ProviderError
+from rs_embed.grid import epsg_of
+from rs_embed.patch import DroppedScene, Patch, Scene
+from rs_embed.providers.archive import NOTHING_SEEN
+from rs_embed.providers.base import FetchPlan, PatchRequest, Provider
+
+_FORMAT = 1
+"""Changes when the same request would give other pixels."""
+_SETTLED = timedelta(days=7)
+"""Scenes of a day may still be added to a catalog for so long."""
+_TRIM_TO = 0.9
+_TRIM_EVERY = 256
+_LEFT_OVER_S = 3600.0
+
+_log = logging.getLogger("rs_embed")
+
+
+class CachedProvider:
+    """A provider that asks another one only for what is not in a folder yet.
+
+    Args:
+        provider: where patches come from.
+        folder: where they are kept; made when the first one is.
+        limit_bytes: the patches used longest ago make room beyond it.
+    """
+
+    def __init__(self, provider: Provider, folder: Path, limit_bytes: int) -> None:
+        self._provider, self._folder, self._limit_bytes = provider, folder, limit_bytes
+        self._written = 0
+
+    @property
+    def name(self) -> str:
+        """The name of the provider behind it: the patches are the same."""
+        return self._provider.name
+
+    def plan(self, requests: Sequence[PatchRequest]) -> FetchPlan:
+        """What the provider behind it would read for all of them."""
+        return self._provider.plan(requests)
+
+    def fetch(self, requests: Sequence[PatchRequest]) -> Iterator[tuple[int, Patch | ProviderError]]:
+        """Yield what is kept, then fetch the rest and keep it."""
+        paths = [self._path(request) for request in requests]
+        missing = []
+        for position, (path, request) in enumerate(zip(paths, requests, strict=True)):
+            patch = _read(path, request) if path is not None else None
+            if patch is None:
+                missing.append(position)
+            else:
+                yield position, patch
+        if not missing:
+            return
+        for number, result in self._provider.fetch([requests[i] for i in missing]):
+            path = paths[missing[number]]
+            if path is not None and isinstance(result, Patch) and _is_whole(result):
+                self._keep(path, result)
+            yield missing[number], result
+        self._trim()
+
+    def _path(self, request: PatchRequest) -> Path | None:
+        """Where a request's patch is kept; None while its time range may still get scenes."""
+        if request.temporal.end > (datetime.now(UTC) - _SETTLED).date().isoformat():
+            return None
+        digest = hashlib.sha256(_canonical(self.name, request).encode()).hexdigest()
+        return self._folder / digest[:2] / f"{digest}.npz"
+
+    def _keep(self, path: Path, patch: Patch) -> None:
+        part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(part, patch)
+            os.replace(part, path)
+        except OSError as error:  # a full disk must not end a run that needs no cache
+            _log.warning("the patch cache %s cannot be written: %s", self._folder, error)
+            with suppress(OSError):
+                part.unlink()
+        self._written += 1
+        if self._written % _TRIM_EVERY == 0:
+            self._trim()
+
+    def _trim(self) -> None:
+        """Remove what was used longest ago beyond the limit, and what a killed process left."""
+        found = sorted((s.st_mtime, s.st_size, path) for path, s in _files(self._folder))
+        now, total = datetime.now(UTC).timestamp(), sum(size for _, size, _ in found)
+        room_needed = total > self._limit_bytes
+        for used_at, size, path in found:
+            left_over = path.suffix == ".part" and now - used_at > _LEFT_OVER_S
+            if left_over or (room_needed and total > _TRIM_TO * self._limit_bytes):
+                path.unlink(missing_ok=True)
+                total -= size
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Our own files in a folder, those that other processes remove meanwhile left out."""
+    for pattern in ("??/*.npz", "??/*.npz.*.part"):
+        for path in folder.glob(pattern):
+            try:
+                yield path, path.stat()
+            except FileNotFoundError:
+                continue
+
+
+def _canonical(provider: str, request: PatchRequest) -> str:
+    """What decides the pixels of a patch: neither the model, nor what is filled in or checked later."""
+    sensor = request.sensor
+    facts = {
+        "format": _FORMAT,
+        "provider": provider,
+        "grid": _describe(request.geobox),
+        "start": request.temporal.start,
+        "end": request.temporal.end,
+        "bands": sensor.bands,
+        "cloudy_pct": sensor.cloudy_pct,
+        "composite": sensor.composite,
+        "cloud_mask": sensor.cloud_mask,
+        "max_scenes": sensor.max_scenes,
+    }
+    return json.dumps(facts, sort_keys=True, separators=(",", ":"))
+
+
+def _describe(geobox: GeoBox) -> list[float]:
+    return [epsg_of(geobox), *geobox.shape, *(float(v) for v in geobox.affine[:6])]
+
+
+def _is_whole(patch: Patch) -> bool:
+    """Whether no scene was lost to a fault that may be gone tomorrow."""
+    return all(dropped.reason == NOTHING_SEEN for dropped in patch.dropped)
+
+
+def _write(path: Path, patch: Patch) -> None:
+    facts = {f.name: getattr(patch, f.name) for f in fields(patch) if f.name not in ("dn", "geobox")}
+    with zipfile.ZipFile(path, "x") as archive:
+        with archive.open("dn.npy", "w", force_zip64=True) as stream:
+            np.lib.format.write_array(stream, patch.dn, allow_pickle=False)
+        archive.writestr("facts.json", json.dumps(facts, default=asdict))
+
+
+def _read(path: Path, request: PatchRequest) -> Patch | None:
+    """A kept patch; None where there is none, or none that checks out (the archive has a checksum)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            with archive.open("dn.npy") as stream:
+                dn = np.lib.format.read_array(stream, allow_pickle=False)
+            facts = json.loads(archive.read("facts.json"))
+        os.utime(path)
+        return Patch(dn=dn, geobox=request.geobox, **_parsed(facts))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, ProviderError) as error:
+        _log.warning("%s in the patch cache cannot be read and is fetched again (%s)", path.name, error)
+        return None
+
+
+def _parsed(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **facts,
+        "bands": tuple(facts["bands"]),
+        "scenes": tuple(Scene(**scene) for scene in facts["scenes"]),
+        "dropped": tuple(DroppedScene(**scene) for scene in facts["dropped"]),
+        "warnings": tuple(facts["warnings"]),
+    }

@@ -45,7 +45,7 @@ class Subject:
     def embed(
         self, chips: Chips, indexes: np.ndarray, haze: tuple[float, float, float], output: OutputSpec
     ) -> FloatArray:
-        ready = [self.images.prepare(chips.dn(i, haze), fill_value=0.0, prep="resize") for i in indexes]
+        ready = [self.images.preparation.cut(chips.dn(i, haze), fill_value=0.0, prep="resize") for i in indexes]
         return np.stack(self.images.embed(ready, output))
 
 

@@ -19,7 +19,7 @@ from rs_embed import (
     list_models,
 )
 from rs_embed.clip.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize_and_crop, to_uint8
-from rs_embed.embedders.chips import ChipSize, cut, stitch
+from rs_embed.embedders.chips import ChipSize, Preparation, stitch
 from test_clip import oracle
 
 MODEL = "remoteclip_s2rgb"
@@ -165,7 +165,7 @@ def chips_of(height: int, width: int, valid: np.ndarray | None = None):
     dn = pixels(height, width).astype(np.float32)
     if valid is not None:
         dn[:, ~valid] = np.nan
-    return dn, cut(dn, fill_value=0.0, dn_range=(0, 10_000), prep="tile", size=ChipSize(224, 32))
+    return dn, Preparation((0, 10_000), ChipSize(224, 32)).cut(dn, fill_value=0.0, prep="tile")
 
 
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (224, 448), (500, 480), (225, 255), (256, 300), (700, 224)])

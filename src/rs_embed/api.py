@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rs_embed.batch import Arrivals, Pixels, Result, embed_all, from_provider, log_warnings
+from rs_embed.batch import Arrivals, Outcome, Pixels, Result, embed_all, from_provider, log_warnings
 from rs_embed.embedders.catalog import find_card
 from rs_embed.embedders.loading import load_embedder
 from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder, check_bands, check_input_chw
@@ -305,9 +305,9 @@ def _run(
 ) -> list[Result]:
     """All results in the order of the requests."""
     results: list[Result | None] = [None] * len(requests)
-    embedded = embed_all(embedder, requests, arrivals, stop_on_error=stop_on_error)
-    for position, result in _with_bar(embedded, len(requests)) if progress else embedded:
-        results[position] = result
+    embedded = embed_all(embedder, dict(enumerate(requests)), arrivals, stop_on_error=stop_on_error)
+    for outcome in _with_bar(embedded, len(requests)) if progress else embedded:
+        results[outcome.position] = outcome.result
     log_warnings(results)
     failures = [r for r in results if isinstance(r, EmbeddingFailure)]
     if failures and stop_on_error:
@@ -317,7 +317,7 @@ def _run(
     return [r for r in results if r is not None]
 
 
-def _with_bar(results: Iterator[tuple[int, Result]], total: int) -> Iterator[tuple[int, Result]]:
+def _with_bar(results: Iterator[Outcome], total: int) -> Iterator[Outcome]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -18,11 +18,11 @@ import numpy.typing as npt
 from affine import Affine
 
 from rs_embed import settings
-from rs_embed.embedders.chips import Chips
+from rs_embed.embedders.chips import Chips, Preparation
 from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
 from rs_embed.embedding import Embedding, EmbeddingFailure, ModelFacts, ModelInput, Request, build_meta, token_grid
 from rs_embed.errors import ModelError, ProviderError, RSEmbedError
-from rs_embed.inspection import inspect_array, save_quicklook
+from rs_embed.inspection import PatchLook, inspect_array, look_at, save_quicklook
 from rs_embed.patch import Patch
 from rs_embed.providers.base import PatchRequest, Provider
 
@@ -34,13 +34,26 @@ _log = logging.getLogger("rs_embed")
 
 
 @dataclass(frozen=True, slots=True)
-class _Ready:
-    """A place whose pixels are as the model wants them."""
+class Ready:
+    """A place whose pixels are as the model wants them; everything else that is needed of them is here too."""
 
     position: int
     chips: Chips
     patch: Patch | None
     checks: dict[str, Any] | None
+    look: PatchLook | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a place."""
+
+    position: int
+    result: Result
+    projected: npt.NDArray[np.float32] | None = None
+    """The CLIP projection, of the same forward pass; None for a failure."""
+    look: PatchLook | None = None
+    """Where it was asked for, and there were pixels."""
 
 
 Pixeled = Patch | Pixels | ProviderError
@@ -59,47 +72,68 @@ def from_provider(provider: Provider, requests: Sequence[PatchRequest]) -> Arriv
 
 
 def embed_all(
-    embedder: RemoteClipEmbedder, requests: Sequence[Request], arrivals: Arrivals, *, stop_on_error: bool
-) -> Iterator[tuple[int, Result]]:
-    """Embed what arrives, in batches, as it arrives: yields (position, result) in any order.
+    embedder: RemoteClipEmbedder,
+    requests: Mapping[int, Request],
+    arrivals: Arrivals,
+    *,
+    stop_on_error: bool = False,
+    look: bool = False,
+) -> Iterator[Outcome]:
+    """Embed what arrives, in batches, as it arrives: yields in any order. `prepare_all` runs in the background."""
+    prepared = prepare_all(embedder.preparation, requests, arrivals, look=look)
+    with closing(in_background(prepared, limit=settings.batch_size(embedder.device.type))) as ahead:
+        yield from embed_ready(embedder, requests, ahead, stop_on_error=stop_on_error)
+
+
+def prepare_all(
+    preparation: Preparation, requests: Mapping[int, Request], arrivals: Arrivals, *, look: bool
+) -> Iterator[Ready | Outcome]:
+    """Patches as the model will see them, or why a place has none; needs no weights."""
+    for position, pixels in arrivals:
+        yield _prepare(preparation, requests[position], position, pixels, look)
+
+
+def embed_ready(
+    embedder: RemoteClipEmbedder,
+    requests: Mapping[int, Request],
+    prepared: Iterable[Ready | Outcome],
+    *,
+    stop_on_error: bool = False,
+) -> Iterator[Outcome]:
+    """Embed what is prepared, in batches.
 
     With `stop_on_error`, the first failure ends the run once the places in flight are done.
     """
     in_flight, step = settings.fetch_workers(), settings.batch_size(embedder.device.type)
-    items = (_prepare(embedder, requests, position, pixels) for position, pixels in arrivals)
-    group: list[_Ready] = []
+    group: list[Ready] = []
     failed = False
-    with closing(in_background(items, limit=step)) as prepared:
-        for item in prepared:
-            if isinstance(item, _Ready):
-                group.append(item)
-            else:
-                failed = True
-                yield item
-            if sum(len(ready.chips.images) for ready in group) >= step:
-                yield from _embed_group(embedder, requests, group)
-                group = []
-            in_flight -= failed and stop_on_error
-            if in_flight == 0:
-                break
-        if group:
+    for item in prepared:
+        if isinstance(item, Ready):
+            group.append(item)
+        else:
+            failed = True
+            yield item
+        if sum(len(ready.chips.images) for ready in group) >= step:
             yield from _embed_group(embedder, requests, group)
+            group = []
+        in_flight -= failed and stop_on_error
+        if in_flight == 0:
+            break
+    if group:
+        yield from _embed_group(embedder, requests, group)
 
 
-def _prepare(
-    embedder: RemoteClipEmbedder, requests: Sequence[Request], position: int, pixels: Pixeled
-) -> _Ready | tuple[int, Result]:
-    request = requests[position]
+def _prepare(preparation: Preparation, request: Request, position: int, pixels: Pixeled, look: bool) -> Ready | Outcome:
     try:
         if isinstance(pixels, RSEmbedError):
             raise pixels
         patch = pixels if isinstance(pixels, Patch) else None
         dn: Pixels = pixels.dn if isinstance(pixels, Patch) else pixels
         checks = _check(dn, request) if request.sensor.check_input else None
-        chips = embedder.prepare(dn, fill_value=request.sensor.fill_value, prep=request.input_prep)
+        chips = preparation.cut(dn, fill_value=request.sensor.fill_value, prep=request.input_prep)
     except RSEmbedError as error:
-        return position, EmbeddingFailure(request.place, error)
-    return _Ready(position, chips, _without_pixels(patch), checks)
+        return Outcome(position, EmbeddingFailure(request.place, error))
+    return Ready(position, chips, _without_pixels(patch), checks, look_at(dn) if look else None)
 
 
 def _without_pixels(patch: Patch | None) -> Patch | None:
@@ -123,15 +157,16 @@ def _check(dn: Pixels, request: Request) -> dict[str, Any]:
 
 
 def _embed_group(
-    embedder: RemoteClipEmbedder, requests: Sequence[Request], ready: Sequence[_Ready]
-) -> Iterator[tuple[int, Result]]:
+    embedder: RemoteClipEmbedder, requests: Mapping[int, Request], ready: Sequence[Ready]
+) -> Iterator[Outcome]:
     output = requests[ready[0].position].output
-    arrays = embedder.embed([item.chips for item in ready], output)
-    for item, array in zip(ready, arrays, strict=True):
-        yield item.position, _result(embedder, requests[item.position], item, array)
+    arrays = embedder.embed_both([item.chips for item in ready], output)
+    for item, (array, projected) in zip(ready, arrays, strict=True):
+        result = _result(embedder, requests[item.position], item, array)
+        yield Outcome(item.position, result, projected, item.look)
 
 
-def _result(embedder: RemoteClipEmbedder, request: Request, item: _Ready, array: npt.NDArray[np.float32]) -> Embedding:
+def _result(embedder: RemoteClipEmbedder, request: Request, item: Ready, array: npt.NDArray[np.float32]) -> Embedding:
     chips, patch = item.chips, item.patch
     facts = _output_facts(embedder, request, array)
     meta = build_meta(

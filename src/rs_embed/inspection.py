@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ MIN_FINITE_FRAC = 0.999
 MAX_OUTSIDE_FRAC = 0.001
 MAX_FILL_FRAC = 0.98
 _QUICKLOOK_PX = 512
+THUMBNAIL_PX = 96
 _HISTOGRAM_BINS = 32
 _REFLECTANCE_MAX = 2.0
 
@@ -137,6 +140,26 @@ def quicklook(dn: Array, *, side_px: int = _QUICKLOOK_PX) -> Image.Image:
         )
     image.thumbnail((side_px * 2, side_px * 2), Image.Resampling.LANCZOS)
     return image
+
+
+@dataclass(frozen=True, slots=True)
+class PatchLook:
+    """What is kept of a patch's pixels beside its vector."""
+
+    thumbnail: bytes
+    """PNG, 96 px on its longer side, stretched p2 to p98."""
+    band_means: tuple[float, ...]
+    """Mean DN of each band over the observed pixels."""
+
+
+def look_at(dn: Array) -> PatchLook:
+    """A thumbnail and the mean colour of (3, y, x) DN."""
+    image = quicklook(dn, side_px=THUMBNAIL_PX)
+    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    seen = dn[:, observed(dn)]
+    return PatchLook(stream.getvalue(), tuple(float(v) for v in seen.mean(axis=1, dtype=np.float64)))
 
 
 def save_quicklook(dn: Array, folder: str | Path, name: str) -> Path:

@@ -54,32 +54,32 @@ class Chips:
     """Share of the patch's pixels that were observed; the others hold the fill value."""
 
 
-def cut(
-    dn: npt.NDArray[np.generic],
-    *,
-    fill_value: float,
-    dn_range: tuple[float, float],
-    prep: InputPrep,
-    size: ChipSize,
-    unresized: bool = False,
-) -> Chips:
-    """Chips of one patch: (3, y, x) DN, NaN where not observed.
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """What turns DN into the chips of one network."""
 
-    With `unresized` the whole patch stays as it is, for a network that brings its own resizing.
+    dn_range: tuple[float, float]
+    """DN shown as black and as white."""
+    size: ChipSize
+    unresized: bool = False
+    """Leave the whole patch as it is, for a network that brings its own resizing."""
 
-    Raises:
-        NoImageryError: when nothing, or with `tile` no chip by half, was observed.
-        ModelError: when a patch is too small for `tile`.
-    """
-    valid = observed(dn)
-    if not valid.any():
-        raise NoImageryError(f"no pixel of the {dn.shape[2]} x {dn.shape[1]} px patch was observed: all are NaN")
-    if not valid.all():
-        dn = np.where(np.isnan(dn), np.float32(fill_value), dn)
-    rgb = to_uint8(dn, dn_range)
-    if prep == "tile":
-        return _tiled(rgb, valid, size)
-    return _resized(rgb if unresized else resize_and_crop(rgb, size.image_px), valid, size)
+    def cut(self, dn: npt.NDArray[np.generic], *, fill_value: float, prep: InputPrep) -> Chips:
+        """Chips of one patch: (3, y, x) DN, NaN where not observed.
+
+        Raises:
+            NoImageryError: when nothing, or with `tile` no chip by half, was observed.
+            ModelError: when a patch is too small for `tile`.
+        """
+        valid = observed(dn)
+        if not valid.any():
+            raise NoImageryError(f"no pixel of the {dn.shape[2]} x {dn.shape[1]} px patch was observed: all are NaN")
+        if not valid.all():
+            dn = np.where(np.isnan(dn), np.float32(fill_value), dn)
+        rgb = to_uint8(dn, self.dn_range)
+        if prep == "tile":
+            return _tiled(rgb, valid, self.size)
+        return _resized(rgb if self.unresized else resize_and_crop(rgb, self.size.image_px), valid, self.size)
 
 
 def _resized(image: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_], size: ChipSize) -> Chips:

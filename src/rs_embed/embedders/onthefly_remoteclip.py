@@ -14,10 +14,10 @@ from rs_embed import settings
 from rs_embed.clip.preprocess import normalise
 from rs_embed.embedders.base import ImageEncoder, PixelTransform, TokenEncoder
 from rs_embed.embedders.card import ModelCard
-from rs_embed.embedders.chips import Chips, ChipSize, cut, stitch
+from rs_embed.embedders.chips import Chips, ChipSize, Preparation, stitch
 from rs_embed.errors import ModelError
 from rs_embed.sentinel2 import RGB_BANDS
-from rs_embed.specs import InputPrep, OutputSpec
+from rs_embed.specs import OutputSpec
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -60,40 +60,41 @@ class RemoteClipEmbedder:
             return "clip_projection"
         return "token_mean" if has_tokens else "model"
 
-    def prepare(self, dn: npt.NDArray[np.generic], *, fill_value: float, prep: InputPrep) -> Chips:
-        """One patch as the network will see it: (3, y, x) DN, NaN where not observed."""
-        return cut(
-            dn,
-            fill_value=fill_value,
-            dn_range=self.card.dn_range,
-            prep=prep,
-            size=self.size,
-            unresized=self.transform is not None,
-        )
+    @property
+    def preparation(self) -> Preparation:
+        """How a patch becomes what the network sees; it needs no weights."""
+        return Preparation(self.card.dn_range, self.size, unresized=self.transform is not None)
 
     def embed(self, patches: Sequence[Chips], output: OutputSpec) -> list[FloatArray]:
-        """One array a patch: (d,) for a pooled output, (d, rows, cols) for a token grid.
+        """One array a patch: (d,) for a pooled output, (d, rows, cols) for a token grid."""
+        return [array for array, _ in self.embed_both(patches, output)]
+
+    def embed_both(self, patches: Sequence[Chips], output: OutputSpec) -> list[tuple[FloatArray, FloatArray]]:
+        """What `embed` gives, and the CLIP projection (d,) beside it, of one forward pass.
 
         Chips of all patches share batches of `RS_EMBED_REMOTECLIP_BATCH_SIZE`.
         """
         images = [image for chips in patches for image in chips.images]
         step = settings.batch_size(self.device.type)
         with torch.inference_mode():
-            parts = [self._encode(images[i : i + step], output).cpu() for i in range(0, len(images), step)]
-        encoded = torch.cat(parts).numpy()
+            parts = [self._encode(images[i : i + step], output) for i in range(0, len(images), step)]
+        encoded, projected = (torch.cat(side).numpy() for side in zip(*parts, strict=True))
         ends = np.cumsum([len(chips.images) for chips in patches])[:-1]
-        return [_assemble(part, chips, output) for part, chips in zip(np.split(encoded, ends), patches, strict=True)]
+        split = zip(np.split(encoded, ends), np.split(projected, ends), patches, strict=True)
+        return [(_assemble(part, chips, output), _mean(vectors)) for part, vectors, chips in split]
 
-    def _encode(self, images: Sequence[npt.NDArray[np.uint8]], output: OutputSpec) -> Tensor:
-        """(n, d) for a pooled output, (n, t, w) patch tokens for a grid."""
+    def _encode(self, images: Sequence[npt.NDArray[np.uint8]], output: OutputSpec) -> tuple[Tensor, Tensor]:
+        """(n, d) for a pooled output, (n, t, w) patch tokens for a grid; and the CLIP projection (n, p)."""
         pixels = self._pixels(images).to(self.device)
         network = self.network
-        if self.pooling(output) in ("model", "clip_projection"):
-            return _vectors(network, pixels)
         if not isinstance(network, TokenEncoder):
-            raise ModelError(f"{self.checkpoint} shows no tokens")
-        tokens = network.tokens(pixels).float()  # (n, 1 + g*g, w)
-        return tokens[:, 1:] if output.mode == "grid" else tokens.mean(dim=1)
+            vectors = network.encode_image(pixels).float().cpu()
+            return vectors, vectors
+        tokens = network.tokens(pixels)  # (n, 1 + g*g, w)
+        projected = network.project(tokens).float().cpu()
+        if output.mode == "grid":
+            return tokens[:, 1:].float().cpu(), projected
+        return (projected if output.pooling == "projected" else tokens.float().mean(dim=1).cpu()), projected
 
     def _pixels(self, images: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
         if self.transform is None:
@@ -103,20 +104,18 @@ class RemoteClipEmbedder:
         return torch.stack([pixels.reshape(3, side, side).float() for pixels in ready])
 
 
-def _vectors(network: TokenEncoder | ImageEncoder, pixels: Tensor) -> Tensor:
-    if isinstance(network, ImageEncoder):
-        return network.encode_image(pixels).float()
-    return network.project(network.tokens(pixels)).float()
-
-
 def _assemble(encoded: FloatArray, chips: Chips, output: OutputSpec) -> FloatArray:
     """Chips of one patch to its output: the mean of vectors, or tokens side by side."""
     if output.mode == "pooled":
-        mean: FloatArray = encoded[0].copy() if len(encoded) == 1 else encoded.mean(axis=0, dtype=np.float32)
-        return mean
+        return _mean(encoded)
     n, t, width = encoded.shape
     side = round(t**0.5)
     return stitch(list(encoded.reshape(n, side, side, width)), chips)
+
+
+def _mean(vectors: FloatArray) -> FloatArray:
+    mean: FloatArray = vectors[0].copy() if len(vectors) == 1 else vectors.mean(axis=0, dtype=np.float32)
+    return mean
 
 
 def check_bands(bands: Sequence[str], model: str) -> None:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from rs_embed.errors import RSEmbedError as RSEmbedError
     from rs_embed.errors import SpecError as SpecError
     from rs_embed.errors import UnknownModelError as UnknownModelError
+    from rs_embed.export.dataset import open_dataset as open_dataset
+    from rs_embed.export.export import export_embeddings as export_embeddings
+    from rs_embed.export.plan import plan_export as plan_export
     from rs_embed.providers.sample import list_samples as list_samples
     from rs_embed.specs import BBox as BBox
     from rs_embed.specs import OutputSpec as OutputSpec
@@ -44,6 +47,9 @@ _HOME = {
         "SpecError",
         "UnknownModelError",
     ),
+    "export.dataset": ("open_dataset",),
+    "export.export": ("export_embeddings",),
+    "export.plan": ("plan_export",),
     "providers.sample": ("list_samples",),
     "texts": ("embed_text", "zero_shot"),
     "specs": ("BBox", "OutputSpec", "PointBuffer", "SensorSpec", "TemporalSpec"),

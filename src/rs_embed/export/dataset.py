@@ -1,0 +1,181 @@
+"""An exported dataset, read: filtered by place, time and status; as numpy, a GeoDataFrame, xarray, or row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from rs_embed.errors import RSEmbedError, SpecError, missing_package
+from rs_embed.export.folder import DatasetFolder
+from rs_embed.export.request import ExportRequest
+from rs_embed.specs import BBox, TemporalSpec
+
+if TYPE_CHECKING:
+    import geopandas
+    import xarray as xr
+
+VectorColumn = Literal["embedding", "embedding_projected"]
+_STATUSES = ("ok", "partial")
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingDataset:
+    """Rows of a dataset; a filter gives another one, and nothing is read before it is asked for."""
+
+    path: Path
+    _filter: pc.Expression | None = None
+
+    def __repr__(self) -> str:
+        return f"EmbeddingDataset({str(self.path)!r}, {len(self):,} rows, {self.request.model})"
+
+    def __len__(self) -> int:
+        return int(self._dataset("embeddings").count_rows(filter=self._filter))
+
+    @property
+    def request(self) -> ExportRequest:
+        """What it was made with."""
+        return DatasetFolder(self.path).request
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of all columns."""
+        return list(self._dataset("embeddings").schema.names)
+
+    def filter(
+        self,
+        *,
+        bbox: BBox | tuple[float, float, float, float] | None = None,
+        temporal: TemporalSpec | None = None,
+        status: str | None = None,
+        where: pc.Expression | None = None,
+    ) -> EmbeddingDataset:
+        """Rows that meet every condition.
+
+        Args:
+            bbox: their footprint meets this box; (west, south, east, north) in degrees.
+            temporal: their time range lies inside of this one.
+            status: "ok" or "partial".
+            where: any other condition, a `pyarrow.compute` expression over the columns.
+
+        Raises:
+            SpecError: for a status that is none.
+        """
+        found = self._filter
+        for condition in (_in_box(bbox), _in_time(temporal), _is_status(status), where):
+            if condition is not None:
+                found = condition if found is None else found & condition
+        return replace(self, _filter=found)
+
+    def to_table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """As an Arrow table."""
+        return self._dataset("embeddings").to_table(columns=columns, filter=self._filter)
+
+    def to_numpy(self, column: VectorColumn = "embedding") -> npt.NDArray[np.float32]:
+        """Vectors, (n, d) float32, in the order of `to_table`."""
+        table = self.to_table([column])
+        dim = table.schema.field(column).type.list_size
+        parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table[column].chunks]
+        flat = np.concatenate(parts) if parts else np.empty(0)
+        return flat.reshape(-1, dim).astype(np.float32)
+
+    def to_geodataframe(self, columns: Sequence[str] | None = None) -> geopandas.GeoDataFrame:
+        """As a GeoDataFrame with footprints in longitude and latitude.
+
+        Raises:
+            RSEmbedError: without geopandas.
+        """
+        try:
+            import geopandas
+        except ModuleNotFoundError:
+            raise RSEmbedError(f"{missing_package('geopandas', extra='all')}") from None
+        wanted = None if columns is None else list(dict.fromkeys([*columns, "geometry"]))
+        frame = self.to_table(wanted).to_pandas()
+        return geopandas.GeoDataFrame(frame, geometry=geopandas.GeoSeries.from_wkb(frame["geometry"]), crs="OGC:CRS84")
+
+    def to_xarray(self, column: VectorColumn = "embedding") -> xr.Dataset:
+        """Vectors with dimensions (place, d) and id, lon, lat, datetime_start, datetime_end as coordinates."""
+        import xarray as xr
+
+        table = self.to_table(["id", "centre_lon", "centre_lat", "datetime_start", "datetime_end"])
+        days = {
+            name: np.array([np.datetime64(d.replace(tzinfo=None), "ns") for d in table[name].to_pylist()])
+            for name in ("datetime_start", "datetime_end")
+        }
+        coords = {
+            "id": ("place", np.array(table["id"].to_pylist(), dtype=object)),
+            "lon": ("place", table["centre_lon"].to_numpy()),
+            "lat": ("place", table["centre_lat"].to_numpy()),
+            **{name: ("place", values) for name, values in days.items()},
+        }
+        return xr.Dataset(
+            {column: (("place", "d"), self.to_numpy(column))}, coords=coords, attrs={"model": self.request.model}
+        )
+
+    def failures(self) -> pa.Table:
+        """Rows without a vector, and why; not filtered."""
+        return self._dataset("failures").to_table()
+
+    def thumbnails(self) -> Iterator[tuple[str, bytes]]:
+        """`unique_id` and PNG of each quicklook; not filtered."""
+        for batch in self._dataset("thumbnails").to_batches():
+            yield from zip(batch["unique_id"].to_pylist(), batch["thumbnail"].to_pylist(), strict=True)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Rows as dictionaries, vectors as arrays, without having all in memory."""
+        for batch in self._dataset("embeddings").to_batches(filter=self._filter):
+            for row in batch.to_pylist():
+                yield row | {n: np.asarray(row[n], np.float32) for n in ("embedding", "embedding_projected")}
+
+    def _dataset(self, kind: str) -> ds.Dataset:
+        folder = self.path / kind
+        files = sorted(folder.glob("*.parquet"))
+        if not files:
+            return ds.dataset(pa.table({"status": pa.array([], pa.string())}))
+        return ds.dataset([str(f) for f in files], format="parquet")
+
+
+def open_dataset(folder: str | Path) -> EmbeddingDataset:
+    """Open what `rs-embed export` wrote.
+
+    Raises:
+        RSEmbedError: when the folder holds none.
+    """
+    path = Path(folder)
+    DatasetFolder(path).manifest()
+    return EmbeddingDataset(path)
+
+
+def _in_box(bbox: BBox | tuple[float, float, float, float] | None) -> pc.Expression | None:
+    if bbox is None:
+        return None
+    box = bbox if isinstance(bbox, BBox) else BBox(*bbox)
+    low = (pc.field("bbox", "xmin") < box.maxlon) & (pc.field("bbox", "ymin") < box.maxlat)
+    return low & (pc.field("bbox", "xmax") > box.minlon) & (pc.field("bbox", "ymax") > box.minlat)
+
+
+def _in_time(temporal: TemporalSpec | None) -> pc.Expression | None:
+    if temporal is None:
+        return None
+    start, end = (_scalar(day) for day in (temporal.start, temporal.end))
+    return (pc.field("datetime_start") >= start) & (pc.field("datetime_end") <= end)
+
+
+def _scalar(day: str) -> pa.Scalar:
+    return pa.scalar(datetime.fromisoformat(day).replace(tzinfo=UTC), pa.timestamp("ms", tz="UTC"))
+
+
+def _is_status(status: str | None) -> pc.Expression | None:
+    if status is None:
+        return None
+    if status not in _STATUSES:
+        raise SpecError(f"status must be {' or '.join(map(repr, _STATUSES))}, got {status!r} (see failures())")
+    return pc.field("status") == status

@@ -1,0 +1,285 @@
+"""Results of a partition as GeoParquet 1.1 tables: Major TOM's embedding columns first, then ours, then the user's.
+
+https://geoparquet.org/releases/v1.1.0/ · https://huggingface.co/Major-TOM
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import shapely
+from odc.geo.geobox import GeoBox
+
+from rs_embed.embedding import LOW_VALID_FRAC, Embedding, EmbeddingFailure
+from rs_embed.errors import NoImageryError
+from rs_embed.export.request import ExportRequest
+from rs_embed.grid import epsg_of, transformer
+from rs_embed.inspection import PatchLook
+
+SPATIAL_BLOCK_M = 10_000
+_TIME = pa.timestamp("ms", tz="UTC")
+_BOX = pa.struct([(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")])
+_COVERING = {name: ["bbox", name] for name in ("xmin", "ymin", "xmax", "ymax")}
+
+_MAJOR_TOM = (
+    ("unique_id", pa.string()),
+    ("embedding", None),
+    ("timestamp", _TIME),
+    ("product_id", pa.string()),
+    ("grid_cell", pa.string()),
+    ("grid_row_u", pa.int64()),
+    ("grid_col_r", pa.int64()),
+    ("geometry", pa.binary()),
+    ("centre_lat", pa.float64()),
+    ("centre_lon", pa.float64()),
+    ("utm_footprint", pa.string()),
+    ("utm_crs", pa.string()),
+    ("pixel_bbox", pa.list_(pa.int32())),
+)
+_OURS = (
+    ("id", pa.string()),
+    ("input_row", pa.int64()),
+    ("status", pa.string()),
+    ("error", pa.string()),
+    ("warnings", pa.list_(pa.string())),
+    ("datetime_start", _TIME),
+    ("datetime_end", _TIME),
+    ("embedding_projected", None),
+    ("norm", pa.float32()),
+    ("band_means", pa.list_(pa.float32())),
+    ("spatial_block", pa.string()),
+    ("backend", pa.string()),
+    ("collection", pa.string()),
+    ("scene_ids", pa.list_(pa.string())),
+    ("dn_offsets", pa.list_(pa.float32())),
+    ("n_scenes", pa.int32()),
+    ("cloud", pa.float32()),
+    ("valid_frac", pa.float32()),
+    ("clear_frac", pa.float32()),
+    ("n_clear", pa.float32()),
+    ("composite", pa.string()),
+    ("model", pa.string()),
+    ("checkpoint", pa.string()),
+    ("weights_sha256", pa.string()),
+    ("activation", pa.string()),
+    ("preprocess", pa.string()),
+    ("precision", pa.string()),
+    ("pooling", pa.string()),
+    ("request_id", pa.string()),
+    ("bbox", _BOX),
+)
+OUR_COLUMNS = tuple(name for name, _ in (*_MAJOR_TOM, *_OURS))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedRow:
+    """A planned row and what became of it."""
+
+    input_row: int
+    id: str
+    unique_id: str
+    request_id: str | None
+    start: str | None
+    end: str | None
+    geobox: GeoBox | None
+    """None for a bad row."""
+    lonlat: tuple[float, float] | None
+    result: Embedding | EmbeddingFailure
+    projected: npt.NDArray[np.float32] | None = None
+    look: PatchLook | None = None
+
+    @property
+    def status(self) -> str:
+        """`ok`, `partial` (under 80 % of the pixels observed), `no_imagery` or `failed`."""
+        if isinstance(self.result, Embedding):
+            return "ok" if self.result.meta["valid_frac"] >= LOW_VALID_FRAC else "partial"
+        return "no_imagery" if isinstance(self.result.error, NoImageryError) else "failed"
+
+
+def tables(
+    rows: Sequence[ExportedRow], user: pa.Table, request: ExportRequest, dims: tuple[int, int]
+) -> dict[str, pa.Table]:
+    """The partition's tables by kind.
+
+    Args:
+        rows: in the order of their partition.
+        user: the user's columns, of as many rows.
+        request: what the dataset was asked for.
+        dims: lengths of `embedding` and of `embedding_projected`.
+    """
+    good = [i for i, row in enumerate(rows) if isinstance(row.result, Embedding)]
+    bad = [i for i, row in enumerate(rows) if not isinstance(row.result, Embedding)]
+    found = {}
+    for kind, members in (("embeddings", good), ("failures", bad)):
+        some = [rows[i] for i in members]
+        table = pa.table(_columns(some, request, dims))
+        found[kind] = _with_geo(_with_user(table, user.take(pa.array(members, pa.int64()))), request, dims)
+    seen = [row for row in rows if row.look is not None and isinstance(row.result, Embedding)]
+    if request.thumbnails:
+        pictures = [row.look.thumbnail for row in seen if row.look]
+        found["thumbnails"] = pa.table(
+            {
+                "unique_id": [r.unique_id for r in seen],
+                "id": [r.id for r in seen],
+                "thumbnail": pa.array(pictures, pa.binary()),
+            }
+        )
+    return found
+
+
+def _with_user(table: pa.Table, user: pa.Table) -> pa.Table:
+    """The user's columns keep their names, but for one of ours, which becomes `user_<name>`."""
+    for name in user.column_names:
+        own = name.removeprefix("user_")
+        table = table.append_column(name if own in OUR_COLUMNS else own, user[name])
+    return table
+
+
+def _columns(rows: Sequence[ExportedRow], request: ExportRequest, dims: tuple[int, int]) -> dict[str, pa.Array]:
+    geometry = _geometry(rows)
+    vectors = _vectors(rows, request, dims)
+    found: dict[str, pa.Array] = {}
+    for name, kind in (*_MAJOR_TOM, *_OURS):
+        if name in vectors:
+            found[name] = vectors[name]
+        elif name in geometry:
+            found[name] = pa.array(geometry[name], kind)
+        else:
+            take = _VALUES.get(name) or _from_meta(name)
+            found[name] = pa.array([take(row) for row in rows], kind)
+    return found
+
+
+def _vectors(rows: Sequence[ExportedRow], request: ExportRequest, dims: tuple[int, int]) -> dict[str, pa.Array]:
+    """Fixed-size lists; null for a failure, whose table is not for stacking."""
+    raw = [np.asarray(r.result.data) if isinstance(r.result, Embedding) else None for r in rows]
+    norms = [None if v is None else float(np.linalg.norm(v)) for v in raw]
+    unit = [None if v is None or n is None else v / max(n, 1e-12) for v, n in zip(raw, norms, strict=True)]
+    return {
+        "embedding": _fixed(unit if request.normalise else raw, dims[0], request.dtype),
+        "embedding_projected": _fixed([r.projected for r in rows], dims[1], "float16"),
+        "norm": pa.array(norms, pa.float32()),
+    }
+
+
+def _fixed(vectors: Sequence[npt.NDArray[Any] | None], dim: int, dtype: str) -> pa.Array:
+    kind = pa.list_(pa.float16() if dtype == "float16" else pa.float32(), dim)
+    if not vectors or any(v is None for v in vectors):
+        return pa.nulls(len(vectors), kind)
+    flat = np.stack([v for v in vectors if v is not None]).astype(dtype).ravel()
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), type=kind)
+
+
+def _geometry(rows: Sequence[ExportedRow]) -> dict[str, list[Any]]:
+    """Footprints: in longitude and latitude, in UTM, and what follows from them."""
+    found: dict[str, list[Any]] = {
+        name: [] for name in ("geometry", "bbox", "utm_footprint", "utm_crs", "spatial_block", "pixel_bbox")
+    }
+    for row in rows:
+        values: dict[str, Any] = _footprint(row.geobox) if row.geobox is not None else dict.fromkeys(found)
+        for name, column in found.items():
+            column.append(values[name])
+    return found
+
+
+def _footprint(geobox: GeoBox) -> dict[str, Any]:
+    box, epsg = geobox.boundingbox, epsg_of(geobox)
+    ring = shapely.box(box.left, box.bottom, box.right, box.top)
+    corners = shapely.get_coordinates(ring)
+    lon, lat = transformer(epsg, 4326).transform(corners[:, 0], corners[:, 1])
+    x, y = ((box.left + box.right) / 2, (box.bottom + box.top) / 2)
+    return {
+        "geometry": shapely.to_wkb(shapely.polygons(np.column_stack([lon, lat]))),
+        "bbox": {"xmin": lon.min(), "ymin": lat.min(), "xmax": lon.max(), "ymax": lat.max()},
+        "utm_footprint": ring.wkt,
+        "utm_crs": f"EPSG:{epsg}",
+        "spatial_block": f"{epsg}_{int(x // SPATIAL_BLOCK_M)}_{int(y // SPATIAL_BLOCK_M)}",
+        "pixel_bbox": [0, 0, geobox.shape[1], geobox.shape[0]],
+    }
+
+
+def _from_meta(name: str) -> Callable[[ExportedRow], Any]:
+    key = {"checkpoint": "ckpt", "collection": "source"}.get(name, name)
+    return lambda row: row.result.meta[key] if isinstance(row.result, Embedding) else None
+
+
+def _scenes(row: ExportedRow, key: str) -> list[Any] | None:
+    """One fact of each scene, newest first as they were read."""
+    return [s[key] for s in row.result.meta["scenes"] or ()] if isinstance(row.result, Embedding) else None
+
+
+def _newest(row: ExportedRow) -> datetime | None:
+    times = _scenes(row, "datetime")
+    return max(datetime.fromisoformat(t) for t in times) if times else None
+
+
+def _mean_cloud(row: ExportedRow) -> float | None:
+    known = [c for c in _scenes(row, "cloud_pct") or () if c is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _day(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def _error(row: ExportedRow) -> str | None:
+    return str(row.result.error) if isinstance(row.result, EmbeddingFailure) else None
+
+
+_VALUES: Mapping[str, Callable[[ExportedRow], Any]] = {
+    "unique_id": lambda row: row.unique_id,
+    "timestamp": _newest,
+    "product_id": lambda row: (_scenes(row, "id") or [None])[0],
+    "grid_cell": lambda row: None,  # Major TOM's own cells, which these places are not
+    "grid_row_u": lambda row: None,
+    "grid_col_r": lambda row: None,
+    "centre_lat": lambda row: row.lonlat[1] if row.lonlat else None,
+    "centre_lon": lambda row: row.lonlat[0] if row.lonlat else None,
+    "id": lambda row: row.id,
+    "input_row": lambda row: row.input_row,
+    "status": lambda row: row.status,
+    "error": _error,
+    "datetime_start": lambda row: _day(row.start),
+    "datetime_end": lambda row: _day(row.end),
+    "band_means": lambda row: row.look.band_means if row.look else None,
+    "scene_ids": lambda row: _scenes(row, "id"),
+    "dn_offsets": lambda row: _scenes(row, "dn_offset"),
+    "cloud": _mean_cloud,
+    "request_id": lambda row: row.request_id,
+}
+
+
+def _with_geo(table: pa.Table, request: ExportRequest, dims: tuple[int, int]) -> pa.Table:
+    """The footer: GeoParquet's `geo`, and what the vectors are by the names of the STAC Embeddings extension."""
+    boxes = [b for b in table["bbox"].to_pylist() if b is not None]
+    column: dict[str, Any] = {"encoding": "WKB", "geometry_types": ["Polygon"], "covering": {"bbox": _COVERING}}
+    if boxes:
+        low, high = (
+            [f(b[n] for b in boxes) for n in names] for f, names in ((min, ("xmin", "ymin")), (max, ("xmax", "ymax")))
+        )
+        column["bbox"] = [*low, *high]
+    geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+    footer = {"geo": json.dumps(geo), **{k: json.dumps(v) for k, v in emb_facts(request, dims[0]).items()}}
+    return table.replace_schema_metadata(footer)
+
+
+def emb_facts(request: ExportRequest, dim: int) -> dict[str, Any]:
+    """What the vectors are (STAC Embeddings extension v0.0.1)."""
+    return {
+        "emb:type": "chip",
+        "emb:dimensions": dim,
+        "data_type": request.dtype,
+        "gsd": request.sensor.scale_m,
+        "emb:runtime_parameters": {
+            "request_sha256": request.sha256(),
+            "model": request.model,
+            "precision": request.precision,
+        },
+    }

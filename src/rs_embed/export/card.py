@@ -57,7 +57,8 @@ def _readme(request: ExportRequest, dims: tuple[int, int], counts: dict[str, int
 
 {counts["ok"] + counts["partial"]:,} places and time ranges between {first} and {last}, each with a vector of \
 {dims[0]} numbers (`embedding`, {request.output.pooling or "mean"}) and its CLIP projection of {dims[1]} \
-(`embedding_projected`), which texts can be compared with. {counts["no_imagery"]:,} had no imagery, {counts["failed"]:,} failed: see `failures/`.
+(`embedding_projected`), which texts can be compared with. {counts["no_imagery"]:,} had no imagery, \
+{counts["failed"]:,} failed: see `failures/`.
 
 ```python
 import geopandas
@@ -74,12 +75,13 @@ vectors = open_dataset(".").to_numpy()                           # (n, {dims[0]}
 | `thumbnails/` | quicklooks as PNG, by `unique_id` |
 
 Columns: first those of Major TOM's embeddings, then how each vector was made (`scene_ids`, `dn_offsets`, \
-`valid_frac`, `clear_frac`, `n_clear`, `warnings`, …), then the columns of the input. `id` and `input_row` join with the input; \
+`valid_frac`, `clear_frac`, `n_clear`, `warnings`, …), then the input's own. `id` and `input_row` join with it; \
 `spatial_block` (a UTM cell of 10 km) is for grouped cross-validation; `band_means` are the mean DN of \
 {", ".join(request.sensor.bands)}. `status` is `partial` where less than 80 % of the pixels were observed.
 {_normalised(request)}
 Model: {request.model}, weights sha256 {request.weights_sha256}. Imagery: {request.backend}, \
-{request.sensor.composite} of the scenes with at most {request.sensor.cloudy_pct:g} % cloud, {request.sensor.scale_m:g} m a pixel.
+{request.sensor.composite} of the scenes with at most {request.sensor.cloudy_pct:g} % cloud, \
+{request.sensor.scale_m:g} m a pixel.
 
 {_notice(first, last)}.
 """

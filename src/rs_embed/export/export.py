@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from rs_embed.embedders.catalog import find_card
 from rs_embed.embedders.loading import load_embedder
-from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder, check_bands
+from rs_embed.embedders.onthefly_remoteclip import check_bands
 from rs_embed.embedding import versions
 from rs_embed.errors import NoImageryError, ProviderError, RSEmbedError, SpecError
 from rs_embed.export.card import write_card
@@ -17,6 +17,7 @@ from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.partitions import PARTITION_SIZE, Every, PlannedRow, expand, plan_rows
 from rs_embed.export.places import InputPlaces, ReadOptions
 from rs_embed.export.plan import find_places, patch_requests
+from rs_embed.export.ray import RayRunner
 from rs_embed.export.request import ExportRequest, VectorType
 from rs_embed.export.runner import Progress, Report, Runner, count_done, dims_of
 from rs_embed.grid import place_geobox
@@ -113,6 +114,8 @@ def export_embeddings(
     card, folder = find_card(model), DatasetFolder(Path(out))
     check_bands(sensor.bands, card.name)
     _check_shard(shard)
+    if engine not in ("local", "ray"):
+        raise SpecError(f"engine must be 'local' or 'ray', got {engine!r}")
     provider = resolve(backend)
     found = find_places(places, chip_m, read)
     _refuse_small(found, sensor.scale_m, allow_small)
@@ -140,8 +143,13 @@ def export_embeddings(
         columns=tuple((field.name, str(field.type)) for field in found.columns.schema),
     )
     _add_rows(folder, request, found, rows, partition_size)
-    progress = _run(folder, request, embedder, provider, _mine(folder, shard), retry_failed, engine, address, report)
-    write_card(folder, request, dims_of(embedder, output))
+    dims, tell = dims_of(embedder, output), report or _silent
+    runner = Runner(folder, request, embedder, provider, dims)
+    engines: dict[str, Runner | RayRunner] = {"local": runner}
+    if engine == "ray":
+        engines["ray"] = RayRunner(folder, request, backend, embedder.preparation, dims, address)
+    progress = _run(folder, engines[engine], runner, _mine(folder, shard), tell, retry_failed)
+    write_card(folder, request, dims)
     return ExportSummary(
         folder=folder.path,
         places=progress.total,
@@ -170,37 +178,27 @@ def _add_rows(
 
 def _run(
     folder: DatasetFolder,
-    request: ExportRequest,
-    embedder: RemoteClipEmbedder,
-    provider: Provider,
+    main: Runner | RayRunner,
+    runner: Runner,
     numbers: list[int],
+    tell: Report,
     retry_failed: bool,
-    engine: str,
-    address: str | None,
-    report: Report | None,
 ) -> Progress:
+    """Run what is not done, then what failed if that is asked for."""
     done = folder.done()
     progress = Progress(total=sum(folder.rows_in(n) for n in numbers))
-    todo = [n for n in numbers if n not in done]
     again = [n for n in numbers if n in done and retry_failed and done[n]["failed"]]
     for number in (n for n in numbers if n in done):
         count_done(progress, done[number])
-    for number in again:
-        progress.failed -= done[number]["failed"]
-    dims = dims_of(embedder, request.output)
-    tell: Callable[[Mapping[str, Any]], None] = report or (lambda event: None)
-    if engine == "ray":
-        from rs_embed.export.ray import run_on_ray
-
-        run_on_ray(folder, request, embedder, dims, todo, progress, tell, address)
-        todo = []
-    elif engine != "local":
-        raise SpecError(f"engine must be 'local' or 'ray', got {engine!r}")
-    runner = Runner(folder, request, embedder, provider, dims)
-    runner.run(todo, progress, tell)
+    progress.failed -= sum(done[number]["failed"] for number in again)
+    main.run([n for n in numbers if n not in done], progress, tell)
     runner.run(again, progress, tell, retry=True)
     tell(progress.event("finished"))
     return progress
+
+
+def _silent(event: Mapping[str, Any]) -> None:
+    pass
 
 
 def _mine(folder: DatasetFolder, shard: tuple[int, int] | None) -> list[int]:

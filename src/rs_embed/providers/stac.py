@@ -75,6 +75,10 @@ class StacProvider:
         self.offset = offset
         self._memory = _Memory(Searcher(catalog))
 
+    def __reduce__(self) -> tuple[type[StacProvider], tuple[StacCatalog, OffsetSource]]:
+        """In another process it starts with an empty memory: connections do not travel, tokens must not."""
+        return StacProvider, (self.catalog, self.offset)
+
     @property
     def name(self) -> str:
         """The backend's name."""

@@ -75,6 +75,7 @@ _OURS = (
     ("request_id", pa.string()),
     ("bbox", _BOX),
 )
+_THUMBNAILS = pa.schema([("unique_id", pa.string()), ("id", pa.string()), ("thumbnail", pa.binary())])
 OUR_COLUMNS = tuple(name for name, _ in (*_MAJOR_TOM, *_OURS))
 
 
@@ -121,15 +122,10 @@ def tables(
         some = [rows[i] for i in members]
         table = pa.table(_columns(some, request, dims))
         found[kind] = _with_geo(_with_user(table, user.take(pa.array(members, pa.int64()))), request, dims)
-    seen = [row for row in rows if row.look is not None and isinstance(row.result, Embedding)]
     if request.thumbnails:
-        pictures = [row.look.thumbnail for row in seen if row.look]
-        found["thumbnails"] = pa.table(
-            {
-                "unique_id": [r.unique_id for r in seen],
-                "id": [r.id for r in seen],
-                "thumbnail": pa.array(pictures, pa.binary()),
-            }
+        seen = [(r.unique_id, r.id, r.look.thumbnail) for r in rows if r.look and isinstance(r.result, Embedding)]
+        found["thumbnails"] = pa.Table.from_pylist(
+            [dict(zip(_THUMBNAILS.names, row, strict=True)) for row in seen], schema=_THUMBNAILS
         )
     return found
 

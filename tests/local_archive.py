@@ -1,0 +1,39 @@
+"""A folder of real GeoTIFFs that `local:` reads: three dates over a few kilometres, with scene classification."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from affine import Affine
+
+from fakes import write_raster
+from rs_embed.grid import transformer
+
+LEFT, TOP, SIDE_PX = 500_000, 5_320_000, 600
+DAYS = ("03", "13", "23")
+
+
+def write_archive(root: Path) -> Path:
+    """Products of baseline 04.00 in zone 33N, 6 km a side."""
+    transform = Affine(10, 0, LEFT, 0, -10, TOP)
+    for seed, day in enumerate(DAYS):
+        product = f"S2A_MSIL2A_202206{day}T101031_N0400_R022_T33UVP_202206{day}T140000"
+        rng = np.random.default_rng(seed)
+        granule = root / f"{product}.SAFE" / "GRANULE" / "L2A_T33UVP" / "IMG_DATA"
+        for name in ("B04", "B03", "B02"):
+            values = rng.integers(1001, 4000, (1, SIDE_PX, SIDE_PX)).astype(np.uint16)
+            write_raster(granule / "R10m" / f"T33UVP_{name}_10m.tif", values, transform=transform, nodata=0)
+        scl = np.full((1, SIDE_PX // 2, SIDE_PX // 2), 4, np.uint8)
+        write_raster(granule / "R20m" / "T33UVP_SCL_20m.tif", scl, transform=transform * Affine.scale(2), nodata=0)
+    return root
+
+
+def write_places(path: Path, n: int, *, seed: int = 0) -> Path:
+    """A CSV of `n` places inside of the archive, with a label each."""
+    rng = np.random.default_rng(seed)
+    x, y = LEFT + rng.uniform(400, 5600, n), TOP - rng.uniform(400, 5600, n)
+    lon, lat = transformer(32633, 4326).transform(x, y)
+    lines = [f"p{seed}-{i},{a:.7f},{b:.7f},{i % 3}" for i, (a, b) in enumerate(zip(lon, lat, strict=True))]
+    path.write_text("\n".join(["id,lon,lat,label", *lines]) + "\n")
+    return path

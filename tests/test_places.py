@@ -1,0 +1,199 @@
+"""Places from files, frames and regions: what belongs to the user comes back, and no row vanishes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import shapely
+
+from rs_embed import BBox, PointBuffer, SpecError
+from rs_embed.export.places import ReadOptions, read_places, read_region, region_places
+from rs_embed.export.plan import find_places
+from rs_embed.grid import place_geobox, utm_epsg
+
+CHIP = ReadOptions(chip_m=640)
+
+
+def write_csv(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_csv_gives_squares_and_keeps_what_is_the_users(tmp_path):
+    text = "\ufeffname,Longitude,LAT,label,code,height,note\na,15,48,water,007,12.5,\nb,16,49,forest,010,,x y\n"
+    found = read_places(write_csv(tmp_path / "p.csv", text), ReadOptions(chip_m=640, id_column="name"))
+    assert [row.id for row in found.rows] == ["a", "b"]
+    assert [row.place for row in found.rows] == [PointBuffer(15, 48, 320), PointBuffer(16, 49, 320)]
+    assert found.columns.to_pydict() == {
+        "label": ["water", "forest"],
+        "code": ["007", "010"],  # a number would lose its zeros
+        "height": [12.5, None],
+        "note": ["", "x y"],
+    }
+
+
+def test_without_an_id_the_rows_number_is_the_id(tmp_path):
+    found = read_places(write_csv(tmp_path / "p.csv", "lon,lat\n15,48\n16,49\n"), CHIP)
+    assert [row.id for row in found.rows] == ["0", "1"]
+    assert found.columns.num_rows == 2
+
+
+def test_bad_rows_say_where_and_why_and_stay(tmp_path):
+    text = "id,lon,lat\na,15,48\nb,x,48\na,15,48\nd,200,48\ne,15\nf,15,48,9\n\ng,15,48\n"
+    found = read_places(write_csv(tmp_path / "p.csv", text), CHIP)
+    told = {row.where: row.error for row in found.bad}
+    assert set(told) == {"line 3", "line 4", "line 5", "line 6", "line 7"}
+    assert told["line 3"] == "lon='x', lat='48' are no numbers"
+    assert told["line 4"] == "the id 'a' stands there twice"
+    assert "200" in told["line 5"]
+    assert told["line 6"] == "it has 2 values for 3 columns"
+    assert [row.number for row in found.rows] == list(range(7))
+
+
+def test_rows_may_have_their_own_time_range(tmp_path):
+    text = "lon,lat,start,end\n15,48,2022-06-01,2022-07-01\n15,48,2022-07-01,2022-06-01\n15,48,,\n"
+    first, second, third = read_places(write_csv(tmp_path / "p.csv", text), CHIP).rows
+    assert (first.start, first.end) == ("2022-06-01", "2022-07-01")
+    assert "is reversed" in second.error
+    assert (third.start, third.error) == (None, None)
+
+
+def test_a_csv_in_another_crs(tmp_path):
+    file = write_csv(tmp_path / "p.csv", "x,y\n500000,5316300\n")
+    [row] = read_places(file, ReadOptions(chip_m=640, crs="EPSG:32633")).rows
+    assert row.place.lon == pytest.approx(15.0)
+    assert row.place.lat == pytest.approx(48.0, abs=0.01)
+    with pytest.raises(SpecError, match="EPSG:1"):
+        read_places(file, ReadOptions(chip_m=640, crs="EPSG:1"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("p.csv", "a,b\n1,2\n", "has no column lon or longitude; it has a, b"),
+        ("p.csv", "lon,lat\n", "has no places"),
+        ("p.txt", "", "places come from .csv, .geojson"),
+        ("p.geojson", "{", "cannot be read"),
+        ("p.geojson", "{}", "no GeoJSON FeatureCollection"),
+        ("p.parquet", "no", "cannot be read"),
+    ],
+)
+def test_a_file_that_holds_no_places_is_one_error(tmp_path, name, text, says):
+    with pytest.raises(SpecError, match=says):
+        read_places(write_csv(tmp_path / name, text), CHIP)
+    with pytest.raises(SpecError, match="no such file"):
+        read_places(tmp_path / "missing.csv", CHIP)
+
+
+def test_a_polygon_is_the_square_on_its_centroid_never_its_envelope(tmp_path):
+    long = shapely.box(15, 48, 15.4, 48.1)
+    features = [
+        {
+            "type": "Feature",
+            "id": 7,
+            "geometry": shapely.geometry.mapping(long),
+            "properties": {"crop": "maize", "n": 3},
+        },
+        {"type": "Feature", "geometry": None, "properties": {"crop": "rye", "n": "many"}},
+    ]
+    file = write_csv(tmp_path / "p.geojson", json.dumps({"type": "FeatureCollection", "features": features}))
+    found = read_places(file, CHIP)
+    assert found.rows[0].id == "7"
+    assert found.rows[0].place.centre == pytest.approx((15.2, 48.05))
+    assert found.rows[0].place.buffer_m == 320
+    assert found.rows[1].error == "it has no geometry"
+    assert found.columns.to_pydict() == {"crop": ["maize", "rye"], "n": ["3", '"many"']}
+
+
+def test_geoparquet_and_a_geodataframe_in_another_crs_give_the_same(tmp_path):
+    import geopandas
+
+    frame = geopandas.GeoDataFrame(
+        {"id": ["a", "b"], "label": pa.array([1, 2], pa.int16()).to_numpy(), "when": ["x", None]},
+        geometry=geopandas.points_from_xy([500_000, 520_000], [5_316_300, 5_320_000]),
+        crs="EPSG:32633",
+    )
+    frame.to_parquet(tmp_path / "p.parquet", write_covering_bbox=True)
+    stored, given = read_places(tmp_path / "p.parquet", CHIP), read_places(frame, CHIP)
+    assert [r.place for r in stored.rows] == [r.place for r in given.rows]
+    assert stored.rows[0].place.lon == pytest.approx(15.0)
+    assert stored.columns.column_names == ["label", "when"]  # neither geometry nor its bbox
+    assert stored.columns.schema.field("label").type == pa.int16()
+    assert given.columns.to_pydict() == stored.columns.to_pydict()
+    with pytest.raises(SpecError, match="has no CRS"):
+        read_places(frame.set_crs(None, allow_override=True), CHIP)
+
+
+def test_a_table_without_geometry_is_refused(tmp_path):
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "p.parquet")
+    with pytest.raises(SpecError, match="no geometry column 'geometry'; it has a"):
+        read_places(tmp_path / "p.parquet", CHIP)
+
+
+def test_places_in_python_are_taken_as_they_are():
+    places = [BBox(15, 48, 15.1, 48.1), PointBuffer(1, 2, 300)]
+    found = read_places(places, ReadOptions())
+    assert [row.place for row in found.rows] == places
+    with pytest.raises(SpecError, match="places come from"):
+        read_places([1, 2], ReadOptions())
+
+
+def test_a_file_of_points_needs_a_size(tmp_path):
+    with pytest.raises(SpecError, match="a size is needed"):
+        read_places(write_csv(tmp_path / "p.csv", "lon,lat\n1,2\n"), ReadOptions())
+
+
+# --- regions -------------------------------------------------------------------------------------------
+
+
+def test_a_region_is_cut_on_multiples_of_the_chip():
+    region = shapely.box(14.9, 47.98, 15.1, 48.02)
+    found = region_places(region, 640)
+    for row in found.rows:
+        grid = place_geobox(row.place, 10)
+        assert grid.shape == (64, 64)
+        assert grid.affine.c % 640 == 0
+        assert grid.affine.f % 640 == 0
+        assert region.contains(shapely.Point(row.place.lon, row.place.lat))
+    ids = [row.id for row in found.rows]
+    assert len(set(ids)) == len(ids)
+    west, east = (
+        region_places(shapely.box(14.9, 47.98, 15, 48.02), 640),
+        region_places(shapely.box(15, 47.98, 15.1, 48.02), 640),
+    )
+    assert {r.id for r in west.rows} | {r.id for r in east.rows} == set(ids)  # regions side by side align
+    assert not {r.id for r in west.rows} & {r.id for r in east.rows}
+
+
+def test_a_region_over_a_zone_border_gives_each_chip_to_the_zone_of_its_centre():
+    found = region_places(shapely.box(11.95, 47.98, 12.05, 48.02), 640)
+    zones = {row.id[:3] for row in found.rows}
+    assert zones == {"32N", "33N"}
+    for row in found.rows:
+        assert utm_epsg(row.place.lon, row.place.lat) == 32600 + int(row.id[:2])
+    area = 0.1 * 111_320 * np.cos(np.deg2rad(48)) * 0.04 * 111_200
+    assert len(found.rows) == pytest.approx(area / 640**2, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "zones"), [((4, 59, 7, 59.05), {"32N"}), ((-1, -0.02, 1, 0.02), {"30N", "30S", "31N", "31S"})]
+)
+def test_regions_where_zones_are_odd(bounds, zones):
+    assert {row.id[:3] for row in region_places(shapely.box(*bounds), 2560).rows} == zones
+
+
+def test_a_region_from_a_file_and_one_that_holds_no_chip(tmp_path):
+    ring = shapely.geometry.mapping(shapely.box(15, 48, 15.01, 48.01))
+    file = write_csv(tmp_path / "r.geojson", json.dumps({"type": "Feature", "geometry": ring, "properties": {}}))
+    assert region_places(read_region(file), 320).rows
+    with pytest.raises(SpecError, match="holds the centre of no chip"):
+        region_places(read_region(file), 100_000)
+    with pytest.raises(SpecError, match="has no polygon"):
+        read_region(write_csv(tmp_path / "x.geojson", "{}"))
+    with pytest.raises(SpecError, match="needs the size of its chips"):
+        find_places(BBox(15, 48, 15.1, 48.1), None, None)

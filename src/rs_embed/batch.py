@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from rs_embed.embedders.chips import Chips, Preparation
 from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
 from rs_embed.embedding import Embedding, EmbeddingFailure, ModelFacts, ModelInput, Request, build_meta, token_grid
 from rs_embed.errors import ModelError, ProviderError, RSEmbedError
-from rs_embed.inspection import PatchLook, inspect_array, look_at, save_quicklook
+from rs_embed.inspection import PatchLook, inspect_array, save_quicklook
 from rs_embed.patch import Patch
 from rs_embed.providers.base import PatchRequest, Provider
 
@@ -77,18 +77,20 @@ def embed_all(
     arrivals: Arrivals,
     *,
     stop_on_error: bool = False,
-    look: bool = False,
 ) -> Iterator[Outcome]:
     """Embed what arrives, in batches, as it arrives: yields in any order. `prepare_all` runs in the background."""
-    prepared = prepare_all(embedder.preparation, requests, arrivals, look=look)
+    prepared = prepare_all(embedder.preparation, requests, arrivals)
     with closing(in_background(prepared, limit=settings.batch_size(embedder.device.type))) as ahead:
         yield from embed_ready(embedder, requests, ahead, stop_on_error=stop_on_error)
 
 
+Look = Callable[[Pixels], PatchLook]
+
+
 def prepare_all(
-    preparation: Preparation, requests: Mapping[int, Request], arrivals: Arrivals, *, look: bool
+    preparation: Preparation, requests: Mapping[int, Request], arrivals: Arrivals, *, look: Look | None = None
 ) -> Iterator[Ready | Outcome]:
-    """Patches as the model will see them, or why a place has none; needs no weights."""
+    """Patches as the model will see them, or why a place has none; needs no weights. `look` sees the pixels too."""
     for position, pixels in arrivals:
         yield _prepare(preparation, requests[position], position, pixels, look)
 
@@ -123,7 +125,9 @@ def embed_ready(
         yield from _embed_group(embedder, requests, group)
 
 
-def _prepare(preparation: Preparation, request: Request, position: int, pixels: Pixeled, look: bool) -> Ready | Outcome:
+def _prepare(
+    preparation: Preparation, request: Request, position: int, pixels: Pixeled, look: Look | None
+) -> Ready | Outcome:
     try:
         if isinstance(pixels, RSEmbedError):
             raise pixels
@@ -133,7 +137,7 @@ def _prepare(preparation: Preparation, request: Request, position: int, pixels: 
         chips = preparation.cut(dn, fill_value=request.sensor.fill_value, prep=request.input_prep)
     except RSEmbedError as error:
         return Outcome(position, EmbeddingFailure(request.place, error))
-    return Ready(position, chips, _without_pixels(patch), checks, look_at(dn) if look else None)
+    return Ready(position, chips, _without_pixels(patch), checks, look(dn) if look else None)
 
 
 def _without_pixels(patch: Patch | None) -> Patch | None:
@@ -214,7 +218,7 @@ def _model_facts(embedder: RemoteClipEmbedder, request: Request) -> ModelFacts:
 
 
 def _model_input(chips: Chips, patch: Patch | None) -> ModelInput:
-    p02, p50, p98 = np.percentile(np.stack(chips.images), [2, 50, 98]).astype(int).tolist()
+    p02, p50, p98 = _percentiles(chips.images, (0.02, 0.50, 0.98))
     return ModelInput(
         p02=p02,
         p50=p50,
@@ -223,6 +227,13 @@ def _model_input(chips: Chips, patch: Patch | None) -> ModelInput:
         cropped_frac=chips.cropped_frac,
         chips=len(chips.images),
     )
+
+
+def _percentiles(images: Sequence[npt.NDArray[np.uint8]], shares: Sequence[float]) -> list[int]:
+    """Grey levels that shares of all values do not exceed; by counting, a tenth of the time of sorting."""
+    counts = sum(np.bincount(image.ravel(), minlength=256) for image in images)
+    cumulative = np.cumsum(counts)
+    return [int(np.searchsorted(cumulative, share * cumulative[-1])) for share in shares]
 
 
 def in_background(items: Generator[T, None, None] | Iterator[T], limit: int) -> Generator[T, None, None]:

@@ -146,8 +146,8 @@ def quicklook(dn: Array, *, side_px: int = _QUICKLOOK_PX) -> Image.Image:
 class PatchLook:
     """What is kept of a patch's pixels beside its vector."""
 
-    thumbnail: bytes
-    """PNG, 96 px on its longer side, stretched p2 to p98."""
+    thumbnail: bytes | None
+    """PNG, 96 px on its longer side, stretched p2 to p98; None where it was not asked for."""
     band_means: tuple[float, ...]
     """Mean DN of each band over the observed pixels."""
 
@@ -158,8 +158,14 @@ def look_at(dn: Array) -> PatchLook:
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     image.save(stream, "PNG")
-    seen = dn[:, observed(dn)]
-    return PatchLook(stream.getvalue(), tuple(float(v) for v in seen.mean(axis=1, dtype=np.float64)))
+    return PatchLook(stream.getvalue(), look_at_colour(dn).band_means)
+
+
+def look_at_colour(dn: Array) -> PatchLook:
+    """The mean colour alone."""
+    valid = observed(dn)
+    seen = dn.reshape(len(dn), -1) if valid.all() else dn[:, valid]
+    return PatchLook(None, tuple(float(v) for v in seen.mean(axis=1, dtype=np.float64)))
 
 
 def save_quicklook(dn: Array, folder: str | Path, name: str) -> Path:

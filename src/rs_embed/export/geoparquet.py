@@ -123,7 +123,11 @@ def tables(
         table = pa.table(_columns(some, request, dims))
         found[kind] = _with_geo(_with_user(table, user.take(pa.array(members, pa.int64()))), request, dims)
     if request.thumbnails:
-        seen = [(r.unique_id, r.id, r.look.thumbnail) for r in rows if r.look and isinstance(r.result, Embedding)]
+        seen = [
+            (r.unique_id, r.id, r.look.thumbnail)
+            for r in rows
+            if r.look and r.look.thumbnail and isinstance(r.result, Embedding)
+        ]
         found["thumbnails"] = pa.Table.from_pylist(
             [dict(zip(_THUMBNAILS.names, row, strict=True)) for row in seen], schema=_THUMBNAILS
         )
@@ -174,30 +178,33 @@ def _fixed(vectors: Sequence[npt.NDArray[Any] | None], dim: int, dtype: str) -> 
 
 
 def _geometry(rows: Sequence[ExportedRow]) -> dict[str, list[Any]]:
-    """Footprints: in longitude and latitude, in UTM, and what follows from them."""
-    found: dict[str, list[Any]] = {
-        name: [] for name in ("geometry", "bbox", "utm_footprint", "utm_crs", "spatial_block", "pixel_bbox")
-    }
-    for row in rows:
-        values: dict[str, Any] = _footprint(row.geobox) if row.geobox is not None else dict.fromkeys(found)
-        for name, column in found.items():
-            column.append(values[name])
+    """Footprints: in longitude and latitude, in UTM, and what follows from them; all of a zone at once."""
+    names = ("geometry", "bbox", "utm_footprint", "utm_crs", "spatial_block", "pixel_bbox")
+    found: dict[str, list[Any]] = {name: [None] * len(rows) for name in names}
+    boxes = {i: row.geobox for i, row in enumerate(rows) if row.geobox is not None}
+    zones = {i: epsg_of(geobox) for i, geobox in boxes.items()}
+    for epsg in sorted(set(zones.values())):
+        members = [i for i, zone in zones.items() if zone == epsg]
+        for name, values in _footprints([boxes[i] for i in members], epsg).items():
+            for i, value in zip(members, values, strict=True):
+                found[name][i] = value
     return found
 
 
-def _footprint(geobox: GeoBox) -> dict[str, Any]:
-    box, epsg = geobox.boundingbox, epsg_of(geobox)
-    ring = shapely.box(box.left, box.bottom, box.right, box.top)
-    corners = shapely.get_coordinates(ring)
-    lon, lat = transformer(epsg, 4326).transform(corners[:, 0], corners[:, 1])
-    x, y = ((box.left + box.right) / 2, (box.bottom + box.top) / 2)
+def _footprints(geoboxes: Sequence[GeoBox], epsg: int) -> dict[str, Sequence[Any]]:
+    bounds = np.array([geobox.boundingbox.bbox for geobox in geoboxes])  # (n, left bottom right top)
+    rings = shapely.box(*bounds.T)
+    corners = shapely.get_coordinates(rings)
+    lonlat = np.column_stack(transformer(epsg, 4326).transform(corners[:, 0], corners[:, 1])).reshape(-1, 5, 2)
+    low, high = lonlat.min(axis=1).tolist(), lonlat.max(axis=1).tolist()
+    cells = ((bounds[:, :2] + bounds[:, 2:]) / 2 // SPATIAL_BLOCK_M).astype(int).tolist()
     return {
-        "geometry": shapely.to_wkb(shapely.polygons(np.column_stack([lon, lat]))),
-        "bbox": {"xmin": lon.min(), "ymin": lat.min(), "xmax": lon.max(), "ymax": lat.max()},
-        "utm_footprint": ring.wkt,
-        "utm_crs": f"EPSG:{epsg}",
-        "spatial_block": f"{epsg}_{int(x // SPATIAL_BLOCK_M)}_{int(y // SPATIAL_BLOCK_M)}",
-        "pixel_bbox": [0, 0, geobox.shape[1], geobox.shape[0]],
+        "geometry": shapely.to_wkb(shapely.polygons(lonlat)).tolist(),
+        "bbox": [{"xmin": a[0], "ymin": a[1], "xmax": b[0], "ymax": b[1]} for a, b in zip(low, high, strict=True)],
+        "utm_footprint": shapely.to_wkt(rings, rounding_precision=-1).tolist(),
+        "utm_crs": [f"EPSG:{epsg}"] * len(geoboxes),
+        "spatial_block": [f"{epsg}_{x}_{y}" for x, y in cells],
+        "pixel_bbox": [[0, 0, geobox.shape[1], geobox.shape[0]] for geobox in geoboxes],
     }
 
 

@@ -25,7 +25,7 @@ from rs_embed.embedders.loading import load_embedder
 from rs_embed.errors import RSEmbedError, missing_package
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.request import ExportRequest
-from rs_embed.export.runner import Progress, Report, open_partition, write_partition
+from rs_embed.export.runner import Progress, Report, look_of, open_partition, write_partition
 from rs_embed.providers.base import Provider
 from rs_embed.providers.catalog import resolve
 
@@ -53,7 +53,7 @@ class Fetch:
         rows = list(partition.patches)
         patches = from_provider(resolve(self.backend), [partition.patches[row] for row in rows])
         arrivals = ((rows[i], patch) for i, patch in patches)
-        prepared = list(prepare_all(self.preparation, partition.requests, arrivals, look=True))
+        prepared = list(prepare_all(self.preparation, partition.requests, arrivals, look=look_of(self.request)))
         return {"number": [number], "prepared": [dump(prepared)]}
 
 
@@ -77,7 +77,7 @@ class Embed:
                 partition.outcomes[outcome.position] = outcome
                 progress.add(partition, outcome.position, outcome)
             for row, error in partition.faults.items():
-                progress.count_failure(str(partition.table["id"][row]), error)
+                progress.count_failure(partition.ids[row], error)
             write_partition(self.folder, self.request, partition, self.dims)
         return {"number": [number], "progress": [pickle.dumps(progress)]}
 

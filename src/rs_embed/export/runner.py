@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from rs_embed import settings
-from rs_embed.batch import Arrivals, Outcome, Ready, embed_ready, from_provider, in_background, prepare_all
+from rs_embed.batch import Arrivals, Look, Outcome, Ready, embed_ready, from_provider, in_background, prepare_all
 from rs_embed.embedders.chips import ChipSize, Preparation
 from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
 from rs_embed.embedding import Embedding, EmbeddingFailure, Request
@@ -28,6 +28,7 @@ from rs_embed.export.geoparquet import ExportedRow, tables
 from rs_embed.export.partitions import OURS, place_of
 from rs_embed.export.request import ExportRequest
 from rs_embed.grid import place_geobox
+from rs_embed.inspection import look_at, look_at_colour
 from rs_embed.providers.base import PatchRequest, Provider
 from rs_embed.specs import OutputSpec, TemporalSpec
 
@@ -46,6 +47,8 @@ class Partition:
 
     number: int
     table: pa.Table
+    ids: list[str]
+    """The rows' own ids."""
     patches: dict[int, PatchRequest]
     """By row; a bad row has none."""
     requests: dict[int, Request]
@@ -102,7 +105,7 @@ class Progress:
 
     def add(self, partition: Partition, row: int, outcome: Outcome) -> None:
         """Count a place."""
-        name = str(partition.table["id"][row])
+        name = partition.ids[row]
         if isinstance(outcome.result, Embedding):
             self.done += 1
             self.slowest = sorted([*self.slowest, (time.perf_counter() - partition.started_s, name)], reverse=True)[:3]
@@ -149,7 +152,7 @@ class Runner:
         requests: dict[int, Request] = {}
         busy: list[int] = []
         arrivals = self._arrivals(numbers, opened, requests, busy, retry)
-        prepared = prepare_all(self.embedder.preparation, requests, arrivals, look=True)
+        prepared = prepare_all(self.embedder.preparation, requests, arrivals, look=look_of(self.request))
         try:
             with closing(in_background(prepared, limit=settings.batch_size(self.embedder.device.type))) as ahead:
                 outcomes = embed_ready(self.embedder, requests, _timed(ahead, progress))
@@ -201,11 +204,16 @@ class Runner:
             started = time.perf_counter()
             partition = opened.pop(number)
             for row, error in partition.faults.items():
-                progress.count_failure(str(partition.table["id"][row]), error)
+                progress.count_failure(partition.ids[row], error)
             write_partition(self.folder, self.request, partition, self.dims)
             if partition.lock is not None:
                 partition.lock.release()
             progress.write_s += time.perf_counter() - started
+
+
+def look_of(request: ExportRequest) -> Look:
+    """What is kept of the pixels."""
+    return look_at if request.thumbnails else look_at_colour
 
 
 def open_partition(folder: DatasetFolder, request: ExportRequest, number: int, *, retry: bool = False) -> Partition:
@@ -227,7 +235,7 @@ def open_partition(folder: DatasetFolder, request: ExportRequest, number: int, *
             requests[row] = request.of(place, temporal)
         except SpecError as error:
             faults[row] = error
-    return Partition(number, table, patches, requests, faults, before=before)
+    return Partition(number, table, table["id"].to_pylist(), patches, requests, faults, before=before)
 
 
 def _read_if_there(folder: DatasetFolder, kind: str, number: int) -> pa.Table | None:

@@ -1,0 +1,171 @@
+"""What planning, writing and resuming cost: a fake model and fake imagery, so that nothing else takes time.
+
+`python -m benchmarks.bench_export [rows …]`; draws `benchmarks/data/export_overhead.png` where matplotlib is.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rs_embed.embedders.catalog import find_card
+from rs_embed.embedders.chips import Chips, ChipSize, Preparation
+from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
+from rs_embed.embedding import versions
+from rs_embed.export.card import write_card
+from rs_embed.export.folder import DatasetFolder
+from rs_embed.export.partitions import PARTITION_SIZE, expand, plan_rows
+from rs_embed.export.places import ReadOptions, read_places
+from rs_embed.export.request import ExportRequest
+from rs_embed.export.runner import Progress, Runner
+from rs_embed.patch import Patch, Scene
+from rs_embed.providers.base import FetchPlan, PatchRequest
+from rs_embed.specs import InputPrep, OutputSpec, SensorSpec, TemporalSpec
+
+SIZES = (10_000, 30_000, 100_000)
+JUNE = TemporalSpec.range("2022-06-01", "2022-07-01")
+DIMS = (768, 512)
+_SCENE = Scene(
+    id="S2A_FAKE",
+    datetime="2022-06-03T10:00:00Z",
+    cloud_pct=1.0,
+    processing_baseline="04.00",
+    dn_offset=-1000.0,
+    dn_offset_reason="fake",
+)
+
+
+@dataclass(frozen=True)
+class _Preparation(Preparation):
+    def cut(self, dn: npt.NDArray[np.generic], *, fill_value: float, prep: InputPrep) -> Chips:
+        return _CHIPS
+
+
+_CHIPS = replace(
+    Preparation((0, 1), ChipSize(32, 32)).cut(np.ones((3, 32, 32), np.uint16), fill_value=0, prep="resize"),
+    images=(np.zeros((1, 1, 3), np.uint8),),
+)
+
+
+class _Embedder(RemoteClipEmbedder):
+    """Takes no time."""
+
+    @property
+    def preparation(self) -> Preparation:
+        return _Preparation((0, 1), ChipSize(32, 32))
+
+    def embed_both(self, patches: Sequence[Chips], output: OutputSpec) -> list[tuple[npt.NDArray[np.float32], ...]]:
+        return [(np.ones(DIMS[0], np.float32), np.ones(DIMS[1], np.float32)) for _ in patches]
+
+
+class _Provider:
+    name = "fake"
+
+    def fetch(self, requests: Sequence[PatchRequest]) -> Iterator[tuple[int, Patch]]:
+        for i, request in enumerate(requests):
+            dn = np.full((3, *request.geobox.shape), 900, np.float32)
+            yield (
+                i,
+                Patch(dn=dn, geobox=request.geobox, bands=request.sensor.bands, source="fake", scenes=(_SCENE,) * 3),
+            )
+
+    def plan(self, requests: Sequence[PatchRequest]) -> FetchPlan:
+        raise NotImplementedError
+
+
+def run_one(n: int, root: Path) -> dict[str, float]:
+    """Seconds of each stage for `n` rows."""
+    rng = np.random.default_rng(0)
+    lines = [f"{i},{a:.6f},{b:.6f},{i % 7}" for i, (a, b) in enumerate(rng.uniform((0, 40), (20, 55), (n, 2)))]
+    file = root / f"{n}.csv"
+    file.write_text("\n".join(["id,lon,lat,label", *lines]))
+    folder = DatasetFolder(root / f"ds-{n}")
+    card = find_card("remoteclip_s2rgb")
+    embedder = _Embedder(
+        card=card,
+        network=None,  # type: ignore[arg-type]
+        size=ChipSize(32, 32),
+        device=torch.device("cpu"),
+        checkpoint="fake",
+        weights_sha256="0" * 64,
+        activation="gelu",
+    )
+    seconds = {}
+    started = time.perf_counter()
+
+    def lap(name: str) -> None:
+        nonlocal started
+        seconds[name], started = time.perf_counter() - started, time.perf_counter()
+
+    found = read_places(file, ReadOptions(chip_m=320))
+    lap("read")
+    request = ExportRequest(
+        model=card.name,
+        sensor=SensorSpec(),
+        output=OutputSpec.pooled(),
+        backend="fake",
+        input_prep="resize",
+        checkpoint=None,
+        precision="fp32",
+        weights_sha256="0" * 64,
+        dtype="float32",
+        normalise=False,
+        thumbnails=False,
+        grid=False,
+        columns=(("label", "int64"),),
+    )
+    folder.add_plan(
+        request, plan_rows(found, list(expand(found, JUNE, None)), request, set()), PARTITION_SIZE, versions()
+    )
+    lap("plan")
+    Runner(folder, request, embedder, _Provider(), DIMS).run(list(folder.partitions()), Progress(n), lambda event: None)
+    write_card(folder, request, DIMS)
+    lap("run and write")
+    again = read_places(file, ReadOptions(chip_m=320))
+    left = plan_rows(again, list(expand(again, JUNE, None)), request, folder.planned_ids())
+    assert left.num_rows == 0
+    assert len(folder.done()) == len(folder.partitions())
+    lap("resume")
+    return seconds
+
+
+def main(sizes: Sequence[int]) -> None:
+    found = {}
+    with tempfile.TemporaryDirectory() as root:
+        for n in sizes:
+            found[n] = run_one(n, Path(root))
+            total = sum(found[n].values())
+            told = ", ".join(f"{name} {s:.1f}" for name, s in found[n].items())
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+            print(
+                f"{n:>8,} rows: {total:.1f} s ({told}), {1e3 * total / n:.2f} ms a row, peak {peak:.2f} GB", flush=True
+            )
+    _draw(found)
+
+
+def _draw(found: dict[int, dict[str, float]]) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
+    sizes = list(found)
+    for name in found[sizes[0]]:
+        axes.plot(sizes, [found[n][name] for n in sizes], marker="o", label=name)
+    axes.set_xlabel("rows")
+    axes.set_ylabel("seconds")
+    axes.legend()
+    path = Path(__file__).parent / "data" / "export_overhead.png"
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main([int(a) for a in sys.argv[1:]] or SIZES)

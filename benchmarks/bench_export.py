@@ -19,7 +19,7 @@ import torch
 
 from rs_embed.embedders.catalog import find_card
 from rs_embed.embedders.chips import Chips, ChipSize, Preparation
-from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
+from rs_embed.embedders.onthefly_remoteclip import Encoded, RemoteClipEmbedder
 from rs_embed.embedding import versions
 from rs_embed.export.card import write_card
 from rs_embed.export.folder import DatasetFolder
@@ -63,8 +63,8 @@ class _Embedder(RemoteClipEmbedder):
     def preparation(self) -> Preparation:
         return _Preparation((0, 1), ChipSize(32, 32))
 
-    def embed_both(self, patches: Sequence[Chips], output: OutputSpec) -> list[tuple[npt.NDArray[np.float32], ...]]:
-        return [(np.ones(DIMS[0], np.float32), np.ones(DIMS[1], np.float32)) for _ in patches]
+    def encode(self, patches: Sequence[Chips], output: OutputSpec, *, with_tokens: bool = False) -> list[Encoded]:
+        return [Encoded(np.ones(DIMS[0], np.float32), np.ones(DIMS[1], np.float32), None) for _ in patches]
 
 
 class _Provider:

@@ -45,7 +45,7 @@ def run() -> list[Comparison]:
     from archive_server import Tile, serve_stac, write_items
 
     tile = Tile("33UVP", 32633, 499_980, 5_300_040, SIDE_PX)
-    with _server() as url:
+    with server(FOLDER, DELAY_S) as url:
         items = [json.loads(p.read_text().replace("http://files", url)) for p in _archive(tile)]
         with serve_stac(write_items(FOLDER / "items.json", items)) as api:
             provider = StacProvider(StacCatalog(name="bench", url=api, collections=("sentinel-2-l2a",)))
@@ -93,9 +93,10 @@ def _requests(n: int) -> list[PatchRequest]:
 
 
 @contextmanager
-def _server() -> Iterator[str]:
-    command = [sys.executable, "-c", _SERVER, str(FOLDER), str(DELAY_S)]
-    FOLDER.mkdir(parents=True, exist_ok=True)
+def server(folder: Path, delay_s: float) -> Iterator[str]:
+    """A file server in a process of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-c", _SERVER, str(folder), str(delay_s)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

@@ -210,6 +210,46 @@ def test_what_lies_beside_the_files_describes_them(archive, tmp_path):
     assert str(folder.parent) not in (folder / "README.md").read_text()
 
 
+def test_token_grids_lie_beside_the_vectors(archive, tmp_path):
+    import xarray as xr
+
+    backend, file = archive
+    folder = tmp_path / "ds"
+    export(file, folder, backend=backend, grid=True)
+    data = open_dataset(folder)
+    table = data.to_table(["unique_id", "input_row"])
+    rows = read_places(file, ReadOptions(chip_m=CHIP)).rows
+    for i in (0, 11, 29):
+        place = rows[table["input_row"][i].as_py()].place
+        [expected] = get_embeddings_batch(
+            MODEL, spatials=[place], temporal=JUNE, output=OutputSpec.grid(), backend=backend
+        )
+        grid = data.grid(table["unique_id"][i].as_py())
+        np.testing.assert_allclose(grid.values, expected.data.values, atol=1e-5 * np.abs(expected.data.values).max())
+        np.testing.assert_allclose(grid["y"], expected.data["y"])
+        assert grid.attrs["crs"] == expected.data.attrs["crs"]
+        assert grid.attrs["transform"] == expected.data.attrs["transform"]
+    stored = xr.open_zarr(folder / "grids.zarr", group="part-000000/32633_7x7", consolidated=False)
+    assert stored["tokens"].dims == ("place", "d", "y", "x")
+    assert stored.attrs["proj:code"] == "EPSG:32633"
+    root = json.loads((folder / "grids.zarr" / "zarr.json").read_text())["attributes"]
+    assert (root["geoemb:type"], root["geoemb:dimensions"]) == ("pixel", 192)
+    assert {c["name"] for c in root["zarr_conventions"]} == {"geoemb:", "proj:", "spatial:"}
+    with pytest.raises(SpecError, match="no token grid of 'x'"):
+        data.grid("x")
+
+
+def test_grids_of_places_that_are_tried_again_join_the_others(tmp_path):
+    source = Picky(broken={15.1})
+    export(places(4), tmp_path / "ds", backend=source, grid=True)
+    source.broken = set()
+    export(places(4), tmp_path / "ds", backend=source, grid=True, retry_failed=True)
+    data = open_dataset(tmp_path / "ds")
+    assert len(vectors(tmp_path / "ds")) == 4
+    for unique in vectors(tmp_path / "ds"):
+        assert data.grid(unique).shape == (192, 7, 7)
+
+
 # --- again, and on -------------------------------------------------------------------------------------
 
 
@@ -588,5 +628,5 @@ def test_a_card_of_another_weight_is_not_mixed_in(tmp_path, small):
 
 def test_time_goes_where_it_is_said_to(tmp_path):
     events: list[dict[str, object]] = []
-    export(places(24), tmp_path / "ds", backend=FakeProvider(delay_s=0.03), report=events.append)
-    assert events[-1]["bottleneck"] == "fetch"
+    export(places(24), tmp_path / "ds", backend=FakeProvider(delay_s=0.1), report=events.append)
+    assert events[-1]["waiting_for"]["fetch"] > 1.2  # of the 2.4 s that the imagery took

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +22,13 @@ from rs_embed.embedders.chips import Chips, Preparation
 from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
 from rs_embed.embedding import Embedding, EmbeddingFailure, ModelFacts, ModelInput, Request, build_meta, token_grid
 from rs_embed.errors import ModelError, ProviderError, RSEmbedError
+from rs_embed.grid import epsg_of
 from rs_embed.inspection import PatchLook, inspect_array, save_quicklook
 from rs_embed.patch import Patch
 from rs_embed.providers.base import PatchRequest, Provider
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 T = TypeVar("T")
 Pixels = npt.NDArray[np.generic]
@@ -54,6 +58,8 @@ class Outcome:
     """The CLIP projection, of the same forward pass; None for a failure."""
     look: PatchLook | None = None
     """Where it was asked for, and there were pixels."""
+    tokens: xr.DataArray | None = None
+    """The token grid beside a vector, where it was asked for."""
 
 
 Pixeled = Patch | Pixels | ProviderError
@@ -101,10 +107,12 @@ def embed_ready(
     prepared: Iterable[Ready | Outcome],
     *,
     stop_on_error: bool = False,
+    with_tokens: bool = False,
 ) -> Iterator[Outcome]:
     """Embed what is prepared, in batches.
 
-    With `stop_on_error`, the first failure ends the run once the places in flight are done.
+    With `stop_on_error`, the first failure ends the run once the places in flight are done; with `with_tokens`, token
+    grids come beside the vectors.
     """
     in_flight, step = settings.fetch_workers(), settings.batch_size(embedder.device.type)
     group: list[Ready] = []
@@ -116,13 +124,13 @@ def embed_ready(
             failed = True
             yield item
         if sum(len(ready.chips.images) for ready in group) >= step:
-            yield from _embed_group(embedder, requests, group)
+            yield from _embed_group(embedder, requests, group, with_tokens)
             group = []
         in_flight -= failed and stop_on_error
         if in_flight == 0:
             break
     if group:
-        yield from _embed_group(embedder, requests, group)
+        yield from _embed_group(embedder, requests, group, with_tokens)
 
 
 def _prepare(
@@ -161,13 +169,15 @@ def _check(dn: Pixels, request: Request) -> dict[str, Any]:
 
 
 def _embed_group(
-    embedder: RemoteClipEmbedder, requests: Mapping[int, Request], ready: Sequence[Ready]
+    embedder: RemoteClipEmbedder, requests: Mapping[int, Request], ready: Sequence[Ready], with_tokens: bool
 ) -> Iterator[Outcome]:
     output = requests[ready[0].position].output
-    arrays = embedder.embed_both([item.chips for item in ready], output)
-    for item, (array, projected) in zip(ready, arrays, strict=True):
-        result = _result(embedder, requests[item.position], item, array)
-        yield Outcome(item.position, result, projected, item.look)
+    found = embedder.encode([item.chips for item in ready], output, with_tokens=with_tokens)
+    for item, encoded in zip(ready, found, strict=True):
+        request = requests[item.position]
+        tokens = None if encoded.tokens is None or not with_tokens else _grid(item, request, encoded.tokens, {})
+        result = _result(embedder, request, item, encoded.array)
+        yield Outcome(item.position, result, encoded.projected, item.look, tokens)
 
 
 def _result(embedder: RemoteClipEmbedder, request: Request, item: Ready, array: npt.NDArray[np.float32]) -> Embedding:
@@ -184,8 +194,15 @@ def _result(embedder: RemoteClipEmbedder, request: Request, item: Ready, array: 
     )
     if request.output.mode == "pooled":
         return Embedding(array, meta)
+    return Embedding(_grid(item, request, array, facts), meta)
+
+
+def _grid(item: Ready, request: Request, tokens: npt.NDArray[np.float32], facts: dict[str, Any]) -> xr.DataArray:
+    """Tokens on the footprints they have."""
+    chips, patch = item.chips, item.patch
     affine: Affine = patch.geobox.affine * chips.token_affine if patch else chips.token_affine
-    return Embedding(token_grid(array, affine, meta["crs"], request.model, facts), meta)
+    crs = f"EPSG:{epsg_of(patch.geobox)}" if patch else None
+    return token_grid(tokens, affine, crs, request.model, facts)
 
 
 def _output_facts(embedder: RemoteClipEmbedder, request: Request, array: npt.NDArray[np.float32]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -74,6 +75,8 @@ def export(
     as_json: options.Json = False,
 ) -> None:
     """Embed many places into a folder of files; the same command again goes on where it stopped."""
+    # Fetching and embedding share the processor: a model's threads that spin while they wait take it from the others.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from rs_embed.export.export import export_embeddings
 
     with _reporting(as_json) as report:

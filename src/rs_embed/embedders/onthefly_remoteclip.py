@@ -67,34 +67,40 @@ class RemoteClipEmbedder:
 
     def embed(self, patches: Sequence[Chips], output: OutputSpec) -> list[FloatArray]:
         """One array a patch: (d,) for a pooled output, (d, rows, cols) for a token grid."""
-        return [array for array, _ in self.embed_both(patches, output)]
+        return [encoded.array for encoded in self.encode(patches, output)]
 
-    def embed_both(self, patches: Sequence[Chips], output: OutputSpec) -> list[tuple[FloatArray, FloatArray]]:
-        """What `embed` gives, and the CLIP projection (d,) beside it, of one forward pass.
+    def encode(self, patches: Sequence[Chips], output: OutputSpec, *, with_tokens: bool = False) -> list[Encoded]:
+        """What `embed` gives and the CLIP projection, and with `with_tokens` the token grid too, of one forward pass.
 
         Chips of all patches share batches of `RS_EMBED_REMOTECLIP_BATCH_SIZE`.
         """
         images = [image for chips in patches for image in chips.images]
         step = settings.batch_size(self.device.type)
         with torch.inference_mode():
-            parts = [self._encode(images[i : i + step], output) for i in range(0, len(images), step)]
-        encoded, projected = (torch.cat(side).numpy() for side in zip(*parts, strict=True))
+            parts = [self._encode(images[i : i + step], output, with_tokens) for i in range(0, len(images), step)]
         ends = np.cumsum([len(chips.images) for chips in patches])[:-1]
-        split = zip(np.split(encoded, ends), np.split(projected, ends), patches, strict=True)
-        return [(_assemble(part, chips, output), _mean(vectors)) for part, vectors, chips in split]
+        pooled, projected, tokens = (np.split(torch.cat(side).numpy(), ends) for side in zip(*parts, strict=True))
+        wanted = output.mode == "grid" or with_tokens
+        grids = [_stitched(t, chips) if wanted else None for t, chips in zip(tokens, patches, strict=True)]
+        return [
+            Encoded(grid if output.mode == "grid" and grid is not None else _mean(a), _mean(b), grid)
+            for a, b, grid in zip(pooled, projected, grids, strict=True)
+        ]
 
-    def _encode(self, images: Sequence[npt.NDArray[np.uint8]], output: OutputSpec) -> tuple[Tensor, Tensor]:
-        """(n, d) for a pooled output, (n, t, w) patch tokens for a grid; and the CLIP projection (n, p)."""
+    def _encode(
+        self, images: Sequence[npt.NDArray[np.uint8]], output: OutputSpec, with_tokens: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The pooled vector (n, d), the CLIP projection (n, p), and patch tokens (n, t, w), (n, 0) where not asked."""
         pixels = self._pixels(images).to(self.device)
         network = self.network
         if not isinstance(network, TokenEncoder):
             vectors = network.encode_image(pixels).float().cpu()
-            return vectors, vectors
+            return vectors, vectors, vectors[:, :0]
         tokens = network.tokens(pixels)  # (n, 1 + g*g, w)
         projected = network.project(tokens).float().cpu()
-        if output.mode == "grid":
-            return tokens[:, 1:].float().cpu(), projected
-        return (projected if output.pooling == "projected" else tokens.float().mean(dim=1).cpu()), projected
+        pooled = projected if output.pooling == "projected" else tokens.float().mean(dim=1).cpu()
+        wanted = output.mode == "grid" or with_tokens
+        return pooled, projected, tokens[:, 1:].float().cpu() if wanted else pooled[:, :0]
 
     def _pixels(self, images: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
         if self.transform is None:
@@ -104,13 +110,23 @@ class RemoteClipEmbedder:
         return torch.stack([pixels.reshape(3, side, side).float() for pixels in ready])
 
 
-def _assemble(encoded: FloatArray, chips: Chips, output: OutputSpec) -> FloatArray:
-    """Chips of one patch to its output: the mean of vectors, or tokens side by side."""
-    if output.mode == "pooled":
-        return _mean(encoded)
-    n, t, width = encoded.shape
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What one forward pass gives of a patch."""
+
+    array: FloatArray
+    """The output that was asked for."""
+    projected: FloatArray
+    """The CLIP projection (d,)."""
+    tokens: FloatArray | None
+    """The token grid (d, rows, cols), where it was asked for."""
+
+
+def _stitched(tokens: FloatArray, chips: Chips) -> FloatArray:
+    """Patch tokens of one patch's chips (n, t, w) side by side."""
+    n, t, width = tokens.shape
     side = round(t**0.5)
-    return stitch(list(encoded.reshape(n, side, side, width)), chips)
+    return stitch(list(tokens.reshape(n, side, side, width)), chips)
 
 
 def _mean(vectors: FloatArray) -> FloatArray:

@@ -120,6 +120,21 @@ class EmbeddingDataset:
             {column: (("place", "d"), self.to_numpy(column))}, coords=coords, attrs={"model": self.request.model}
         )
 
+    def grid(self, unique_id: str) -> xr.DataArray:
+        """The token grid (d, y, x) of one row, with its coordinates and CRS.
+
+        Raises:
+            SpecError: when the dataset has none for it.
+        """
+        from rs_embed.export.grids import check_zarr, read_grid
+
+        check_zarr()
+        for number in DatasetFolder(self.path).partitions():
+            found = read_grid(DatasetFolder(self.path).grids(number), unique_id, self.request.model)
+            if found is not None:
+                return found
+        raise SpecError(f"{self.path} has no token grid of {unique_id!r}: export with grid=True (--grid)")
+
     def failures(self) -> pa.Table:
         """Rows without a vector, and why; not filtered."""
         return self._dataset("failures").to_table()

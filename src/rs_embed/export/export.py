@@ -14,6 +14,7 @@ from rs_embed.embedding import versions
 from rs_embed.errors import NoImageryError, ProviderError, RSEmbedError, SpecError
 from rs_embed.export.card import write_card
 from rs_embed.export.folder import DatasetFolder
+from rs_embed.export.grids import check_zarr, write_root
 from rs_embed.export.partitions import PARTITION_SIZE, Every, PlannedRow, expand, plan_rows
 from rs_embed.export.places import InputPlaces, ReadOptions
 from rs_embed.export.plan import find_places, patch_requests
@@ -116,6 +117,8 @@ def export_embeddings(
     _check_shard(shard)
     if engine not in ("local", "ray"):
         raise SpecError(f"engine must be 'local' or 'ray', got {engine!r}")
+    if grid:
+        check_zarr()
     provider = resolve(backend)
     found = find_places(places, chip_m, read)
     _refuse_small(found, sensor.scale_m, allow_small)
@@ -142,8 +145,12 @@ def export_embeddings(
         grid=grid,
         columns=tuple((field.name, str(field.type)) for field in found.columns.schema),
     )
+    if grid:
+        embedder.pooling(OutputSpec.grid())  # refuses a network without tokens
     _add_rows(folder, request, found, rows, partition_size)
     dims, tell = dims_of(embedder, output), report or _silent
+    if grid:
+        write_root(folder.grids(), request, card.token_dim)
     runner = Runner(folder, request, embedder, provider, dims)
     engines: dict[str, Runner | RayRunner] = {"local": runner}
     if engine == "ray":

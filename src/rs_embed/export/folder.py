@@ -154,6 +154,16 @@ class DatasetFolder:
         """A partition's file of one kind."""
         return self.path / kind / f"part-{number:06d}.parquet"
 
+    def grids(self, number: int | None = None) -> Path:
+        """The group of all token grids, or that of one partition."""
+        root = self.path / "grids.zarr"
+        return root if number is None else root / f"part-{number:06d}"
+
+    @property
+    def scratch(self) -> Path:
+        """Where things are built before they appear."""
+        return self._state / "parts"
+
     def done(self) -> dict[int, dict[str, Any]]:
         """Finished partitions with their counts."""
         marks = (self._state / "done").glob("*.json")
@@ -205,7 +215,7 @@ class DatasetFolder:
 
     def write(self, path: Path, fill: Callable[[Path], None]) -> None:
         """Write a file so that it is there whole or not at all, also after a power cut."""
-        folder = self._state / "parts"
+        folder = self.scratch
         folder.mkdir(parents=True, exist_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = folder / f"{path.parent.name}-{path.name}.{os.getpid()}"

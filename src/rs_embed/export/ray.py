@@ -73,7 +73,9 @@ class Embed:
         with self.folder.lock(f"{number:06d}"):
             partition = open_partition(self.folder, self.request, number)
             progress = Progress(total=len(partition.patches))
-            for outcome in embed_ready(self.embedder, partition.requests, load(batch["prepared"][0])):
+            prepared = load(batch["prepared"][0])
+            found = embed_ready(self.embedder, partition.requests, prepared, with_tokens=self.request.grid)
+            for outcome in found:
                 partition.outcomes[outcome.position] = outcome
                 progress.add(partition, outcome.position, outcome)
             for row, error in partition.faults.items():

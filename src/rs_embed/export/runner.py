@@ -25,6 +25,7 @@ from rs_embed.embedding import Embedding, EmbeddingFailure, Request
 from rs_embed.errors import NoImageryError, RSEmbedError, SpecError
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.geoparquet import ExportedRow, tables
+from rs_embed.export.grids import read_grid, write_grids
 from rs_embed.export.partitions import OURS, place_of
 from rs_embed.export.request import ExportRequest
 from rs_embed.grid import place_geobox
@@ -155,7 +156,8 @@ class Runner:
         prepared = prepare_all(self.embedder.preparation, requests, arrivals, look=look_of(self.request))
         try:
             with closing(in_background(prepared, limit=settings.batch_size(self.embedder.device.type))) as ahead:
-                outcomes = embed_ready(self.embedder, requests, _timed(ahead, progress))
+                waited = _timed(ahead, progress)
+                outcomes = embed_ready(self.embedder, requests, waited, with_tokens=self.request.grid)
                 last = 0.0
                 for outcome in outcomes:
                     partition = opened[outcome.position >> _SHIFT]
@@ -262,6 +264,8 @@ def write_partition(
     found = tables(rows, user, request, dims)
     if partition.before is not None or folder.is_done(partition.number):
         found = _merged(folder, partition, found)
+    if request.grid:
+        _write_grids(folder, partition, rows)
     counts = _counts(found)
     folder.finish(partition.number, found, counts)
     return counts
@@ -284,6 +288,20 @@ def _exported(partition: Partition, row: int, facts: Mapping[str, Any]) -> Expor
         projected=outcome.projected if outcome else None,
         look=outcome.look if outcome else None,
     )
+
+
+def _write_grids(folder: DatasetFolder, partition: Partition, rows: Sequence[ExportedRow]) -> None:
+    """Token grids of a partition; when failures are tried again, those of before come along."""
+    path = folder.grids(partition.number)
+    old = [] if partition.before is None else partition.before["unique_id"].to_pylist()
+    kept = ((unique, read_grid(path, unique, "tokens")) for unique in old)
+    grids = {unique: grid for unique, grid in kept if grid is not None}
+    for i, row in enumerate(rows):
+        outcome = partition.outcomes.get(i)
+        if outcome is not None and outcome.tokens is not None:
+            grids[row.unique_id] = outcome.tokens
+    if grids:
+        write_grids(path, grids, folder.scratch)
 
 
 def _merged(folder: DatasetFolder, partition: Partition, new: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
@@ -335,5 +353,5 @@ def dims_of(embedder: RemoteClipEmbedder, output: OutputSpec) -> tuple[int, int]
     side = embedder.size.image_px
     black = np.zeros((3, side, side), np.uint16)
     preparation = Preparation((0.0, 1.0), ChipSize(side, embedder.size.patch_px))
-    [(vector, projected)] = embedder.embed_both([preparation.cut(black, fill_value=0.0, prep="resize")], output)
-    return len(vector), len(projected)
+    [encoded] = embedder.encode([preparation.cut(black, fill_value=0.0, prep="resize")], output)
+    return len(encoded.array), len(encoded.projected)

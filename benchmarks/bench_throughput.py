@@ -1,0 +1,127 @@
+"""2,000 places to a dataset against its stages alone: how well fetching and embedding overlap, and the memory.
+
+`python -m benchmarks.bench_throughput [local|http] [places]`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `rs-embed export` does
+
+import numpy as np
+
+from benchmarks.bench_stac import JUNE, server
+from rs_embed.batch import Ready, embed_ready, from_provider, prepare_all
+from rs_embed.embedders.catalog import find_card
+from rs_embed.embedders.loading import load_embedder
+from rs_embed.export.export import export_embeddings
+from rs_embed.export.folder import DatasetFolder
+from rs_embed.export.runner import look_of, open_partition
+from rs_embed.grid import transformer
+from rs_embed.providers.archive import Archive
+from rs_embed.providers.base import Provider
+from rs_embed.providers.items import scene_of_item
+from rs_embed.providers.stac import StacProvider
+from rs_embed.providers.stac_search import StacCatalog
+
+MODEL, CHIP_M, SIDE_PX, BLOCK_PX = "clip_eurosat_s2rgb", 640.0, 5120, 128
+FOLDER = Path(__file__).parent / "data" / "small_blocks"
+
+
+def _items(url: str) -> list[dict[str, object]]:
+    """Three dates of one tile in small blocks: many requests, light decoding. Made once."""
+    from archive_server import Tile, write_scene
+
+    tile = Tile("33UVP", 32633, 499_980, 5_300_040, SIDE_PX)
+    stored = FOLDER / "items.json"
+    if not stored.exists():
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        days = ("2022-06-03", "2022-06-13", "2022-06-23")
+        items = [write_scene(FOLDER, "http://files", tile, day, seed=i, block=BLOCK_PX) for i, day in enumerate(days)]
+        stored.write_text(json.dumps(items))
+    found: list[dict[str, object]] = json.loads(stored.read_text().replace("http://files", url))
+    return found
+
+
+def _places(path: Path, n: int) -> Path:
+    rng = np.random.default_rng(0)
+    x, y = 499_980 + rng.uniform(400, SIDE_PX * 10 - 400, n), 5_300_040 - rng.uniform(800, SIDE_PX * 10 - 400, n)
+    lon, lat = transformer(32633, 4326).transform(x, y)
+    path.write_text("\n".join(["lon,lat", *(f"{a:.7f},{b:.7f}" for a, b in zip(lon, lat, strict=True))]))
+    return path
+
+
+def _measure(name: str, provider: Provider, n: int) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        file, out = _places(Path(root) / "places.csv", n), Path(root) / "ds"
+        embedder = load_embedder(find_card(MODEL), checkpoint=None, device="auto", precision="fp32")
+        warm = _places(Path(root) / "warm.csv", n // 10)
+        export_embeddings(MODEL, warm, Path(root) / "warm", temporal=JUNE, chip_m=CHIP_M, backend=provider)
+        started = time.perf_counter()
+        export_embeddings(MODEL, file, out, temporal=JUNE, chip_m=CHIP_M, backend=provider, report=_peak)
+        whole_s = time.perf_counter() - started
+        peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        fetch_s, prepared = _fetch_alone(DatasetFolder(out), embedder.preparation, provider)
+        started = time.perf_counter()
+        for ready, requests in prepared:
+            list(embed_ready(embedder, requests, ready))
+        embed_s = time.perf_counter() - started
+    serial, slower = n / (fetch_s + embed_s), n / max(fetch_s, embed_s)
+    print(
+        f"{name}: {n / whole_s:.1f} places/s; fetch alone {n / fetch_s:.1f}, embed alone {n / embed_s:.1f}; "
+        f"{whole_s and n / whole_s / serial:.0%} of one after the other, {n / whole_s / slower:.0%} of the slower one; "
+        f"peak {peak_gb:.2f} GB (after a quarter, a half, three quarters and all: {_memory(n)})",
+        flush=True,
+    )
+
+
+_SEEN: list[tuple[int, float]] = []
+
+
+def _peak(event: dict[str, object]) -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    _SEEN.append((int(event.get("done", 0)), pages * 4096 / 1e9))  # type: ignore[call-overload]
+
+
+def _memory(n: int) -> str:
+    return ", ".join(f"{min(_SEEN, key=lambda s: abs(s[0] - n * k / 4))[1]:.2f}" for k in (1, 2, 3, 4))
+
+
+def _fetch_alone(folder: DatasetFolder, preparation: object, provider: Provider) -> tuple[float, Sequence[object]]:
+    """Imagery of all partitions as the model would see it; what was prepared is kept."""
+    request, kept = folder.request, []
+    started = time.perf_counter()
+    for number in folder.partitions():
+        partition = open_partition(folder, request, number)
+        arrivals = from_provider(provider, list(partition.patches.values()))
+        ready = list(prepare_all(preparation, partition.requests, arrivals, look=look_of(request)))  # type: ignore[arg-type]
+        assert all(isinstance(item, Ready) for item in ready)
+        kept.append((ready, partition.requests))
+    return time.perf_counter() - started, kept
+
+
+def main() -> None:
+    sys.path.insert(0, "tests")
+    from archive_server import serve_stac, write_items
+
+    kinds = [a for a in sys.argv[1:] if not a.isdigit()] or ["local", "http"]
+    n = next((int(a) for a in sys.argv[1:] if a.isdigit()), 2000)
+    if "local" in kinds:
+        scenes = tuple(scene_of_item(item, str) for item in _items(str(FOLDER)))
+        _measure("local files", Archive("local", "bench", scenes), n)
+    if "http" in kinds:
+        with server(FOLDER, 0.030) as url, serve_stac(write_items(FOLDER / "served.json", _items(url))) as api:
+            catalog = StacCatalog(name="bench", url=api, collections=("sentinel-2-l2a",))
+            _measure("30 ms a request", StacProvider(catalog), n)
+
+
+if __name__ == "__main__":
+    main()

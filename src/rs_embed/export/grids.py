@@ -1,0 +1,184 @@
+"""Token grids as one Zarr v3 group: a group a partition, and in it one a zone and grid size.
+
+`grids.zarr/part-000012/32633_7x7/tokens` is (place, d, y, x); `x` and `y` hold the centres of each place's footprints
+in metres, `transform` its six numbers; the order of places is in the attribute `unique_id`. Conventions: `geoemb:`
+(https://github.com/geo-embeddings/embeddings-zarr-convention), `proj:` and `spatial:`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rs_embed.embedding import GRID_NOTE
+from rs_embed.errors import RSEmbedError, missing_package
+from rs_embed.export.request import ExportRequest
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_CONVENTIONS = (
+    (
+        "geoemb:",
+        "61c12cc5-0e28-4056-999a-480cf3fb7e4c",
+        "https://github.com/geo-embeddings/embeddings-zarr-convention/blob/v1/README.md",
+    ),
+    (
+        "proj:",
+        "f17cb550-5864-4468-aeb7-f3180cfb622f",
+        "https://github.com/zarr-experimental/geo-proj/blob/v1/README.md",
+    ),
+    (
+        "spatial:",
+        "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4",
+        "https://github.com/zarr-conventions/spatial/blob/v1/README.md",
+    ),
+)
+_MODELS = "https://huggingface.co/"
+_SOURCE = "https://documentation.dataspace.copernicus.eu/Data/SentinelMissions/Sentinel2.html"
+
+Grids = Mapping[str, "xr.DataArray"]
+"""`unique_id` to a token grid (d, y, x)."""
+
+
+def check_zarr() -> None:
+    """Refuse grids, before anything is fetched, where zarr is missing.
+
+    Raises:
+        RSEmbedError: with the pip line.
+    """
+    try:
+        import zarr  # noqa: F401
+    except ModuleNotFoundError:
+        raise RSEmbedError(missing_package("zarr", extra="zarr")) from None
+
+
+def write_root(path: Path, request: ExportRequest, dim: int) -> None:
+    """The group that holds all grids, with what they are; made once."""
+    import zarr
+
+    if not (path / "zarr.json").exists():
+        zarr.open_group(path, mode="a", zarr_format=3, attributes=_attributes(request, dim))
+
+
+def write_grids(path: Path, grids: Grids, scratch: Path) -> None:
+    """Write the grids of a partition as one group, which is there whole or not at all.
+
+    Args:
+        path: where it goes, inside of the group of all grids.
+        grids: what to write.
+        scratch: a folder of the same disk to build it in.
+    """
+    import zarr
+
+    scratch.mkdir(parents=True, exist_ok=True)
+    part, old = scratch / f"{path.name}.{os.getpid()}", scratch / f"{path.name}.{os.getpid()}.old"
+    try:
+        group = zarr.open_group(part, mode="w", zarr_format=3)
+        for name, members in sorted(_by_grid(grids).items()):
+            _write_group(group.create_group(name), members, grids)
+        _sync_all(part)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(part, path)
+    except OSError as error:
+        raise RSEmbedError(
+            f"{path} cannot be written ({error.strerror}): make room, then run the same again"
+        ) from error
+    finally:
+        for leftover in (part, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def read_grid(path: Path, unique_id: str, name: str) -> xr.DataArray | None:
+    """One place's token grid (d, y, x) with coordinates; None when the partition has none of this id."""
+    import xarray as xr
+    import zarr
+
+    if not path.exists():
+        return None
+    for _, group in zarr.open_group(path, mode="r").groups():
+        order = list(group.attrs["unique_id"])  # type: ignore[arg-type]
+        if unique_id in order:
+            i = order.index(unique_id)
+            return xr.DataArray(
+                np.asarray(group["tokens"][i]),  # type: ignore[index]
+                dims=("d", "y", "x"),
+                coords={"y": np.asarray(group["y"][i]), "x": np.asarray(group["x"][i])},  # type: ignore[index]
+                name=name,
+                attrs={
+                    "crs": group.attrs["proj:code"],
+                    "transform": np.asarray(group["transform"][i]).tolist(),  # type: ignore[index]
+                    "note": GRID_NOTE,
+                },
+            )
+    return None
+
+
+def _by_grid(grids: Grids) -> dict[str, list[str]]:
+    """Ids by zone and grid size: what stacks."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for unique_id, grid in grids.items():
+        _, rows, cols = grid.shape
+        found[f"{str(grid.attrs['crs']).removeprefix('EPSG:')}_{rows}x{cols}"].append(unique_id)
+    return found
+
+
+def _write_group(group: Any, members: Sequence[str], grids: Grids) -> None:
+    some = [grids[unique_id] for unique_id in members]
+    dim, rows, cols = some[0].shape
+    group.attrs.update(
+        {
+            "unique_id": list(members),
+            "proj:code": some[0].attrs["crs"],
+            "spatial:dimensions": ["y", "x"],
+            "spatial:shape": [rows, cols],
+            "note": GRID_NOTE,
+        }
+    )
+    arrays = {
+        "tokens": (
+            np.stack([g.values for g in some]).astype(np.float32),
+            ("place", "d", "y", "x"),
+            (1, dim, rows, cols),
+        ),
+        "y": (np.stack([g["y"].values for g in some]), ("place", "y"), (len(some), rows)),
+        "x": (np.stack([g["x"].values for g in some]), ("place", "x"), (len(some), cols)),
+        "transform": (np.array([g.attrs["transform"] for g in some]), ("place", "affine"), (len(some), 6)),
+    }
+    for name, (values, dims, chunks) in arrays.items():
+        stored = group.create_array(name, shape=values.shape, dtype=values.dtype, chunks=chunks, dimension_names=dims)
+        stored[...] = values
+
+
+def _attributes(request: ExportRequest, dim: int) -> dict[str, Any]:
+    """What the tokens are."""
+    conventions = [{"name": name, "uuid": uuid, "spec_url": url} for name, uuid, url in _CONVENTIONS]
+    checkpoint = request.checkpoint
+    return {
+        "zarr_conventions": conventions,
+        "geoemb:type": "pixel",
+        "geoemb:dimensions": dim,
+        "geoemb:model": f"{_MODELS}{checkpoint.removeprefix('hf:')}"
+        if checkpoint and "/" in checkpoint
+        else request.model,
+        "geoemb:source_data": _SOURCE,
+        "geoemb:data_type": "float32",
+        "note": GRID_NOTE,
+    }
+
+
+def _sync_all(folder: Path) -> None:
+    for root, _, files in os.walk(folder):
+        for name in (*files, "."):
+            handle = os.open(Path(root) / name, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)

@@ -1,4 +1,4 @@
-"""Patches of many places from COGs over HTTP against odc-stac: 6 dates of one tile, 30 ms added to each request.
+"""Patches of many places from COGs over HTTP against odc-stac and stackstac: 6 dates of a tile, 30 ms a request.
 
 The archive is made here (1024 px deflate blocks, like the real ones) and served by a process of its own.
 """
@@ -10,9 +10,10 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from affine import Affine
@@ -28,7 +29,8 @@ from rs_embed.specs import PointBuffer, SensorSpec, TemporalSpec
 FOLDER = Path(__file__).parent / "data" / "archive"
 JUNE = TemporalSpec.range("2022-06-01", "2022-07-01")
 SIDE_PX, DATES, DELAY_S = 5120, 6, 0.030
-SIZES = (1, 24, 96)
+PEERS = Path(__file__).parent / "data" / "peers" / "bin" / "python"
+Item = dict[str, Any]
 _SERVER = """
 import sys; sys.path.insert(0, "tests")
 import time
@@ -47,24 +49,48 @@ def run() -> list[Comparison]:
     tile = Tile("33UVP", 32633, 499_980, 5_300_040, SIDE_PX)
     with server(FOLDER, DELAY_S) as url:
         items = [json.loads(p.read_text().replace("http://files", url)) for p in _archive(tile)]
-        with serve_stac(write_items(FOLDER / "items.json", items)) as api:
-            provider = StacProvider(StacCatalog(name="bench", url=api, collections=("sentinel-2-l2a",)))
-            return [_case(n, provider, items) for n in SIZES]
+        rgb = [_without_classes(item) for item in items]
+        catalogs = (("rgb", rgb), ("whole", items))
+        with ExitStack() as stack:
+            apis = {n: stack.enter_context(serve_stac(write_items(FOLDER / f"{n}.json", i))) for n, i in catalogs}
+            return list(_cases(apis, rgb))
 
 
-def _case(n: int, provider: StacProvider, items: list[dict[str, object]]) -> Comparison:
-    """Ours searches too; odc-stac is given its items. Neither reads a scene classification: the archive has none."""
-    requests = _requests(n)
-    mine = dict(provider.fetch(requests[:3]))
-    for i, theirs in enumerate(_odc(items, requests[:3])):
-        patch = mine[i]
-        assert isinstance(patch, Patch)
-        np.testing.assert_array_equal(patch.dn, np.maximum(theirs - 1000.0, 1))
-    name = f"{n} random 410 px patch(es), {DATES} dates, RGB: odc-stac"
-    return compare(name, lambda: list(provider.fetch(requests)), lambda: list(_odc(items, requests)), 3)
+def _cases(apis: Mapping[str, str], rgb: Sequence[Item]) -> Iterator[Comparison]:
+    """Ours searches, and looks at overviews, each time; the peers are given their items."""
+
+    def ours(n: int, api: str = "rgb") -> None:
+        list(_provider(apis[api]).fetch(_requests(n)))
+
+    mine = dict(_provider(apis["rgb"]).fetch(_requests(24)))
+    for i, theirs in enumerate(_odc(rgb, _requests(3))):
+        _check_same(mine[i], theirs)
+    what = f"random 410 px patch(es), {DATES} dates, RGB"
+    yield compare(f"1 {what}: odc-stac", lambda: ours(1), lambda: list(_odc(rgb, _requests(1))), 9)
+    yield compare(f"24 {what}: odc-stac", lambda: ours(24), lambda: list(_odc(rgb, _requests(24))), 3)
+    if PEERS.exists():
+        with _stackstac(FOLDER / "rgb.json", _requests(24)) as stackstac:
+            _check_same(mine[0], stackstac())
+            yield compare(f"24 {what}: stackstac", lambda: ours(24), stackstac, 3)
+    yield compare(f"240 {what}: odc-stac", lambda: ours(240), lambda: list(_odc(rgb, _requests(240))), 1, warm=False)
+    yield compare(f"24 {what}: the same with scene classification", lambda: ours(24), lambda: ours(24, "whole"), 3)
 
 
-def _odc(items: list[dict[str, object]], requests: list[PatchRequest]) -> Iterator[np.ndarray]:
+def _check_same(mine: object, theirs: np.ndarray) -> None:
+    assert isinstance(mine, Patch)
+    np.testing.assert_array_equal(mine.dn, np.maximum(theirs - 1000.0, 1))
+
+
+def _provider(api: str) -> StacProvider:
+    return StacProvider(StacCatalog(name="bench", url=api, collections=("sentinel-2-l2a",)))
+
+
+def _without_classes(item: Item) -> Item:
+    assets = {key: asset for key, asset in item["assets"].items() if key != "scl"}
+    return item | {"assets": assets}
+
+
+def _odc(items: Sequence[Item], requests: Sequence[PatchRequest]) -> Iterator[np.ndarray]:
     """One load a place, as its users write it, then the median."""
     import odc.stac
     import pystac
@@ -79,6 +105,45 @@ def _odc(items: list[dict[str, object]], requests: list[PatchRequest]) -> Iterat
             )
         stack = np.stack([data[b].values for b in ("red", "green", "blue")], axis=1)
         yield np.median(stack, axis=0).astype(np.float32)
+
+
+_STACKSTAC = """
+import json, sys, warnings
+import dask, numpy as np, stackstac
+warnings.simplefilter("ignore")
+dask.config.set(scheduler="threads", num_workers=8)
+items, bounds = json.load(open(sys.argv[1]))["features"], json.loads(sys.argv[2])
+for _ in sys.stdin:
+    for i, box in enumerate(bounds):
+        stack = stackstac.stack(items, assets=["red", "green", "blue"], bounds=box, epsg=32633, resolution=10,
+                                dtype="uint16", fill_value=np.uint16(0), rescale=False).values
+        if i == 0:
+            np.save(sys.argv[3], np.median(stack, axis=0).astype(np.float32))
+    print("done", flush=True)
+"""
+
+
+@contextmanager
+def _stackstac(items: Path, requests: Sequence[PatchRequest]) -> Iterator[Callable[[], np.ndarray]]:
+    """One stack a place, with as many threads; in an environment of its own, since it wants another pandas."""
+    boxes = [list(request.geobox.boundingbox.bbox) for request in requests]
+    result = FOLDER / "stackstac.npy"
+    command = [str(PEERS), "-c", _STACKSTAC, str(items), json.dumps(boxes), str(result)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
+
+        def run() -> np.ndarray:
+            stdin.write("\n")
+            stdin.flush()
+            assert stdout.readline() == "done\n"
+            return np.load(result)
+
+        try:
+            yield run
+        finally:
+            process.terminate()
 
 
 def _requests(n: int) -> list[PatchRequest]:

@@ -27,9 +27,12 @@ class Comparison:
         return f"{self.name:<58} ours {ours:9.1f} ms   theirs {theirs:9.1f} ms   x{self.ratio:.2f} ({spread})"
 
 
-def compare(name: str, ours: Callable[[], object], theirs: Callable[[], object], turns: int = 7) -> Comparison:
+def compare(
+    name: str, ours: Callable[[], object], theirs: Callable[[], object], turns: int = 7, *, warm: bool = True
+) -> Comparison:
     """Run both once to warm up, then in turns, each going first every other time."""
-    ours(), theirs()
+    if warm:
+        ours(), theirs()
     pairs = []
     for turn in range(turns):
         sides = (ours, theirs) if turn % 2 == 0 else (theirs, ours)

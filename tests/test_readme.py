@@ -17,7 +17,8 @@ LINES = [line.partition(" #")[0].strip() for language, code in BLOCKS if languag
 COMMANDS = [line for line in LINES if line.startswith("rs-embed ")]
 
 
-def test_the_python_examples_run():
+def test_the_python_examples_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {}
     assert PYTHON
     for code in PYTHON:
@@ -31,6 +32,23 @@ def test_the_commands_run(command, tmp_path, monkeypatch, capsys):
         main(shlex.split(command)[1:])
     assert not stopped.value.code
     assert capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")  # scikit-learn's own, on folds where a class is rare
+def test_the_recipe_of_the_linear_probe_runs(tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parents[1] / "docs" / "linear-probe.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, object] = {}
+    for language, code in re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL):
+        if language == "python":
+            exec(compile(code, "linear-probe.md", "exec"), scope)
+        else:
+            with pytest.raises(SystemExit) as stopped:
+                main(shlex.split(code)[1:])
+            assert not stopped.value.code
+    accuracy = scope["accuracy"]
+    assert set(accuracy) == {"vectors", "mean colour", "always the most frequent"}
+    assert all(0 <= value <= 1 for value in accuracy.values())
 
 
 def test_the_make_targets_and_files_exist():

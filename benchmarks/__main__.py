@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 from datetime import date
 from importlib import import_module
 from pathlib import Path
 
 NAMES = ("composite", "cold_start", "batch", "stac")
+REPORTS = ("export", "throughput", "search")
 
 
 def main() -> None:
@@ -29,7 +31,20 @@ def main() -> None:
             "| what, against what | ours, ms | theirs, ms | times as fast |",
             "|---|---|---|---|",
         ]
+        reports = [line for name in REPORTS for line in _lines_of(f"benchmarks.bench_{name}")]
+        rows += [
+            "",
+            "Export (`python -m benchmarks.bench_export`, `bench_throughput`):",
+            "",
+            *(f"* {r}" for r in reports),
+        ]
         Path(__file__).with_name("RESULTS.md").write_text("\n".join([*head, *rows]) + "\n")
+
+
+def _lines_of(module: str) -> list[str]:
+    """What a benchmark prints, in a process of its own: it sets how threads wait before torch is loaded."""
+    command = [sys.executable, "-m", module]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
 
 
 if __name__ == "__main__":

@@ -138,18 +138,20 @@ def run_one(n: int, root: Path) -> dict[str, float]:
     return seconds
 
 
-def main(sizes: Sequence[int]) -> None:
-    found = {}
+def report(sizes: Sequence[int] = SIZES) -> list[str]:
+    """One line a size; the last ones should show that it grows linearly."""
+    found, lines = {}, []
     with tempfile.TemporaryDirectory() as root:
         for n in sizes:
             found[n] = run_one(n, Path(root))
             total = sum(found[n].values())
             told = ", ".join(f"{name} {s:.1f}" for name, s in found[n].items())
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-            print(
-                f"{n:>8,} rows: {total:.1f} s ({told}), {1e3 * total / n:.2f} ms a row, peak {peak:.2f} GB", flush=True
-            )
+            line = f"{n:,} rows, fake model: {total:.1f} s ({told}), {1e3 * total / n:.2f} ms a row, peak {peak:.2f} GB"
+            lines.append(line)
+            print(line, flush=True)
     _draw(found)
+    return lines
 
 
 def _draw(found: dict[int, dict[str, float]]) -> None:
@@ -168,4 +170,4 @@ def _draw(found: dict[int, dict[str, float]]) -> None:
 
 
 if __name__ == "__main__":
-    main([int(a) for a in sys.argv[1:]] or SIZES)
+    report([int(a) for a in sys.argv[1:]] or SIZES)

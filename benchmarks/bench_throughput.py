@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -59,7 +58,7 @@ def _places(path: Path, n: int) -> Path:
     return path
 
 
-def _measure(name: str, provider: Provider, n: int) -> None:
+def _measure(name: str, provider: Provider, n: int) -> str:
     with tempfile.TemporaryDirectory() as root:
         file, out = _places(Path(root) / "places.csv", n), Path(root) / "ds"
         embedder = load_embedder(find_card(MODEL), checkpoint=None, device="auto", precision="fp32")
@@ -68,31 +67,29 @@ def _measure(name: str, provider: Provider, n: int) -> None:
         started = time.perf_counter()
         export_embeddings(MODEL, file, out, temporal=JUNE, chip_m=CHIP_M, backend=provider, report=_peak)
         whole_s = time.perf_counter() - started
-        peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         fetch_s, prepared = _fetch_alone(DatasetFolder(out), embedder.preparation, provider)
         started = time.perf_counter()
         for ready, requests in prepared:
             list(embed_ready(embedder, requests, ready))
         embed_s = time.perf_counter() - started
     serial, slower = n / (fetch_s + embed_s), n / max(fetch_s, embed_s)
-    print(
-        f"{name}: {n / whole_s:.1f} places/s; fetch alone {n / fetch_s:.1f}, embed alone {n / embed_s:.1f}; "
-        f"{whole_s and n / whole_s / serial:.0%} of one after the other, {n / whole_s / slower:.0%} of the slower one; "
-        f"peak {peak_gb:.2f} GB (after a quarter, a half, three quarters and all: {_memory(n)})",
-        flush=True,
+    quarters = ", ".join(f"{min(_SEEN, key=lambda s: abs(s[0] - n * k / 4))[1]:.2f}" for k in (1, 2, 3, 4))
+    line = (
+        f"{n:,} places, {name}: {n / whole_s:.1f} a second; fetch alone {n / fetch_s:.1f}, embed alone "
+        f"{n / embed_s:.1f}; {n / whole_s / serial:.0%} of one after the other, {n / whole_s / slower:.0%} of the "
+        f"slower one; GB in use after each quarter: {quarters}"
     )
+    print(line, flush=True)
+    return line
 
 
 _SEEN: list[tuple[int, float]] = []
+"""Places done, and GB in use."""
 
 
 def _peak(event: dict[str, object]) -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     _SEEN.append((int(event.get("done", 0)), pages * 4096 / 1e9))  # type: ignore[call-overload]
-
-
-def _memory(n: int) -> str:
-    return ", ".join(f"{min(_SEEN, key=lambda s: abs(s[0] - n * k / 4))[1]:.2f}" for k in (1, 2, 3, 4))
 
 
 def _fetch_alone(folder: DatasetFolder, preparation: object, provider: Provider) -> tuple[float, Sequence[object]]:
@@ -108,20 +105,24 @@ def _fetch_alone(folder: DatasetFolder, preparation: object, provider: Provider)
     return time.perf_counter() - started, kept
 
 
-def main() -> None:
+def report(kinds: Sequence[str] = ("local", "http"), n: int = 2000) -> list[str]:
+    """One line an archive."""
     sys.path.insert(0, "tests")
     from archive_server import serve_stac, write_items
 
-    kinds = [a for a in sys.argv[1:] if not a.isdigit()] or ["local", "http"]
-    n = next((int(a) for a in sys.argv[1:] if a.isdigit()), 2000)
+    lines = []
     if "local" in kinds:
         scenes = tuple(scene_of_item(item, str) for item in _items(str(FOLDER)))
-        _measure("local files", Archive("local", "bench", scenes), n)
+        lines.append(_measure("local files", Archive("local", "bench", scenes), n))
     if "http" in kinds:
         with server(FOLDER, 0.030) as url, serve_stac(write_items(FOLDER / "served.json", _items(url))) as api:
             catalog = StacCatalog(name="bench", url=api, collections=("sentinel-2-l2a",))
-            _measure("30 ms a request", StacProvider(catalog), n)
+            lines.append(_measure("30 ms a request", StacProvider(catalog), n))
+    return lines
 
 
 if __name__ == "__main__":
-    main()
+    report(
+        [a for a in sys.argv[1:] if not a.isdigit()] or ("local", "http"),
+        *(int(a) for a in sys.argv[1:] if a.isdigit()),
+    )

@@ -239,6 +239,15 @@ def test_token_grids_lie_beside_the_vectors(archive, tmp_path):
         data.grid("x")
 
 
+def test_the_size_of_many_grids_is_told_first(tmp_path, caplog):
+    file = tmp_path / "p.csv"
+    file.write_text("lon,lat\n" + "".join(f"{15 + i / 1e5:.5f},48\n" for i in range(30_000)))
+    source = FakeProvider(failing={0: RuntimeError("stop here")})
+    with pytest.raises(RuntimeError, match="stop here"):
+        export(file, tmp_path / "ds", backend=source, grid=True, partition_size=10_000)
+    assert "token grids of 30,000 places take 1 GB or more" in caplog.text
+
+
 def test_grids_of_places_that_are_tried_again_join_the_others(tmp_path):
     source = Picky(broken={15.1})
     export(places(4), tmp_path / "ds", backend=source, grid=True)

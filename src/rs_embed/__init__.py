@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rs_embed.export.export import export_embeddings as export_embeddings
     from rs_embed.export.plan import plan_export as plan_export
     from rs_embed.providers.sample import list_samples as list_samples
+    from rs_embed.search.index import EmbeddingIndex as EmbeddingIndex
     from rs_embed.specs import BBox as BBox
     from rs_embed.specs import OutputSpec as OutputSpec
     from rs_embed.specs import PointBuffer as PointBuffer
@@ -51,6 +52,7 @@ _HOME = {
     "export.export": ("export_embeddings",),
     "export.plan": ("plan_export",),
     "providers.sample": ("list_samples",),
+    "search.index": ("EmbeddingIndex",),
     "texts": ("embed_text", "zero_shot"),
     "specs": ("BBox", "OutputSpec", "PointBuffer", "SensorSpec", "TemporalSpec"),
 }

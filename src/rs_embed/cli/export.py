@@ -222,7 +222,8 @@ def _reporting(as_json: bool) -> Iterator[Report]:
                 bar.update(task, facts=f"waiting for {len(event['partitions'])} partition(s): {event['why']}")
                 return
             finished = event["done"] + event["failed"] + event["no_imagery"]
-            facts = f"{event['per_s']:.1f}/s, {event['failed']} failed, most time in {event['bottleneck']}"
+            most = f", most time in {event['bottleneck']}" if "bottleneck" in event else ""
+            facts = f"{event['per_s']:.1f}/s, {event['failed']} failed{most}"
             bar.update(task, total=event["total"], completed=finished, facts=facts)
 
         yield show

@@ -40,13 +40,15 @@ def _root(
 
 def _register() -> None:
     """Attach the commands; their modules import what is heavy only when they run."""
-    from rs_embed.cli import classify, demo, doctor, embed, export, inspect, models
+    from rs_embed.cli import classify, demo, doctor, embed, export, inspect, models, search
 
     app.command("embed")(embed.embed)
     app.command("inspect")(inspect.inspect)
     app.command("classify")(classify.classify)
     app.command("plan")(export.plan)
     app.command("export")(export.export)
+    app.command("index")(search.index)
+    app.command("search")(search.search)
     app.command("models")(models.models)
     app.command("doctor")(doctor.doctor)
     app.command("demo")(demo.demo)

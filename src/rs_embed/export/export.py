@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 from rs_embed.embedders.catalog import find_card
 from rs_embed.embedders.loading import load_embedder
-from rs_embed.embedders.onthefly_remoteclip import check_bands
+from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder, check_bands
 from rs_embed.embedding import versions
 from rs_embed.errors import NoImageryError, ProviderError, RSEmbedError, SpecError
 from rs_embed.export.card import write_card
@@ -28,6 +29,8 @@ from rs_embed.specs import InputPrep, OutputSpec, PointBuffer, SensorSpec, Tempo
 
 _POOLED = OutputSpec.pooled()
 _SMALLEST_PX = 32
+_LARGE_GB = 1.0
+_log = logging.getLogger("rs_embed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +150,7 @@ def export_embeddings(
     )
     if grid:
         embedder.pooling(OutputSpec.grid())  # refuses a network without tokens
+        _warn_of_size(len(rows), embedder)
     _add_rows(folder, request, found, rows, partition_size)
     dims, tell = dims_of(embedder, output), report or _silent
     if grid:
@@ -198,6 +202,7 @@ def _run(
     for number in (n for n in numbers if n in done):
         count_done(progress, done[number])
     progress.failed -= sum(done[number]["failed"] for number in again)
+    progress.before = progress.finished
     main.run([n for n in numbers if n not in done], progress, tell)
     runner.run(again, progress, tell, retry=True)
     tell(progress.event("finished"))
@@ -206,6 +211,15 @@ def _run(
 
 def _silent(event: Mapping[str, Any]) -> None:
     pass
+
+
+def _warn_of_size(places: int, embedder: RemoteClipEmbedder) -> None:
+    """Token grids are fifty times the vectors: nobody should find out by a full disk."""
+    size_gb = places * embedder.size.grid**2 * embedder.card.token_dim * 4 / 1e9
+    if size_gb >= _LARGE_GB:
+        _log.warning(
+            "token grids of %s places take %.0f GB or more; without --grid they are not written", f"{places:,}", size_gb
+        )
 
 
 def _mine(folder: DatasetFolder, shard: tuple[int, int] | None) -> list[int]:

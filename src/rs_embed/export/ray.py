@@ -105,6 +105,7 @@ class RayRunner:
         if not numbers:
             return
         ray = _import_ray()
+        progress.staged = False
         started_here = not ray.is_initialized()
         if started_here:
             ray.init(address=self.address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")

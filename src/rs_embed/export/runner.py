@@ -72,6 +72,10 @@ class Progress:
     """Where a run is, and what it spends its time on."""
 
     total: int
+    before: int = 0
+    """Places that were finished before this run: they say nothing of its rate."""
+    staged: bool = True
+    """Whether the stages run in this process, so that their times are known."""
     done: int = 0
     failed: int = 0
     no_imagery: int = 0
@@ -84,14 +88,19 @@ class Progress:
     failures: list[tuple[str, str]] = field(default_factory=list)
     """Ids and reasons of the first ones."""
 
+    @property
+    def finished(self) -> int:
+        """Places of which it is known what became of them."""
+        return self.done + self.failed + self.no_imagery
+
     def event(self, name: str = "progress") -> dict[str, Any]:
         """For programs."""
         seconds = time.perf_counter() - self.started_s
-        finished = self.done + self.failed + self.no_imagery
-        rate = finished / seconds if seconds > 0 else 0.0
+        finished = self.finished
+        rate = (finished - self.before) / seconds if seconds > 0 else 0.0
         embed_s = max(0.0, seconds - self.wait_s - self.write_s)
         stages = {"fetch": self.wait_s, "embed": embed_s, "write": self.write_s}
-        return {
+        event = {
             "event": name,
             "done": self.done,
             "failed": self.failed,
@@ -100,9 +109,11 @@ class Progress:
             "per_s": round(rate, 3),
             "eta_s": round((self.total - finished) / rate, 1) if rate else None,
             "seconds": round(seconds, 1),
-            "waiting_for": {stage: round(spent, 2) for stage, spent in stages.items()},
-            "bottleneck": max(stages, key=lambda stage: stages[stage]),
         }
+        if not self.staged:
+            return event
+        waiting = {stage: round(spent, 2) for stage, spent in stages.items()}
+        return event | {"waiting_for": waiting, "bottleneck": max(stages, key=lambda stage: stages[stage])}
 
     def add(self, partition: Partition, row: int, outcome: Outcome) -> None:
         """Count a place."""

@@ -1,0 +1,121 @@
+"""`rs-embed index` and `rs-embed search`: a dataset by words or by example."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rs_embed.cli import options
+from rs_embed.errors import SpecError
+from rs_embed.specs import TemporalSpec
+
+if TYPE_CHECKING:
+    from rs_embed.search.index import Found, Hit
+
+Dataset = Annotated[Path, typer.Argument(metavar="DATASET", help="A folder that `rs-embed export` wrote.")]
+_COLUMNS, _SIDE, _LINE = 5, 192, 40
+
+
+def index(dataset: Dataset, as_json: options.Json = False) -> None:
+    """Build a dataset's index, or take in what was added since; `search` does it by itself."""
+    from rs_embed.search.index import EmbeddingIndex
+
+    found = EmbeddingIndex(dataset)
+    facts = {"rows": len(found), "model": found.request.model, "folder": str(dataset)}
+    typer.echo(json.dumps(facts) if as_json else f"{len(found):,} row(s) of {found.request.model} can be searched")
+
+
+def search(
+    dataset: Dataset,
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help='Words, such as "river through forest".')] = None,
+    negative: Annotated[list[str] | None, typer.Option("--negative", help="Words for what is not wanted.")] = None,
+    like: Annotated[str | None, typer.Option("--like", metavar="ID", help="A row as the example.")] = None,
+    bbox: options.Box = None,
+    start: Annotated[str | None, typer.Option("--start", metavar="YYYY-MM-DD", help="Only from this day.")] = None,
+    end: Annotated[str | None, typer.Option("--end", metavar="YYYY-MM-DD", help="Only before this day.")] = None,
+    k: Annotated[int, typer.Option("--k", help="How many.")] = 20,
+    every_window: Annotated[bool, typer.Option("--every-window", help="Each time range of a place.")] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Compare every row, however many there are.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the footprints as GeoJSON.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the quicklooks on a contact sheet.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Find the rows most like some words or another row."""
+    from rs_embed.search.index import EmbeddingIndex
+
+    if (start is None) != (end is None):
+        raise SpecError(f"--start and --end come together, got only {'--start' if start else '--end'}")
+    found = EmbeddingIndex(dataset).search(
+        text,
+        id=like,
+        negative=negative or (),
+        bbox=bbox,
+        time=TemporalSpec.range(start, end) if start is not None and end is not None else None,
+        k=k,
+        every_window=every_window,
+        exact=exact or None,
+    )
+    if out is not None:
+        out.write_text(json.dumps(found.to_geojson(), indent=1) + "\n", encoding="utf-8")
+        print(f"wrote {len(found.hits)} footprint(s) to {out}", file=sys.stderr)
+    if plot is not None:
+        _draw(dataset, found, plot, text or f"like {like}")
+        print(f"wrote {plot}", file=sys.stderr)
+    if as_json:
+        facts = {"results": [asdict(hit) for hit in found.hits], "notice": found.notice, "searched": found.searched}
+        typer.echo(json.dumps(facts))
+    else:
+        typer.echo("\n".join(_lines(found)))
+    if not found.hits:
+        raise typer.Exit(1)
+
+
+def _lines(found: Found) -> Iterator[str]:
+    from rs_embed.providers.archive import lonlat_text
+
+    if found.notice:
+        yield found.notice
+    how = "all compared" if found.exact else "by sign bits, rescored"
+    yield f"{found.searched:,} row(s) searched ({how})"
+    for hit in found.hits:
+        odds = "" if hit.probability is None else f"  {hit.probability:4.0%} likely"
+        place = f"{lonlat_text(hit.lon, hit.lat)}  {hit.start} to {hit.end}"
+        yield f"{hit.rank:>4}  {place}  above {hit.percentile:5.1f} %{odds}  {hit.id}"
+
+
+def _draw(dataset: Path, found: Found, path: Path, title: str) -> None:
+    """Quicklooks, the best first, each with its rank and place."""
+    from PIL import Image, ImageDraw
+
+    from rs_embed.cli.demo_picture import GREY, INK, LEFT, PAPER, font
+    from rs_embed.export.dataset import open_dataset
+
+    wanted = {hit.unique_id for hit in found.hits}
+    pictures = open_dataset(dataset).thumbnails_of(wanted)
+    step, rows = _SIDE + 16, -(-max(len(found.hits), 1) // _COLUMNS)
+    sheet = Image.new("RGB", (LEFT + _COLUMNS * step + 8, 90 + rows * (_SIDE + _LINE + 10)), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((LEFT, 16), f"“{title}”", INK, font=font(26))
+    pen.text((LEFT, 52), found.notice or f"the best of {found.searched:,}", GREY, font=font(15))
+    for number, hit in enumerate(found.hits):
+        x, y = LEFT + number % _COLUMNS * step, 90 + number // _COLUMNS * (_SIDE + _LINE + 10)
+        if hit.unique_id in pictures:
+            picture = Image.open(io.BytesIO(pictures[hit.unique_id])).convert("RGB")
+            sheet.paste(picture.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC), (x, y))
+        else:
+            pen.rectangle((x, y, x + _SIDE, y + _SIDE), outline=GREY)
+            pen.text((x + 8, y + _SIDE // 2 - 8), "no thumbnail", GREY, font=font(14))
+        pen.text((x, y + _SIDE + 4), _caption(hit), INK, font=font(14))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+
+
+def _caption(hit: Hit) -> str:
+    return f"{hit.rank}   {hit.lat:.4f}, {hit.lon:.4f}"

@@ -1,0 +1,383 @@
+"""Search a dataset: by words, by example, or both; filtered by place and time before it is searched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rs_embed.api import get_embedding
+from rs_embed.embedders.catalog import find_card
+from rs_embed.embedders.loading import load_text_embedder
+from rs_embed.embedders.text import check_texts, unit
+from rs_embed.embedding import Embedding
+from rs_embed.errors import ModelError, RSEmbedError, SpecError
+from rs_embed.export.folder import DatasetFolder
+from rs_embed.export.request import ExportRequest
+from rs_embed.search.query import query_vector, text_query, word_odds
+from rs_embed.search.vectors import Nearest, VectorFile
+from rs_embed.specs import BBox, OutputSpec, TemporalSpec
+
+FloatArray = npt.NDArray[np.float32]
+
+MAX_HITS = 1000
+_UNLIKELY = 0.5
+_JUDGED_BY = 20
+NOTHING_LIKE_IT = "probably nothing like this here"
+_COLUMNS = (
+    "unique_id",
+    "id",
+    "centre_lon",
+    "centre_lat",
+    "bbox",
+    "datetime_start",
+    "datetime_end",
+    "status",
+    "scene_ids",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hit:
+    """One row that was found."""
+
+    rank: int
+    """From 1."""
+    score: float
+    """Only its order means anything."""
+    percentile: float
+    """Share of the rows searched that score lower, per cent."""
+    probability: float | None
+    """Of the words against the background vocabulary; None where nothing was asked in words."""
+    unique_id: str
+    id: str
+    lon: float
+    lat: float
+    bounds: tuple[float, float, float, float]
+    """West, south, east, north."""
+    start: str
+    end: str
+    status: str
+    scene_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """An answer."""
+
+    hits: tuple[Hit, ...]
+    notice: str | None
+    """A warning about the whole answer: that nothing here is like what was asked, or that it is not exact."""
+    searched: int
+    """Rows that the filters left."""
+    exact: bool
+
+    def to_geojson(self) -> dict[str, Any]:
+        """Footprints as a GeoJSON FeatureCollection."""
+        return {"type": "FeatureCollection", "features": [_feature(hit) for hit in self.hits]}
+
+
+class EmbeddingIndex:
+    """Search over one exported dataset; it is built when it is missing, and takes in what was added since.
+
+    Args:
+        folder: what `rs-embed export` wrote.
+
+    Raises:
+        RSEmbedError: when the folder holds no dataset, or an index of other weights.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = DatasetFolder(Path(folder))
+        self.request: ExportRequest = self.folder.request
+        self._file = VectorFile(self.folder.path / ".rs-embed" / "index")
+        known = self._file.facts.get("weights_sha256", self.request.weights_sha256)
+        if known != self.request.weights_sha256:
+            raise RSEmbedError(
+                f"the index of {folder} is of other weights: delete {self._file.folder} and build it again"
+            )
+        self.add()
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+    def __repr__(self) -> str:
+        return f"EmbeddingIndex({str(self.folder.path)!r}, {len(self):,} rows, {self.request.model})"
+
+    def add(self, report: Callable[[int, int], None] | None = None) -> int:
+        """Take in rows that the dataset has and the index does not; returns how many. Does nothing the second time.
+
+        Args:
+            report: is called with files read and files to read.
+        """
+        parts: dict[str, int] = dict(self._file.facts.get("parts", {}))
+        files = [
+            f for f in sorted((self.folder.path / "embeddings").glob("*.parquet")) if _rows(f) != parts.get(f.name)
+        ]
+        added = 0
+        with self.folder.lock("index"):
+            for number, file in enumerate(files):
+                added += self._add_file(file, parts)
+                if report is not None:
+                    report(number + 1, len(files))
+        return added
+
+    def _add_file(self, file: Path, parts: dict[str, int]) -> int:
+        column = "embedding" if self.request.output.pooling == "projected" else "embedding_projected"
+        table = pq.read_table(file, columns=[*_COLUMNS, column])
+        if file.name in parts:  # written again since: only what is new in it
+            known = set(self._table["unique_id"].to_pylist())
+            table = table.filter(pa.array([u not in known for u in table["unique_id"].to_pylist()]))
+        parts[file.name] = _rows(file)
+        note = {"parts": parts, "model": self.request.model, "weights_sha256": self.request.weights_sha256}
+        dim = table.schema.field(column).type.list_size
+        flat = np.concatenate(
+            [c.flatten().to_numpy(zero_copy_only=False) for c in table[column].chunks] or [np.empty(0)]
+        )
+        rows = self._file.folder / f"rows-{len(self):09d}.parquet"
+        rows.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table.drop_columns([column]), rows, compression="zstd")
+        self._file.append(unit(flat.reshape(-1, dim).astype(np.float32)), note)
+        self.__dict__.pop("_table", None)
+        self.__dict__.pop("_places", None)
+        return int(table.num_rows)
+
+    @cached_property
+    def _table(self) -> pa.Table:
+        """The rows' facts, in the order of the vectors."""
+        files = sorted(self._file.folder.glob("rows-*.parquet"))
+        tables = [pq.read_table(f) for f in files if int(f.stem.removeprefix("rows-")) < len(self)]
+        return pa.concat_tables(tables).combine_chunks() if tables else pa.table({name: [] for name in _COLUMNS})
+
+    @cached_property
+    def _places(self) -> dict[str, npt.NDArray[Any]]:
+        """What filters look at, as arrays."""
+        boxes = self._table["bbox"].combine_chunks()
+        found = {n: boxes.field(n).to_numpy() for n in ("xmin", "ymin", "xmax", "ymax")} if len(self) else {}
+        days = {n: self._table[n].to_numpy() for n in ("datetime_start", "datetime_end")}
+        return found | days
+
+    def search(
+        self,
+        text: str | Sequence[str] | None = None,
+        *,
+        image: npt.ArrayLike | None = None,
+        vector: Embedding | npt.ArrayLike | None = None,
+        id: str | None = None,
+        negative: str | Sequence[str] = (),
+        background: npt.ArrayLike | None = None,
+        bbox: BBox | tuple[float, float, float, float] | None = None,
+        time: TemporalSpec | None = None,
+        k: int = 20,
+        every_window: bool = False,
+        exact: bool | None = None,
+    ) -> Found:
+        """The rows most like what is asked; words and an example together count half each.
+
+        Args:
+            text: words; several are meant together.
+            image: pixels of an example, raw DN (3, y, x).
+            vector: an embedding of an example, `pooled("projected")` by the same model, or its numbers (d,).
+            id: `unique_id` or `id` of a row as the example; it is left out of the answer.
+            negative: words for what is not wanted.
+            background: (b, d) vectors of other concepts, instead of the background vocabulary.
+            bbox: only rows whose footprint meets this box.
+            time: only rows whose time range lies inside of this one.
+            k: how many, at most 1,000.
+            every_window: give each time range of a place; else a place is there once, with its best.
+            exact: compare every row; None decides by their number.
+
+        Raises:
+            SpecError: for a `k` that is none, or an id that the dataset does not have.
+            ModelError: when nothing was asked, or with a vector of another model or weights.
+        """
+        if not 1 <= k <= MAX_HITS:
+            raise SpecError(f"k must be 1 to {MAX_HITS}, got {k}")
+        example, own = self._example(image, vector, id)
+        words = [] if text is None else check_texts(text)
+        query = self._query(words, check_texts(negative) if negative else [], example, background)
+        among = self._among(bbox, time, own)
+        centred = bool(words) or example is None
+        found = self._nearest(query, k, among, centred, exact, every_window)
+        odds = self._odds(words, found.positions) if words else None
+        hits = self._hits(found, odds, k, every_window)
+        searched = len(self) if among is None else len(among)
+        return Found(hits=hits, notice=_notice(odds), searched=searched, exact=found.exact)
+
+    def _example(
+        self, image: npt.ArrayLike | None, vector: Embedding | npt.ArrayLike | None, id: str | None
+    ) -> tuple[FloatArray | None, str | None]:
+        """The example as (1, d), and the id that is left out for it."""
+        if sum(given is not None for given in (image, vector, id)) > 1:
+            raise SpecError("one example is enough: image, vector or id")
+        if id is not None:
+            position = self.position_of(id)
+            return np.asarray(self._file.vectors[position : position + 1], np.float32), id
+        if image is not None:
+            made = get_embedding(
+                self.request.model,
+                input_chw=np.asarray(image),
+                output=OutputSpec.pooled("projected"),
+                checkpoint=self.request.checkpoint,
+            )
+            return np.asarray(made.data, np.float32)[None], None
+        if vector is None:
+            return None, None
+        return self._checked(vector), None
+
+    def _checked(self, vector: Embedding | npt.ArrayLike) -> FloatArray:
+        if isinstance(vector, Embedding):
+            sha256, pooling = vector.meta.get("weights_sha256"), vector.meta.get("pooling")
+            if (sha256, pooling) != (self.request.weights_sha256, "clip_projection"):
+                raise ModelError(
+                    f"the vector is a {pooling} of {vector.meta.get('model')}, the index holds CLIP projections of "
+                    f"{self.request.model}: embed with the same model and OutputSpec.pooled('projected')"
+                )
+            vector = np.asarray(vector.data)
+        array = np.atleast_2d(np.asarray(vector, np.float32))
+        if len(self) and array.shape[1:] != (self._file.facts["dim"],):
+            raise ModelError(
+                f"the vector has shape {array.shape[1:]}, the index holds {self._file.facts['dim']} numbers"
+            )
+        if not np.isfinite(array).all():
+            raise ModelError("the vector holds NaN or infinity")
+        return array
+
+    def _query(
+        self, words: list[str], negative: list[str], example: FloatArray | None, background: npt.ArrayLike | None
+    ) -> FloatArray:
+        model, checkpoint = self.request.model, self.request.checkpoint
+        if words:
+            return text_query(model, words, negatives=negative, images=example, checkpoint=checkpoint)
+        if example is None:
+            raise ModelError("nothing was asked: give a text, an image, a vector or an id")
+        if background is not None:
+            return query_vector(texts=example, background=np.asarray(background, np.float32))
+        if negative:
+            away = text_query(model, negative, checkpoint=checkpoint)
+            return unit(unit(example).mean(axis=0) - 0.5 * away)
+        return unit(unit(example).mean(axis=0))
+
+    def position_of(self, id: str) -> int:
+        """Where a row is, by its `unique_id` or `id`.
+
+        Raises:
+            SpecError: when there is none.
+        """
+        for column in ("unique_id", "id"):
+            position = self._table[column].combine_chunks().index(id).as_py() if len(self) else -1
+            if position >= 0:
+                return int(position)
+        raise SpecError(f"the dataset has no row {id!r}")
+
+    def _among(
+        self, bbox: BBox | tuple[float, float, float, float] | None, time: TemporalSpec | None, own: str | None
+    ) -> npt.NDArray[np.int64] | None:
+        """Positions that the filters leave; None for all."""
+        if not len(self) or (bbox is None and time is None and own is None):
+            return None
+        keep, places = np.ones(len(self), bool), self._places
+        if bbox is not None:
+            box = bbox if isinstance(bbox, BBox) else BBox(*bbox)
+            keep &= (places["xmin"] < box.maxlon) & (places["xmax"] > box.minlon)
+            keep &= (places["ymin"] < box.maxlat) & (places["ymax"] > box.minlat)
+        if time is not None:
+            keep &= places["datetime_start"] >= np.datetime64(time.start)
+            keep &= places["datetime_end"] <= np.datetime64(time.end)
+        if own is not None:
+            keep[self.position_of(own)] = False
+        return np.flatnonzero(keep)
+
+    def _nearest(
+        self,
+        query: FloatArray,
+        k: int,
+        among: npt.NDArray[np.int64] | None,
+        centred: bool,
+        exact: bool | None,
+        every_window: bool,
+    ) -> Nearest:
+        """As many as `k` places need: windows of one place are one answer, so more may have to be looked at."""
+        n, wanted = len(self) if among is None else len(among), max(k, _JUDGED_BY)
+        while True:
+            found = self._file.nearest(query, wanted, among=among, centred=centred, exact=exact)
+            if every_window or wanted >= n or len(set(self._places_of(found.positions))) >= k:
+                return found
+            wanted = min(2 * wanted, n)
+
+    def _places_of(self, positions: npt.NDArray[np.int64]) -> list[tuple[Any, ...]]:
+        """What makes rows windows of one place: the same id on the same spot (ids are unique within one input)."""
+        some = self._table.select(["id", "centre_lon", "centre_lat"]).take(pa.array(positions))
+        return list(zip(*(column.to_pylist() for column in some.columns), strict=True))
+
+    def _odds(self, words: list[str], positions: npt.NDArray[np.int64]) -> FloatArray:
+        """Probability of the words against the background vocabulary, for rows in the order of their scores."""
+        embedder = load_text_embedder(find_card(self.request.model), checkpoint=self.request.checkpoint, device="auto")
+        return word_odds(embedder, words, np.asarray(self._file.vectors[positions], np.float32))
+
+    def _hits(self, found: Nearest, odds: FloatArray | None, k: int, every_window: bool) -> tuple[Hit, ...]:
+        hits: list[Hit] = []
+        seen: set[tuple[Any, ...]] = set()
+        rows = self._table.take(pa.array(found.positions)).to_pylist()
+        for i, (facts, place) in enumerate(zip(rows, self._places_of(found.positions), strict=True)):
+            if len(hits) == k:
+                break
+            if place in seen and not every_window:
+                continue
+            seen.add(place)
+            box = facts["bbox"]
+            hits.append(
+                Hit(
+                    rank=len(hits) + 1,
+                    score=float(found.scores[i]),
+                    percentile=float(found.percentiles[i]),
+                    probability=None if odds is None else float(odds[i]),
+                    unique_id=facts["unique_id"],
+                    id=facts["id"],
+                    lon=facts["centre_lon"],
+                    lat=facts["centre_lat"],
+                    bounds=(box["xmin"], box["ymin"], box["xmax"], box["ymax"]),
+                    start=_day(facts["datetime_start"]),
+                    end=_day(facts["datetime_end"]),
+                    status=facts["status"],
+                    scene_ids=tuple(facts["scene_ids"]),
+                )
+            )
+        return tuple(hits)
+
+
+def _notice(odds: FloatArray | None) -> str | None:
+    """Percentiles are high for anything; the words' odds among the best tell whether it is there at all."""
+    if odds is None or not len(odds):
+        return None
+    mean = float(odds[:_JUDGED_BY].mean())
+    if mean >= _UNLIKELY:
+        return None
+    return f"{NOTHING_LIKE_IT}: the best {min(len(odds), _JUDGED_BY)} are like these words with {mean:.0%} on average"
+
+
+def _rows(file: Path) -> int:
+    return int(pq.read_metadata(file).num_rows)
+
+
+def _day(moment: datetime) -> str:
+    return moment.astimezone(UTC).date().isoformat()
+
+
+def _feature(hit: Hit) -> dict[str, Any]:
+    west, south, east, north = hit.bounds
+    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    return {
+        "type": "Feature",
+        "id": hit.unique_id,
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "properties": asdict(hit),
+    }

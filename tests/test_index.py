@@ -1,0 +1,312 @@
+"""Search over datasets: what comes first, what filters leave, and when the answer is that nothing is there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fakes import FakeProvider
+from rs_embed import (
+    EmbeddingIndex,
+    ModelError,
+    OutputSpec,
+    PointBuffer,
+    RSEmbedError,
+    SpecError,
+    TemporalSpec,
+    export_embeddings,
+    get_embedding,
+    list_samples,
+    open_dataset,
+)
+from rs_embed.cli.main import main
+from rs_embed.embedders.text import unit
+from rs_embed.search.query import odds_of, text_query
+from rs_embed.search.vectors import VectorFile
+from vector_dataset import write_vectors
+
+MODEL = "clip_eurosat_s2rgb"
+JUNE = TemporalSpec.range("2022-06-01", "2022-07-01")
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory) -> Path:
+    """The sample's six places, nine chips each."""
+    folder = tmp_path_factory.mktemp("sample") / "ds"
+    for place in list_samples():
+        chips = [
+            PointBuffer(place.lon + x / 70_000, place.lat + y / 111_320, 200)
+            for x in (-400, 0, 400)
+            for y in (-400, 0, 400)
+        ]
+        temporal = TemporalSpec.range(place.start, place.end)
+        export_embeddings(MODEL, chips, folder, temporal=temporal, backend="sample", partition_size=4)
+    return folder
+
+
+def projected(folder: Path) -> tuple[np.ndarray, list[str]]:
+    data = open_dataset(folder)
+    return unit(data.to_numpy("embedding_projected")), data.to_table(["unique_id"])["unique_id"].to_pylist()
+
+
+def test_words_give_what_brute_force_gives(sample):
+    found = EmbeddingIndex(sample).search("forest", k=10, every_window=True)
+    vectors, ids = projected(sample)
+    scores = vectors @ text_query(MODEL, "forest")
+    assert [h.unique_id for h in found.hits] == [ids[i] for i in np.argsort(-scores, kind="stable")[:10]]
+    assert [h.score for h in found.hits] == pytest.approx(sorted(scores, reverse=True)[:10], abs=2e-3)
+    assert (found.exact, found.searched) == (True, len(ids))
+    assert [h.rank for h in found.hits] == list(range(1, 11))
+    assert found.hits[0].percentile > 95
+    assert all(0 <= h.probability <= 1 for h in found.hits)
+
+
+def test_what_is_not_wanted_goes_down(sample):
+    index = EmbeddingIndex(sample)
+    plain = [h.unique_id for h in index.search("forest", k=54, every_window=True).hits]
+    without = [h.unique_id for h in index.search("forest", negative="farm fields", k=54, every_window=True).hits]
+    assert sorted(plain) == sorted(without)
+    assert plain != without
+
+
+def test_an_example_finds_its_like_and_not_itself(sample):
+    index = EmbeddingIndex(sample)
+    vectors, ids = projected(sample)
+    found = index.search(id=ids[7], k=5, every_window=True)
+    order = [ids[i] for i in np.argsort(-(vectors @ vectors[7])) if ids[i] != ids[7]]
+    assert [h.unique_id for h in found.hits] == order[:5]
+    assert all(h.probability is None for h in found.hits)
+    place, row = list_samples()[0], index.search(id=ids[7], k=1).hits[0]
+    made = get_embedding(
+        MODEL,
+        spatial=PointBuffer(row.lon, row.lat, 200),
+        temporal=TemporalSpec.range(row.start, row.end),
+        output=OutputSpec.pooled("projected"),
+        backend="sample",
+    )
+    assert index.search(vector=made, k=1).hits[0].unique_id == row.unique_id
+    pixels = np.full((3, 40, 40), 900, np.uint16)
+    assert len(index.search(image=pixels, k=3).hits) == 3
+    assert len(index.search("forest", id=ids[0], k=3).hits) == 3
+    assert place
+
+
+def test_filters_come_before_the_search(sample):
+    index, place = EmbeddingIndex(sample), list_samples()[0]
+    box = (place.lon - 0.02, place.lat - 0.02, place.lon + 0.02, place.lat + 0.02)
+    found = index.search("forest", bbox=box, k=50, every_window=True)
+    assert (found.searched, len(found.hits)) == (9, 9)
+    assert all(box[0] < h.lon < box[2] for h in found.hits)
+    winter = index.search("forest", time=TemporalSpec.range("2017-12-01", "2018-03-01"), k=50, every_window=True)
+    assert {h.start for h in winter.hits} <= {"2017-12-01", "2018-02-01"}
+    assert winter.searched == len(winter.hits)
+    nowhere = index.search("forest", bbox=(100, 0, 101, 1))
+    assert (nowhere.hits, nowhere.searched) == ((), 0)
+
+
+def test_rows_that_were_added_are_taken_in_once(tmp_path):
+    places = [PointBuffer(15 + i / 10, 48, 320) for i in range(12)]
+    export_embeddings(MODEL, places[:8], tmp_path / "ds", temporal=JUNE, backend=FakeProvider(), partition_size=4)
+    index = EmbeddingIndex(tmp_path / "ds")
+    assert (len(index), index.add()) == (8, 0)
+    export_embeddings(MODEL, places, tmp_path / "ds", temporal=JUNE, backend=FakeProvider(), partition_size=4)
+    assert index.add() == 4
+    again = EmbeddingIndex(tmp_path / "ds")
+    assert len(again) == 12
+    vectors, ids = projected(tmp_path / "ds")
+    for i, unique in enumerate(ids):
+        np.testing.assert_allclose(again._file.vectors[again.position_of(unique)], vectors[i], atol=1e-3)
+
+
+def test_a_part_that_was_written_again_adds_only_what_is_new(tmp_path):
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(20, 64)).astype(np.float32)
+    folder = write_vectors(tmp_path / "ds", vectors[:15], [f"r{i}" for i in range(15)])
+    assert len(EmbeddingIndex(folder)) == 15
+    next((folder / "embeddings").iterdir()).unlink()
+    write_vectors(folder, vectors, [f"r{i}" for i in range(20)])
+    index = EmbeddingIndex(folder)
+    assert len(index) == 20
+    assert index.search(vector=vectors[17], k=1).hits[0].id == "r17"
+
+
+def test_a_place_is_there_once_unless_every_time_range_is_asked_for(tmp_path):
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(5, 64)).astype(np.float32)
+    for _ in range(3):
+        write_vectors(tmp_path / "ds", base + 0.01 * rng.normal(size=base.shape), [f"p{i}" for i in range(5)])
+    index = EmbeddingIndex(tmp_path / "ds")
+    assert len(index) == 15
+    assert index.search(vector=base[2], k=5).hits[0].id == "p2"
+    assert len({h.id for h in index.search(vector=base[2], k=5).hits}) == 5
+    assert [h.id for h in index.search(vector=base[2], k=3, every_window=True).hits] == ["p2"] * 3
+
+
+def test_what_cannot_be_asked_is_refused(sample, tmp_path):
+    index = EmbeddingIndex(sample)
+    place = list_samples()[0]
+    mean = get_embedding(
+        MODEL,
+        spatial=PointBuffer(place.lon, place.lat, 300),
+        temporal=TemporalSpec.range(place.start, place.end),
+        backend="sample",
+    )
+    for how, error, says in (
+        ({}, ModelError, "nothing was asked"),
+        ({"text": " "}, ModelError, "must be a text"),
+        ({"text": "x", "k": 0}, SpecError, "k must be 1 to 1000"),
+        ({"id": "nobody"}, SpecError, "has no row 'nobody'"),
+        ({"vector": mean}, ModelError, "is a token_mean"),
+        ({"vector": np.zeros(3)}, ModelError, "has shape"),
+        ({"vector": np.full(128, np.nan)}, ModelError, "NaN or infinity"),
+        ({"vector": np.zeros(128), "id": "0"}, SpecError, "one example is enough"),
+        ({"text": "x", "bbox": (2, 0, 1, 1)}, SpecError, "minlon"),
+    ):
+        with pytest.raises(error, match=says):
+            index.search(**how)
+    with pytest.raises(RSEmbedError, match="is no dataset"):
+        EmbeddingIndex(tmp_path)
+
+
+def test_an_index_of_other_weights_is_refused(tmp_path):
+    folder = write_vectors(tmp_path / "ds", np.eye(8, 64, dtype=np.float32))
+    EmbeddingIndex(folder)
+    notes = folder / ".rs-embed" / "index" / "index.json"
+    notes.write_text(notes.read_text().replace("0" * 64, "1" * 64))
+    with pytest.raises(RSEmbedError, match="is of other weights: delete"):
+        EmbeddingIndex(folder)
+
+
+def test_a_process_that_died_while_adding_left_nothing_that_counts(tmp_path):
+    rng = np.random.default_rng(0)
+    vectors = unit(rng.normal(size=(100, 64)).astype(np.float32))
+    file = VectorFile(tmp_path / "index")
+    file.append(vectors[:60], {})
+    with (tmp_path / "index" / "vectors.f16").open("ab") as stream:
+        stream.write(b"half of what came next")
+    file = VectorFile(tmp_path / "index")
+    file.append(vectors[60:], {})
+    found = VectorFile(tmp_path / "index").nearest(vectors[80], 1, centred=False)
+    assert found.positions.tolist() == [80]
+    assert len(file) == 100
+
+
+@pytest.mark.parametrize("n", [1, 7, 5000])
+def test_exact_search_is_brute_force(tmp_path, n):
+    rng = np.random.default_rng(n)
+    vectors = unit(rng.normal(size=(n, 64)).astype(np.float32))
+    file = VectorFile(tmp_path / "index")
+    file.append(vectors, {})
+    query = unit(rng.normal(size=64).astype(np.float32))
+    stored = vectors.astype(np.float16).astype(np.float32) @ query
+    found = file.nearest(query, min(10, n), centred=False, exact=True)
+    assert found.positions.tolist() == np.argsort(-stored)[:10].tolist()
+    among = np.arange(0, n, 2)
+    assert set(file.nearest(query, 5, among=among, centred=False).positions) <= set(among.tolist())
+
+
+def test_sign_bits_find_what_exact_search_finds(tmp_path):
+    rng = np.random.default_rng(0)
+    centres = unit(rng.normal(size=(100, 256)).astype(np.float32))
+    vectors = unit(
+        centres[rng.integers(0, 100, 20_000)] + 0.6 * unit(rng.normal(size=(20_000, 256)).astype(np.float32))
+    )
+    file = VectorFile(tmp_path / "index")
+    file.append(vectors, {})
+    hits = 0
+    for i in range(50):
+        exact = file.nearest(vectors[i], 10, centred=False, exact=True)
+        fast = file.nearest(vectors[i], 10, centred=False, exact=False)
+        assert not fast.exact
+        hits += len(set(exact.positions) & set(fast.positions))
+        assert abs(exact.percentiles[0] - fast.percentiles[0]) < 1
+    assert hits / 500 >= 0.98
+
+
+# --- real RemoteCLIP vectors ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whurs19(shared):
+    with np.load(shared / "remoteclip_whurs19" / "remoteclip_vit_b_32.npz", allow_pickle=False) as data:
+        return {name: data[name] for name in ("image_embeddings", "class_index", "text_embeddings", "class_names")}
+
+
+def average_precision(ranked: np.ndarray, positives: int) -> float:
+    found = np.cumsum(ranked)
+    return float((found / np.arange(1, len(ranked) + 1))[ranked].sum() / positives)
+
+
+def test_real_vectors_are_ranked_by_words_minus_a_background(whurs19, tmp_path):
+    labels = whurs19["class_index"]
+    folder = write_vectors(tmp_path / "ds", whurs19["image_embeddings"], [str(i) for i in range(len(labels))])
+    index, texts = EmbeddingIndex(folder), unit(whurs19["text_embeddings"].mean(axis=0))
+    scores = []
+    for c in range(19):
+        others = np.delete(texts, c, axis=0)
+        found = index.search(vector=texts[c], background=others, k=1000)
+        ranked = np.array([labels[int(hit.id)] == c for hit in found.hits])
+        scores.append(average_precision(ranked, int((labels == c).sum())))
+    assert np.mean(scores) >= 0.95
+
+
+def test_text_queries_on_real_vectors_are_found_by_sign_bits(whurs19, tmp_path):
+    vectors, texts = unit(whurs19["image_embeddings"]), unit(whurs19["text_embeddings"].mean(axis=0))
+    file = VectorFile(tmp_path / "index")
+    file.append(vectors, {})
+    common, hits = texts.mean(axis=0), 0
+    for text in texts:
+        query = unit(text - common)
+        exact, fast = (file.nearest(query, 10, centred=True, exact=e, rescored=200) for e in (True, False))
+        hits += len(set(exact.positions) & set(fast.positions))
+    assert hits / 190 >= 0.98
+
+
+def test_a_class_that_was_removed_is_said_to_be_missing(whurs19):
+    vectors, labels = unit(whurs19["image_embeddings"]), whurs19["class_index"]
+    texts = unit(whurs19["text_embeddings"].mean(axis=0))
+    present, removed = [], []
+    for c in range(19):
+        others = np.delete(texts, c, axis=0)
+        query = unit(texts[c] - others.mean(axis=0))
+        for kept, found in ((vectors, present), (vectors[labels != c], removed)):
+            best = kept[np.argsort(-(kept @ query))[:20]]
+            found.append(odds_of(texts[c], others, best, 100.0).mean())
+    assert np.mean(np.array(present) >= 0.5) == 1.0
+    assert np.mean(np.array(removed) < 0.5) >= 0.8
+
+
+# --- command line --------------------------------------------------------------------------------------
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    out = capsys.readouterr()
+    return int(stopped.value.code or 0), out.out, out.err
+
+
+def test_the_command_finds_writes_and_draws(sample, tmp_path, capsys):
+    code, out, _ = run(capsys, "index", str(sample))
+    assert (code, "54 row(s)" in out) == (0, True)
+    hits, sheet = tmp_path / "hits.geojson", tmp_path / "hits.png"
+    code, out, err = run(capsys, "search", str(sample), "forest", "--k", "7", "--out", str(hits), "--plot", str(sheet))
+    assert code == 0
+    assert "54 row(s) searched" in out
+    assert "likely" in out
+    document = json.loads(hits.read_text())
+    assert len(document["features"]) == 7
+    assert document["features"][0]["properties"]["rank"] == 1
+    with Image.open(sheet) as picture:
+        assert picture.size[0] > 1000
+    code, out, _ = run(capsys, "search", str(sample), "--like", document["features"][0]["id"], "--json")
+    assert code == 0
+    assert len(json.loads(out)["results"]) == 20
+    code, _, err = run(capsys, "search", str(sample), "--like", "../../etc/passwd")
+    assert code == 2
+    assert "has no row" in err
+    assert run(capsys, "search", str(sample), "forest", "--bbox", "100", "0", "101", "1")[0] == 1

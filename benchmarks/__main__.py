@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 NAMES = ("composite", "cold_start", "batch", "stac")
+_REPORTED = "Export and search (`python -m benchmarks.bench_export`, `bench_throughput`, `bench_search`):"
 REPORTS = ("export", "throughput", "search")
 
 
@@ -34,7 +35,7 @@ def main() -> None:
         reports = [line for name in REPORTS for line in _lines_of(f"benchmarks.bench_{name}")]
         rows += [
             "",
-            "Export (`python -m benchmarks.bench_export`, `bench_throughput`):",
+            _REPORTED,
             "",
             *(f"* {r}" for r in reports),
         ]

@@ -278,6 +278,25 @@ class EmbeddingIndex:
                 return int(position)
         raise SpecError(f"the dataset has no row {id!r}")
 
+    def unique_id(self, position: int) -> str:
+        """The `unique_id` of the row at a position."""
+        return str(self._table["unique_id"][position].as_py())
+
+    def places(self, bbox: BBox | None = None, *, limit: int = 1000, offset: int = 0) -> Found:
+        """Rows in the order of the dataset, without a score.
+
+        Args:
+            bbox: only rows whose footprint meets this box.
+            limit: how many.
+            offset: how many to pass over.
+        """
+        among = self._among(bbox, None, None)
+        positions = np.arange(len(self)) if among is None else among
+        some = positions[offset : offset + limit]
+        nothing = np.zeros(len(some), np.float32)
+        hits = self._hits(Nearest(some, nothing, nothing, exact=True), None, limit, every_window=True)
+        return Found(hits=hits, notice=None, searched=len(positions), exact=True)
+
     def _among(
         self, bbox: BBox | tuple[float, float, float, float] | None, time: TemporalSpec | None, own: str | None
     ) -> npt.NDArray[np.int64] | None:

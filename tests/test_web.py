@@ -1,0 +1,147 @@
+"""The HTTP API on a real server on loopback: what it finds, and what it does with hostile input."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
+
+import pytest
+import requests
+import uvicorn
+from PIL import Image
+
+from rs_embed import EmbeddingIndex, RSEmbedError, TemporalSpec, export_embeddings, list_samples
+from rs_embed.web.server import create_app
+
+MODEL = "clip_eurosat_s2rgb"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("web") / "ds"
+    for n, place in enumerate(list_samples()):
+        csv = folder.parent / f"{n}.csv"
+        rows = [f"{place.id}/{x},{place.lon + x / 70_000},{place.lat}" for x in (-400, 0, 400)]
+        csv.write_text("\n".join(["id,lon,lat", *rows]))
+        temporal = TemporalSpec.range(place.start, place.end)
+        export_embeddings(MODEL, csv, folder, temporal=temporal, backend="sample", chip_m=400)
+    (folder.parent / "secret.txt").write_text("secret")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(folder) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(create_app(folder), host="127.0.0.1", port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(timeout=10)
+
+
+def test_search_gives_what_the_index_gives(url, folder):
+    answer = requests.get(f"{url}/api/search", params={"text": "forest", "negative": ["houses", "lake"], "k": 5}).json()
+    expected = EmbeddingIndex(folder).search("forest", negative=["houses", "lake"], k=5)
+    assert [r["unique_id"] for r in answer["results"]] == [h.unique_id for h in expected.hits]
+    assert answer["notice"] == expected.notice
+    assert answer["searched"] == 18
+    place = list_samples()[0]
+    box = f"{place.lon - 0.02},{place.lat - 0.02},{place.lon + 0.02},{place.lat + 0.02}"
+    near = requests.get(f"{url}/api/search", params={"text": "forest", "bbox": box}).json()
+    assert len(near["results"]) == 3
+    winter = {"text": "forest", "start": "2017-12-01", "end": "2018-03-01"}
+    assert {r["start"] for r in requests.get(f"{url}/api/search", params=winter).json()["results"]} == {
+        "2017-12-01",
+        "2018-02-01",
+    }
+
+
+def test_places_similar_ones_and_thumbnails(url):
+    places = requests.get(f"{url}/api/places", params={"limit": 5, "offset": 2}).json()
+    assert (len(places["results"]), places["searched"]) == (5, 18)
+    row = places["results"][0]
+    alike = requests.get(f"{url}/api/similar/{row['unique_id']}", params={"k": 3}).json()["results"]
+    assert len(alike) == 3
+    assert row["unique_id"] not in {r["unique_id"] for r in alike}
+    answer = requests.get(f"{url}/api/thumbnail/{row['unique_id']}")
+    assert answer.headers["content-type"] == "image/png"
+    assert Image.open(io.BytesIO(answer.content)).size == (96, 96)
+    assert "/api/search" in requests.get(f"{url}/openapi.json").json()["paths"]
+
+
+@pytest.mark.parametrize(
+    ("route", "status"),
+    [
+        ("/api/search", 400),
+        ("/api/search?text=" + "x" * 10_000, 422),
+        ("/api/search?text=%20", 400),
+        ("/api/search?text=a&k=0", 422),
+        ("/api/search?text=a&k=100000", 422),
+        ("/api/search?text=a&k=nan", 422),
+        ("/api/search?text=a&bbox=nan,nan,nan,nan", 400),
+        ("/api/search?text=a&bbox=1,2,3", 422),
+        ("/api/search?text=a&bbox=inf,0,1,1", 400),
+        ("/api/search?text=a&start=2022-01-01", 422),
+        ("/api/search?text=a&start=x&end=y", 400),
+        ("/api/search?id=nobody", 400),
+        ("/api/search?text=a&negative=" + "y" * 2000, 422),
+        ("/api/search?text=a" + "&negative=b" * 50, 422),
+        ("/api/similar/nobody", 404),
+        ("/api/similar/" + "z" * 3000, 404),
+        ("/api/thumbnail/nobody", 404),
+        ("/api/thumbnail/..%2F..%2Fsecret.txt", 404),
+        ("/api/thumbnail/" + quote("../../../etc/passwd", safe=""), 404),
+        ("/../secret.txt", 404),
+        ("/api/places?limit=0", 422),
+        ("/api/places?offset=-1", 422),
+        ("/api/nothing", 404),
+    ],
+)
+def test_hostile_input_is_answered_with_what_is_wrong(url, route, status):
+    session = requests.Session()
+    request = requests.Request("GET", url).prepare()
+    request.url = url + route  # as it stands: requests would tidy the path
+    answer = session.send(request)
+    assert answer.status_code == status, answer.text[:300]
+    assert "secret" not in answer.text.replace("secret.txt", "")
+    assert json.loads(answer.text)["detail"]
+
+
+def test_many_clients_at_once_get_answers(url):
+    stop = time.monotonic() + 3
+    routes = [
+        "/api/search?text=forest",
+        "/api/search?text=%FF",
+        "/api/places?limit=5",
+        "/api/search?bbox=x",
+        "/api/similar/x",
+    ]
+
+    def client(number: int) -> Counter[int]:
+        found: Counter[int] = Counter()
+        with requests.Session() as session:
+            while time.monotonic() < stop:
+                found[session.get(url + routes[number % len(routes)], timeout=30).status_code] += 1
+        return found
+
+    with ThreadPoolExecutor(50) as pool:
+        total = sum(pool.map(client, range(50)), Counter())
+    assert sum(total.values()) >= 50
+    assert not [status for status in total if status >= 500]
+
+
+def test_a_folder_that_is_no_dataset_is_refused(tmp_path):
+    with pytest.raises(RSEmbedError, match="is no dataset"):
+        create_app(tmp_path)

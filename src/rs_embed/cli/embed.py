@@ -55,8 +55,8 @@ def embed(
         check_suffix(out, spec)
     if len(places) > EXPORT_FROM:
         print(
-            f"note: {len(places)} places are held in memory until the end and cannot be resumed; split the file, or "
-            "use `rs-embed export` where your version has it",
+            f"note: {len(places)} places are held in memory until the end and cannot be resumed: "
+            "`rs-embed export` writes them as they come, and goes on where it stopped",
             file=sys.stderr,
         )
     if input_prep not in ("resize", "tile"):

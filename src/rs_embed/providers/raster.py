@@ -22,6 +22,7 @@ from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
 from rs_embed.errors import ProviderError
+from rs_embed.grid import epsg_of
 
 _EDGE_PX = 1e-6
 """A target centre this close to a source pixel's edge belongs to the pixel right of or below it."""
@@ -148,16 +149,25 @@ class BlockGrid:
 
     def pixels_under(self, geobox: GeoBox) -> tuple[IndexArray, IndexArray]:
         """Row and column under each pixel's centre of another grid, broadcastable to (y, x); may lie outside."""
-        return _mapping(geobox, self.transform, self.epsg)
+        return _mapping(_key(geobox), self.transform, self.epsg)
 
     def blocks_under(self, geobox: GeoBox) -> tuple[tuple[int, int], ...]:
         """Row and column of each block that another grid needs."""
-        return _blocks_under(self, geobox)
+        return _blocks_under(self, _key(geobox))
+
+
+_GridKey = tuple[tuple[int, int], Affine, int]
+"""Shape, affine and EPSG code: a GeoBox itself spells out its CRS each time that it is hashed."""
+
+
+def _key(geobox: GeoBox) -> _GridKey:
+    height, width = geobox.shape
+    return (height, width), geobox.affine, epsg_of(geobox)
 
 
 @lru_cache(maxsize=256)
-def _blocks_under(grid: BlockGrid, geobox: GeoBox) -> tuple[tuple[int, int], ...]:
-    rows, cols = grid.pixels_under(geobox)
+def _blocks_under(grid: BlockGrid, key: _GridKey) -> tuple[tuple[int, int], ...]:
+    rows, cols = _mapping(key, grid.transform, grid.epsg)
     in_rows, in_cols = (rows >= 0) & (rows < grid.height), (cols >= 0) & (cols < grid.width)
     if by_themselves(rows, cols):
         block_rows = np.unique(rows[in_rows] // grid.block_height)
@@ -174,8 +184,9 @@ def by_themselves(rows: IndexArray, cols: IndexArray) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _mapping(geobox: GeoBox, transform: Affine, epsg: int) -> tuple[IndexArray, IndexArray]:
-    return source_pixels(transform, _crs(epsg), geobox)
+def _mapping(key: _GridKey, transform: Affine, epsg: int) -> tuple[IndexArray, IndexArray]:
+    shape, affine, target = key
+    return source_pixels(transform, _crs(epsg), GeoBox(shape, affine, f"EPSG:{target}"))
 
 
 @lru_cache(maxsize=256)

@@ -147,20 +147,27 @@ class StacProvider:
     def plan(self, requests: Sequence[PatchRequest]) -> FetchPlan:
         """Count scenes, blocks and bytes from the catalog alone."""
         chosen = [choice.chosen for _, choice in self._choose(requests)]
-        files: dict[str, tuple[str, BandFile]] = {}
-        blocks: dict[str, set[tuple[int, int]]] = defaultdict(set)
-        for scenes, request in zip(chosen, requests, strict=True):
-            for band, file in ((b, s.files[b]) for s in scenes for b in (*request.sensor.bands, "SCL") if b in s.files):
-                files[file.path] = band, file
-                blocks[file.path].update(_blocks(file, request))
-        n_blocks = sum(map(len, blocks.values()))
+        parts = [self._plan_sweep([(requests[i], chosen[i]) for i in part]) for part in _parts(requests)]
+        files, blocks, read_bytes = (sum(values) for values in zip((0, 0, 0.0), *parts, strict=True))
         return FetchPlan(
             scenes_of=tuple(map(len, chosen)),
             covered=coverage(chosen, requests),
-            blocks=n_blocks,
-            requests=n_blocks + len(files),
-            read_bytes=round(sum(len(found) * _block_bytes(*files[path]) for path, found in blocks.items())),
+            blocks=round(blocks),
+            requests=round(blocks + files),
+            read_bytes=round(read_bytes),
         )
+
+    @staticmethod
+    def _plan_sweep(places: Sequence[tuple[PatchRequest, Sequence[ArchiveScene]]]) -> tuple[int, int, float]:
+        """Files, blocks and bytes that one sweep reads: a block that two sweeps need is read twice."""
+        files: dict[str, tuple[str, BandFile]] = {}
+        blocks: dict[str, set[tuple[int, int]]] = defaultdict(set)
+        for request, scenes in places:
+            for band, file in ((b, s.files[b]) for s in scenes for b in (*request.sensor.bands, "SCL") if b in s.files):
+                files[file.path] = band, file
+                blocks[file.path].update(_blocks(file, request))
+        read_bytes = sum(len(found) * _block_bytes(*files[path]) for path, found in blocks.items())
+        return len(files), sum(map(len, blocks.values())), read_bytes
 
     def _choose(self, asked: Sequence[PatchRequest]) -> list[tuple[Sequence[ArchiveScene], Choice]]:
         """For each request the scenes that were found around it, and those that it takes."""
@@ -244,7 +251,7 @@ def _blocks(file: BandFile, request: PatchRequest) -> Sequence[tuple[int, int]]:
     if file.grid is not None:
         return file.grid.blocks_under(request.geobox)
     height, width = request.geobox.shape
-    corner = hash(request.geobox)
+    corner = hash((request.geobox.affine.c, request.geobox.affine.f))
     n = round((1 + height / 1024) * (1 + width / 1024))
     return [(corner, i) for i in range(n)]
 

@@ -353,6 +353,8 @@ def test_a_folder_without_one_good_place_is_still_a_dataset(tmp_path):
         ({"dtype": "float64"}, "'float32' or 'float16'"),
         ({"output": OutputSpec.grid()}, "take output pooled"),
         ({"every": "week"}, "every must be month"),
+        ({"input_prep": "crop"}, "'resize' or 'tile'"),
+        ({"checkpoint": object()}, "a path or hub repo, got a object"),
         ({"sensor": SensorSpec(bands=("B8", "B4", "B3"))}, "takes the bands"),
     ],
 )

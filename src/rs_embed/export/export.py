@@ -128,6 +128,11 @@ def export_embeddings(
     rows = list(expand(found, temporal, every))
     _check_size(rows, sensor.scale_m)
     chosen = sensor.checkpoint if checkpoint is None else checkpoint
+    if chosen is not None and not isinstance(chosen, (str, Path)):
+        kind = type(chosen).__qualname__
+        raise SpecError(
+            f"an export needs a checkpoint that a later run can load again: a path or hub repo, got a {kind}"
+        )
     try:
         embedder = load_embedder(card, checkpoint=chosen, device=device, precision=precision)
     except RSEmbedError:

@@ -47,6 +47,8 @@ class ExportRequest:
             raise SpecError(
                 "a dataset's column holds vectors: take output pooled, and grid=True (--grid) for tokens too"
             )
+        if self.input_prep not in ("resize", "tile"):
+            raise SpecError(f"input_prep must be 'resize' or 'tile', got {self.input_prep!r}")
         if self.dtype not in ("float32", "float16"):
             raise SpecError(f"dtype must be 'float32' or 'float16', got {self.dtype!r}")
 

@@ -36,7 +36,8 @@ import sys; sys.path.insert(0, "tests")
 import time
 from pathlib import Path
 from archive_server import FileServer, serve_files
-with serve_files(FileServer(Path(sys.argv[1]), delay_s=float(sys.argv[2]))) as server:
+faults = dict(zip(("error_share", "reset_share", "corrupt_share"), map(float, sys.argv[3:])))
+with serve_files(FileServer(Path(sys.argv[1]), delay_s=float(sys.argv[2]), **faults)) as server:
     print(server.url, flush=True)
     time.sleep(3600)
 """
@@ -158,10 +159,10 @@ def _requests(n: int) -> list[PatchRequest]:
 
 
 @contextmanager
-def server(folder: Path, delay_s: float) -> Iterator[str]:
-    """A file server in a process of its own."""
+def server(folder: Path, delay_s: float, faults: Sequence[float] = ()) -> Iterator[str]:
+    """A file server in a process of its own; `faults` are shares of 500s, of resets and of corrupt blocks."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-c", _SERVER, str(folder), str(delay_s)]
+    command = [sys.executable, "-c", _SERVER, str(folder), str(delay_s), *map(str, faults)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

@@ -1,6 +1,6 @@
 """2,000 places to a dataset against its stages alone: how well fetching and embedding overlap, and the memory.
 
-`python -m benchmarks.bench_throughput [local|http] [places]`
+`python -m benchmarks.bench_throughput [local|http|faults] [places]`
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from benchmarks.bench_stac import JUNE, server
 from rs_embed.batch import Ready, embed_ready, from_provider, prepare_all
 from rs_embed.embedders.catalog import find_card
 from rs_embed.embedders.loading import load_embedder
+from rs_embed.export.dataset import open_dataset
 from rs_embed.export.export import export_embeddings
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.runner import look_of, open_partition
@@ -105,7 +106,36 @@ def _fetch_alone(folder: DatasetFolder, preparation: object, provider: Provider)
     return time.perf_counter() - started, kept
 
 
-def report(kinds: Sequence[str] = ("local", "http"), n: int = 2000) -> list[str]:
+def _under_faults(n: int) -> str:
+    """The same places from a server that fails: every vector must be the same."""
+    from archive_server import serve_stac, write_items
+
+    found, seconds = [], []
+    for faults in ((), (0.10, 0.05, 0.02)):
+        with (
+            tempfile.TemporaryDirectory() as root,
+            server(FOLDER, 0.030, faults) as url,
+            serve_stac(write_items(FOLDER / "served.json", _items(url))) as api,
+        ):
+            provider = StacProvider(StacCatalog(name="bench", url=api, collections=("sentinel-2-l2a",)))
+            out, file = Path(root) / "ds", _places(Path(root) / "places.csv", n)
+            started = time.perf_counter()
+            export_embeddings(MODEL, file, out, temporal=JUNE, chip_m=CHIP_M, backend=provider)
+            seconds.append(time.perf_counter() - started)
+            data = open_dataset(out)
+            ids = data.to_table(["unique_id"])["unique_id"].to_pylist()
+            found.append(dict(zip(ids, data.to_numpy(), strict=True)))
+    calm, shaken = found
+    same = sum(u in shaken and bool(np.allclose(shaken[u], v, atol=1e-5 * np.abs(v).max())) for u, v in calm.items())
+    line = (
+        f"{n:,} places under 10 % 500s, 5 % resets, 2 % corrupt blocks: {same:,} of {len(calm):,} vectors the same, "
+        f"{seconds[1] / seconds[0]:.1f} times the time"
+    )
+    print(line, flush=True)
+    return line
+
+
+def report(kinds: Sequence[str] = ("local", "http", "faults"), n: int = 2000) -> list[str]:
     """One line an archive."""
     sys.path.insert(0, "tests")
     from archive_server import serve_stac, write_items
@@ -118,6 +148,8 @@ def report(kinds: Sequence[str] = ("local", "http"), n: int = 2000) -> list[str]
         with server(FOLDER, 0.030) as url, serve_stac(write_items(FOLDER / "served.json", _items(url))) as api:
             catalog = StacCatalog(name="bench", url=api, collections=("sentinel-2-l2a",))
             lines.append(_measure("30 ms a request", StacProvider(catalog), n))
+    if "faults" in kinds:
+        lines.append(_under_faults(n))
     return lines
 
 

@@ -482,6 +482,32 @@ def test_faults_that_pass_change_nothing(archive):
         assert b.dropped == ()
 
 
+def test_a_header_that_arrives_corrupt_is_asked_for_again(stored):
+    import asyncio
+
+    from rs_embed.providers.cog import open_cog
+    from rs_embed.providers.http import FetchError, RangeReader
+
+    root, items = stored
+    body = (root / str(items[0]["id"]) / "B04.tif").read_bytes()
+
+    class Flaky(RangeReader):
+        """A file whose first answers are noise."""
+
+        def __init__(self, bad: int) -> None:
+            super().__init__(client=None, in_flight=asyncio.Semaphore(1))  # type: ignore[arg-type]
+            self.bad = bad
+
+        async def get_range_async(self, path, *, start, end=None, length=None):
+            self.bad -= 1
+            stop = end if end is not None else start + length
+            return bytes(stop - start) if self.bad >= 0 else body[start:stop]
+
+    assert asyncio.run(open_cog(Flaky(2), "http://host/B04.tif")).grid.width == HOME.side_px
+    with pytest.raises(FetchError, match="its header cannot be read"):
+        asyncio.run(open_cog(Flaky(99), "http://host/B04.tif"))
+
+
 @pytest.mark.parametrize(("statuses", "says"), [([404] * 9, "404 (1 attempt(s))"), ([403] * 9, "403 (1 attempt(s))")])
 def test_a_dead_file_drops_its_scene_and_no_other(archive, statuses, says):
     provider, files = archive

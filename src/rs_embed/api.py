@@ -118,7 +118,7 @@ def get_embeddings_batch(
         embedder = load_embedder(card, checkpoint=_checkpoint(checkpoint, sensor), device=device, precision=precision)
     except CheckpointError:
         if provider is not None:
-            _refuse_without_imagery(provider, patches)
+            refuse_without_imagery(provider, patches)
         raise
     embedder.pooling(output)  # refuses a grid without tokens before anything is fetched
     requests = [
@@ -269,7 +269,7 @@ def _patch_requests(
     ]
 
 
-def _refuse_without_imagery(provider: Provider, patches: Sequence[PatchRequest]) -> None:
+def refuse_without_imagery(provider: Provider, patches: Sequence[PatchRequest]) -> None:
     """Weights are missing; where no place has a scene either, say that first, since no weights would help."""
     try:
         plan = provider.plan(patches)

@@ -95,10 +95,15 @@ def zero_shot(
             f"the embeddings have {images.shape[1]} numbers and the texts of {embedder.model} {prototypes.shape[1]}: "
             'embed the places with OutputSpec.pooled("projected") and the same model'
         )
-    logits = embedder.logit_scale * images @ prototypes.T
+    return likelihoods(images, prototypes, embedder.logit_scale)
+
+
+def likelihoods(images: FloatArray, texts: FloatArray, scale: float) -> FloatArray:
+    """Softmax over unit texts (t, d) for each unit image (n, d) at a model's scale: (n, t), rows sum to 1."""
+    logits = scale * images @ texts.T
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities: FloatArray = odds / odds.sum(axis=1, keepdims=True)
-    return probabilities
+    shares: FloatArray = odds / odds.sum(axis=1, keepdims=True)
+    return shares
 
 
 def label_names(labels: Labels) -> list[str]:

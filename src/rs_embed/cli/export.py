@@ -14,7 +14,7 @@ import typer
 
 from rs_embed.cli import options
 from rs_embed.errors import SpecError
-from rs_embed.specs import BBox, OutputSpec, TemporalSpec
+from rs_embed.specs import BBox, OutputSpec
 
 if TYPE_CHECKING:
     from rs_embed.export.export import ExportSummary
@@ -84,7 +84,7 @@ def export(
             model,
             _source(file, bbox, region),
             out,
-            temporal=_temporal(start, end),
+            temporal=options.time_range(start, end),
             sensor=options.sensor(scale_m, cloudy_pct, composite, cloud_mask, max_scenes),
             output=OutputSpec("pooled", pooling),  # type: ignore[arg-type]  # checked by OutputSpec itself
             backend=options.source(backend, cache),
@@ -144,7 +144,7 @@ def plan(
 
     found = plan_export(
         _source(file, bbox, region),
-        temporal=_temporal(start, end),
+        temporal=options.time_range(start, end),
         sensor=options.sensor(scale_m, cloudy_pct, composite, cloud_mask, max_scenes),
         model=model,
         output=OutputSpec("pooled", pooling),  # type: ignore[arg-type]  # checked by OutputSpec itself
@@ -168,12 +168,6 @@ def _source(file: Path | None, bbox: tuple[float, float, float, float] | None, r
     if bbox is not None:
         return BBox(*bbox)
     return file if region is None else read_region(region)
-
-
-def _temporal(start: str | None, end: str | None) -> TemporalSpec | None:
-    if (start is None) != (end is None):
-        raise SpecError(f"--start and --end come together, got only {'--start' if start else '--end'}")
-    return TemporalSpec.range(start, end) if start is not None and end is not None else None
 
 
 def _chip(buffer_m: float | None, chip: float | None) -> float | None:
@@ -259,16 +253,18 @@ def _summary_lines(summary: ExportSummary) -> Iterator[str]:
 
 
 def _plan_lines(plan: ExportPlan) -> Iterator[str]:
+    from rs_embed.export.plan import minutes_of
+
     fetch = plan.fetch
     yield f"{fetch.places:,} place(s), {fetch.scenes:,} scene(s) of them to read"
     yield f"{'':<46}{'blocks':>10}{'requests':>10}{'GB in':>9}{'minutes':>9}"
     for name, found in (("as asked", fetch), *plan.alternatives):
-        minutes = found.read_bytes * 8 / (plan.mbit_s * 1e6) / 60
+        minutes = minutes_of(found, plan.mbit_s)
         yield f"{name:<46}{found.blocks:>10,}{found.requests:>10,}{found.read_bytes / 1e9:>9.2f}{minutes:>9.1f}"
     yield f"minutes are those of the network at {plan.mbit_s:g} Mbit/s; with the model on two cores {plan.minutes:,.1f}"
     grids = f", token grids {plan.grid_bytes / 1e9:.2f} GB" if plan.grid_bytes else ""
     yield f"written: {plan.write_bytes / 1e9:.2f} GB{grids}"
-    missing, partly = len(fetch.places_without_scene), sum(0 < share < 0.99 for share in fetch.covered)
+    missing, partly = len(fetch.places_without_scene), plan.partly_covered
     if missing or partly:
         yield f"gaps: {missing:,} place(s) without any scene, {partly:,} only partly covered"
     if plan.bad_rows:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rs_embed.specs import SensorSpec
+from rs_embed.errors import SpecError
+from rs_embed.specs import SensorSpec, TemporalSpec
 
 if TYPE_CHECKING:
     from rs_embed.cli.places import NamedPlace
@@ -62,6 +63,13 @@ def sensor(
         cloud_mask=cloud_mask,  # type: ignore[arg-type]
         max_scenes=max_scenes,
     )
+
+
+def time_range(start: str | None, end: str | None) -> TemporalSpec | None:
+    """The time range of two options that may both be left out."""
+    if (start is None) != (end is None):
+        raise SpecError(f"--start and --end come together, got only {'--start' if start else '--end'}")
+    return TemporalSpec.range(start, end) if start is not None and end is not None else None
 
 
 def source(backend: str, cache: Path | None) -> str | Provider:

@@ -6,15 +6,12 @@ import io
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rs_embed.cli import options
-from rs_embed.errors import SpecError
-from rs_embed.specs import TemporalSpec
 
 if TYPE_CHECKING:
     from rs_embed.search.index import Found, Hit
@@ -50,14 +47,12 @@ def search(
     """Find the rows most like some words or another row."""
     from rs_embed.search.index import EmbeddingIndex
 
-    if (start is None) != (end is None):
-        raise SpecError(f"--start and --end come together, got only {'--start' if start else '--end'}")
     found = EmbeddingIndex(dataset).search(
         text,
         id=like,
         negative=negative or (),
         bbox=bbox,
-        time=TemporalSpec.range(start, end) if start is not None and end is not None else None,
+        time=options.time_range(start, end),
         k=k,
         every_window=every_window,
         exact=exact or None,
@@ -69,8 +64,7 @@ def search(
         _draw(dataset, found, plot, text or f"like {like}")
         print(f"wrote {plot}", file=sys.stderr)
     if as_json:
-        facts = {"results": [asdict(hit) for hit in found.hits], "notice": found.notice, "searched": found.searched}
-        typer.echo(json.dumps(facts))
+        typer.echo(json.dumps(found.facts()))
     else:
         typer.echo("\n".join(_lines(found)))
     if not found.hits:

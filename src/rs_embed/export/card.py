@@ -11,12 +11,11 @@ import pyarrow.parquet as pq
 
 from rs_embed.embedders.catalog import find_card
 from rs_embed.export.folder import DatasetFolder
-from rs_embed.export.geoparquet import emb_facts
+from rs_embed.export.geoparquet import SOURCE_DATA, emb_facts
 from rs_embed.export.request import ExportRequest
 
 _EMB = "https://geo-embeddings.github.io/embeddings-stac-specification/v0.0.1/schema.json"
 _MLM = "https://stac-extensions.github.io/mlm/v1.4.0/schema.json"
-_SOURCE = "https://documentation.dataspace.copernicus.eu/Data/SentinelMissions/Sentinel2.html"
 
 
 def write_card(folder: DatasetFolder, request: ExportRequest, dims: tuple[int, int]) -> None:
@@ -128,7 +127,7 @@ def _collection(
         "links": [
             {"rel": "self", "href": "./collection.json", "type": "application/json"},
             {"rel": "emb:model", "href": "./model.json", "type": "application/geo+json"},
-            {"rel": "emb:source-data", "href": _SOURCE, "type": "text/html"},
+            {"rel": "emb:source-data", "href": SOURCE_DATA, "type": "text/html"},
             {"rel": "license", "href": "./LICENSE.txt", "type": "text/plain"},
         ],
         "assets": {

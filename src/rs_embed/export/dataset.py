@@ -81,11 +81,7 @@ class EmbeddingDataset:
 
     def to_numpy(self, column: VectorColumn = "embedding") -> npt.NDArray[np.float32]:
         """Vectors, (n, d) float32, in the order of `to_table`."""
-        table = self.to_table([column])
-        dim = table.schema.field(column).type.list_size
-        parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table[column].chunks]
-        flat = np.concatenate(parts) if parts else np.empty(0)
-        return flat.reshape(-1, dim).astype(np.float32)
+        return vectors_of(self.to_table([column]), column)
 
     def to_geodataframe(self, columns: Sequence[str] | None = None) -> geopandas.GeoDataFrame:
         """As a GeoDataFrame with footprints in longitude and latitude.
@@ -165,6 +161,14 @@ class EmbeddingDataset:
         if not files:
             return ds.dataset(pa.table({"status": pa.array([], pa.string())}))
         return ds.dataset([str(f) for f in files], format="parquet")
+
+
+def vectors_of(table: pa.Table, column: str) -> npt.NDArray[np.float32]:
+    """A column of fixed-size lists as (n, d) float32."""
+    dim = table.schema.field(column).type.list_size
+    parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table[column].chunks]
+    flat = np.concatenate(parts) if parts else np.empty(0)
+    return flat.reshape(-1, dim).astype(np.float32)
 
 
 def open_dataset(folder: str | Path) -> EmbeddingDataset:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rs_embed.api import refuse_without_imagery
 from rs_embed.embedders.catalog import find_card
 from rs_embed.embedders.loading import load_embedder
 from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder, check_bands
 from rs_embed.embedding import versions
-from rs_embed.errors import NoImageryError, ProviderError, RSEmbedError, SpecError
+from rs_embed.errors import RSEmbedError, SpecError
 from rs_embed.export.card import write_card
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.grids import check_zarr, write_root
@@ -136,7 +137,7 @@ def export_embeddings(
     try:
         embedder = load_embedder(card, checkpoint=chosen, device=device, precision=precision)
     except RSEmbedError:
-        _refuse_without_imagery(provider, rows, sensor)
+        refuse_without_imagery(provider, patch_requests(rows[:1], sensor))
         raise
     request = ExportRequest(
         model=card.name,
@@ -251,17 +252,3 @@ def _check_size(rows: list[PlannedRow], scale_m: float) -> None:
     largest = max((r.place for r in rows if isinstance(r.place, PointBuffer)), key=lambda p: p.buffer_m, default=None)
     if largest is not None:
         place_geobox(largest, scale_m)
-
-
-def _refuse_without_imagery(provider: Provider, rows: list[PlannedRow], sensor: SensorSpec) -> None:
-    """Weights are missing; where the first place has no scene either, say that first."""
-    requests = patch_requests(rows[:1], sensor)
-    try:
-        if requests and provider.plan(requests).places_without_scene:
-            [(_, result)] = provider.fetch(requests)
-            if isinstance(result, NoImageryError):
-                raise result
-    except NoImageryError:
-        raise
-    except ProviderError:
-        return

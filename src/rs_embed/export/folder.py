@@ -29,7 +29,6 @@ from rs_embed.errors import RSEmbedError
 from rs_embed.export.request import ExportRequest, differences
 
 FORMAT = 1
-KINDS = ("embeddings", "failures", "thumbnails")
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,15 +220,13 @@ class DatasetFolder:
         part = folder / f"{path.parent.name}-{path.name}.{os.getpid()}"
         try:
             fill(part)
-            _sync(part)
+            sync(part)
             os.replace(part, path)
-            _sync(path.parent)
+            sync(path.parent)
         except OSError as error:
             with suppress(OSError):
                 part.unlink()
-            raise RSEmbedError(
-                f"{path} cannot be written ({error.strerror}): make room, then run the same again"
-            ) from error
+            raise cannot_write(path, error) from error
 
 
 @lru_cache(maxsize=8)
@@ -257,11 +254,17 @@ def _dictionary_columns(schema: pa.Schema) -> list[str]:
     return [field.name for field in schema if pa.types.is_string(field.type) and not field.name.endswith("_id")]
 
 
+def cannot_write(path: Path, error: OSError) -> RSEmbedError:
+    """Our error for a file that could not be written, with its remedy."""
+    return RSEmbedError(f"{path} cannot be written ({error.strerror}): make room, then run the same again")
+
+
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file or folder on the disk, not on its way there."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -24,6 +24,8 @@ from rs_embed.grid import epsg_of, transformer
 from rs_embed.inspection import PatchLook
 
 SPATIAL_BLOCK_M = 10_000
+SOURCE_DATA = "https://documentation.dataspace.copernicus.eu/Data/SentinelMissions/Sentinel2.html"
+"""What descriptions of a dataset link to as its source."""
 _TIME = pa.timestamp("ms", tz="UTC")
 _BOX = pa.struct([(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")])
 _COVERING = {name: ["bbox", name] for name in ("xmin", "ymin", "xmax", "ymax")}

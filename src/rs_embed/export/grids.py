@@ -18,6 +18,8 @@ import numpy as np
 
 from rs_embed.embedding import GRID_NOTE
 from rs_embed.errors import RSEmbedError, missing_package
+from rs_embed.export.folder import cannot_write, sync
+from rs_embed.export.geoparquet import SOURCE_DATA
 from rs_embed.export.request import ExportRequest
 
 if TYPE_CHECKING:
@@ -41,7 +43,6 @@ _CONVENTIONS = (
     ),
 )
 _MODELS = "https://huggingface.co/"
-_SOURCE = "https://documentation.dataspace.copernicus.eu/Data/SentinelMissions/Sentinel2.html"
 
 Grids = Mapping[str, "xr.DataArray"]
 """`unique_id` to a token grid (d, y, x)."""
@@ -88,9 +89,7 @@ def write_grids(path: Path, grids: Grids, scratch: Path) -> None:
             os.replace(path, old)
         os.replace(part, path)
     except OSError as error:
-        raise RSEmbedError(
-            f"{path} cannot be written ({error.strerror}): make room, then run the same again"
-        ) from error
+        raise cannot_write(path, error) from error
     finally:
         for leftover in (part, old):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -168,7 +167,7 @@ def _attributes(request: ExportRequest, dim: int) -> dict[str, Any]:
         "geoemb:model": f"{_MODELS}{checkpoint.removeprefix('hf:')}"
         if checkpoint and "/" in checkpoint
         else request.model,
-        "geoemb:source_data": _SOURCE,
+        "geoemb:source_data": SOURCE_DATA,
         "geoemb:data_type": "float32",
         "note": GRID_NOTE,
     }
@@ -177,8 +176,4 @@ def _attributes(request: ExportRequest, dim: int) -> dict[str, Any]:
 def _sync_all(folder: Path) -> None:
     for root, _, files in os.walk(folder):
         for name in (*files, "."):
-            handle = os.open(Path(root) / name, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            sync(Path(root) / name)

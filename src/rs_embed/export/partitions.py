@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rs_embed.errors import SpecError
-from rs_embed.export.places import InputPlaces, InputRow
+from rs_embed.export.places import InputPlaces
 from rs_embed.export.request import ExportRequest
 from rs_embed.grid import transformer, utm_epsg
 from rs_embed.specs import BBox, Place, PointBuffer, TemporalSpec
@@ -166,9 +166,3 @@ def hilbert(x: npt.NDArray[np.int64], y: npt.NDArray[np.int64]) -> npt.NDArray[n
         x, y = np.where(up, x, y), np.where(up, y, x)
         side //= 2
     return distance
-
-
-def too_small(rows: Sequence[InputRow], scale_m: float, limit_px: int) -> float | None:
-    """Side in pixels of the smallest place, when it is under the limit."""
-    sides = [2 * row.place.buffer_m / scale_m for row in rows if isinstance(row.place, PointBuffer)]
-    return min(sides) if sides and min(sides) < limit_px else None

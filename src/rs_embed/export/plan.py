@@ -44,6 +44,11 @@ class ExportPlan:
         """At `mbit_s`, and not less than what the model takes on two cores."""
         return max(minutes_of(self.fetch, self.mbit_s), self.fetch.places / _PLACES_A_S / 60)
 
+    @property
+    def partly_covered(self) -> int:
+        """Places that lie under footprints in part."""
+        return sum(0 < share < 0.99 for share in self.fetch.covered)
+
     def facts(self) -> dict[str, Any]:
         """As JSON."""
         return {
@@ -52,7 +57,7 @@ class ExportPlan:
             "bad_rows": list(self.bad_rows),
             "write_bytes": self.write_bytes,
             "grid_bytes": self.grid_bytes,
-            "places_partly_covered": sum(0 < share < 0.99 for share in self.fetch.covered),
+            "places_partly_covered": self.partly_covered,
             "places_without_scene": list(self.fetch.places_without_scene),
             "alternatives": {name: plan_facts(plan, self.mbit_s) for name, plan in self.alternatives},
         }

@@ -78,9 +78,7 @@ class Embed:
             for outcome in found:
                 partition.outcomes[outcome.position] = outcome
                 progress.add(partition, outcome.position, outcome)
-            for row, error in partition.faults.items():
-                progress.count_failure(partition.ids[row], error)
-            write_partition(self.folder, self.request, partition, self.dims)
+            write_partition(self.folder, self.request, partition, self.dims, progress)
         return {"number": [number], "progress": [pickle.dumps(progress)]}
 
 

@@ -151,7 +151,8 @@ class Runner:
             busy = self._pass(left, progress, report, retry)
             if not retry:
                 done = self.folder.done()
-                _count_others(progress, [n for n in busy if n in done], done)
+                for number in (n for n in busy if n in done):
+                    count_done(progress, done[number])
                 busy = [n for n in busy if n not in done]
             left = busy
             if left:
@@ -216,9 +217,7 @@ class Runner:
         for number in [n for n, partition in list(opened.items()) if partition.is_complete]:
             started = time.perf_counter()
             partition = opened.pop(number)
-            for row, error in partition.faults.items():
-                progress.count_failure(partition.ids[row], error)
-            write_partition(self.folder, self.request, partition, self.dims)
+            write_partition(self.folder, self.request, partition, self.dims, progress)
             if partition.lock is not None:
                 partition.lock.release()
             progress.write_s += time.perf_counter() - started
@@ -267,9 +266,11 @@ def _failed_mask(folder: DatasetFolder, table: pa.Table, number: int, before: pa
 
 
 def write_partition(
-    folder: DatasetFolder, request: ExportRequest, partition: Partition, dims: tuple[int, int]
-) -> dict[str, int]:
-    """Write what became of a partition; returns its counts."""
+    folder: DatasetFolder, request: ExportRequest, partition: Partition, dims: tuple[int, int], progress: Progress
+) -> None:
+    """Write what became of a partition; its bad rows are counted now, the others were as they came."""
+    for row, error in partition.faults.items():
+        progress.count_failure(partition.ids[row], error)
     rows = [_exported(partition, i, facts) for i, facts in enumerate(partition.table.select(list(OURS)).to_pylist())]
     user = partition.table.drop_columns(list(OURS))
     found = tables(rows, user, request, dims)
@@ -277,9 +278,7 @@ def write_partition(
         found = _merged(folder, partition, found)
     if request.grid:
         _write_grids(folder, partition, rows)
-    counts = _counts(found)
-    folder.finish(partition.number, found, counts)
-    return counts
+    folder.finish(partition.number, found, _counts(found))
 
 
 def _exported(partition: Partition, row: int, facts: Mapping[str, Any]) -> ExportedRow:
@@ -340,11 +339,6 @@ def count_done(progress: Progress, counts: Mapping[str, Any]) -> None:
     progress.done += counts["ok"] + counts["partial"]
     progress.failed += counts["failed"]
     progress.no_imagery += counts["no_imagery"]
-
-
-def _count_others(progress: Progress, numbers: Iterable[int], done: Mapping[int, Mapping[str, Any]]) -> None:
-    for number in numbers:
-        count_done(progress, done[number])
 
 
 def _timed(items: Iterable[Ready | Outcome], progress: Progress) -> Iterator[Ready | Outcome]:

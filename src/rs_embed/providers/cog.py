@@ -16,7 +16,7 @@ from async_tiff.enums import Compression, PlanarConfiguration
 from isal import isal_zlib
 from typing_extensions import Buffer
 
-from rs_embed.providers.http import FetchError, RangeReader, SasTokens, new_client
+from rs_embed.providers.http import GAP_BYTES, FetchError, RangeReader, SasTokens, new_client
 from rs_embed.providers.offsets import DarkEnd, dark_end
 from rs_embed.providers.raster import BlockGrid
 
@@ -28,8 +28,6 @@ _HEADER_BYTES = 32_768
 _OVERVIEW_BYTES = 786_432
 _OVERVIEW_PX = 1400
 """An overview larger than this a side is too dear for a look at it."""
-_GAP_BYTES = 4096
-"""Blocks this near in a file are asked for together."""
 _SCALE_TAG = re.compile(r'role="(scale|offset)"[^>]*>([^<]+)<')
 
 
@@ -65,7 +63,7 @@ class Cog:
         here = row * -(-self.grid.width // self.grid.block_width) + col
         if self.planar or here + 1 >= len(offsets):
             return False
-        return 0 <= offsets[here + 1] - (offsets[here] + counts[here]) <= _GAP_BYTES
+        return 0 <= offsets[here + 1] - (offsets[here] + counts[here]) <= GAP_BYTES
 
 
 async def open_cog(reader: RangeReader, url: str, *, with_overview: bool = False) -> Cog:
@@ -178,13 +176,12 @@ def look_at(url: str, tokens: SasTokens | None) -> DarkEnd | None:
 
 async def read_dark_end(cog: Cog, reader: RangeReader) -> DarkEnd | None:
     """The dark end of the whole file's first band by its coarsest overview; None where there is none to look at."""
-    level = _coarsest(cog.tiff.ifds)
-    if level is None:
-        reader.heads.pop(cog.url, None)
-        return None
-    directory = cog.tiff.ifds[level]
-    columns, rows = directory.tile_count or (0, 0)
     try:
+        level = _coarsest(cog.tiff.ifds)
+        if level is None:
+            return None
+        directory = cog.tiff.ifds[level]
+        columns, rows = directory.tile_count or (0, 0)
         tiles = await cog.tiff.fetch_tiles([(c, r) for r in range(rows) for c in range(columns)], level)
         parts = [np.asarray(await tile.decode(decoder_registry=_DECODERS)) for tile in tiles]
     except Exception:  # noqa: BLE001  (a look that fails is no look; the bands themselves are read with all care)

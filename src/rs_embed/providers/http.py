@@ -27,7 +27,7 @@ CONNECT_S, READ_S = 4.0, 8.0
 _RETRIED = (408, 425, 429, 500, 502, 503, 504)
 _FIRST_PAUSE_S = 0.2
 _RENEW_BEFORE_S = 300.0
-_GAP_BYTES = 4096
+GAP_BYTES = 4096
 """Ranges this near to each other are asked for together."""
 
 
@@ -142,7 +142,7 @@ class RangeReader:
         wanted = list(zip(starts, stops, strict=True))
         joined: list[tuple[int, int]] = []
         for start, stop in sorted(wanted):
-            if joined and start - joined[-1][1] <= _GAP_BYTES:
+            if joined and start - joined[-1][1] <= GAP_BYTES:
                 joined[-1] = joined[-1][0], max(stop, joined[-1][1])
             else:
                 joined.append((start, stop))

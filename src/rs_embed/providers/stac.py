@@ -34,7 +34,7 @@ from rs_embed.providers.base import FetchPlan, PatchRequest
 from rs_embed.providers.blocks import BlockReader, Layer, ReadPlace
 from rs_embed.providers.cog import look_at
 from rs_embed.providers.offsets import MANY_DARK, DarkEnd, confront
-from rs_embed.providers.stac_search import Searcher, StacCatalog
+from rs_embed.providers.stac_search import Bounds, Searcher, StacCatalog
 from rs_embed.sentinel2 import OFFSET_2022, Radiometry, may_carry_offset
 from rs_embed.specs import TemporalSpec
 
@@ -131,18 +131,16 @@ class StacProvider:
 
     def _confront(self, scene: ArchiveScene, told: Radiometry) -> tuple[Radiometry, str | None]:
         """What the item told of the offset, against the pixels of the whole scene."""
-        seen = self._dark_ends(scene, [_DARK_BAND])
-        if told.offset != OFFSET_2022 and seen and seen[0].low_share < MANY_DARK:
-            seen = self._dark_ends(scene, [_DARK_BAND, _SECOND_BAND])  # it may still be in; one band cannot tell
-        return confront(told, seen, decide=self.offset == "pixels")
-
-    def _dark_ends(self, scene: ArchiveScene, bands: Sequence[str]) -> list[DarkEnd]:
         known = self._memory.dark_ends
-        for path in (scene.files[b].path for b in bands[1:] if b in scene.files):
-            if known.get(path) is None:
+        first = known.get(scene.files[_DARK_BAND].path) if _DARK_BAND in scene.files else None
+        ends = [] if first is None else [first]
+        if ends and told.offset != OFFSET_2022 and ends[0].low_share < MANY_DARK and _SECOND_BAND in scene.files:
+            path = scene.files[_SECOND_BAND].path  # the offset may still be in, and one band cannot tell
+            if path not in known:
                 known[path] = look_at(path, self.catalog.tokens(self._memory.tokens))
-        found = (known.get(scene.files[b].path) for b in bands if b in scene.files)
-        return [end for end in found if end is not None]
+            second = known[path]
+            ends += [] if second is None else [second]
+        return confront(told, ends, decide=self.offset == "pixels")
 
     def plan(self, requests: Sequence[PatchRequest]) -> FetchPlan:
         """Count scenes, blocks and bytes from the catalog alone."""
@@ -172,8 +170,9 @@ class StacProvider:
     def _choose(self, asked: Sequence[PatchRequest]) -> list[tuple[Sequence[ArchiveScene], Choice]]:
         """For each request the scenes that were found around it, and those that it takes."""
         found: dict[int, tuple[Sequence[ArchiveScene], Choice]] = {}
-        for temporal, members in _cells(asked):
-            west, south, east, north = zip(*(lonlat_bounds(asked[i].geobox) for i in members), strict=True)
+        for temporal, cell in _cells(asked):
+            members = list(cell)
+            west, south, east, north = zip(*cell.values(), strict=True)
             around = min(west), min(south), max(east), max(north)
             bands = frozenset(band for i in members for band in (*asked[i].sensor.bands, "SCL"))
             scenes = self._memory.searcher.search(around, temporal, bands)
@@ -264,13 +263,13 @@ def _block_bytes(band: str, file: BandFile) -> float:
     return file.size_bytes / whole * file.grid.block_height * file.grid.block_width
 
 
-def _cells(asked: Sequence[PatchRequest]) -> Iterator[tuple[TemporalSpec, list[int]]]:
-    """Requests that one search answers: the same time range, within a degree of each other."""
-    cells: dict[tuple[TemporalSpec, int, int], list[int]] = defaultdict(list)
+def _cells(asked: Sequence[PatchRequest]) -> Iterator[tuple[TemporalSpec, dict[int, Bounds]]]:
+    """Requests that one search answers, with their bounds: the same time range, within a degree of each other."""
+    cells: dict[tuple[TemporalSpec, int, int], dict[int, Bounds]] = defaultdict(dict)
     for i, request in enumerate(asked):
-        west, south, _, _ = lonlat_bounds(request.geobox)
-        cells[request.temporal, int(west // _CELL_DEGREES), int(south // _CELL_DEGREES)].append(i)
-    for (temporal, _, _), members in sorted(cells.items(), key=lambda pair: pair[1][0]):
+        bounds = lonlat_bounds(request.geobox)
+        cells[request.temporal, int(bounds[0] // _CELL_DEGREES), int(bounds[1] // _CELL_DEGREES)][i] = bounds
+    for (temporal, _, _), members in sorted(cells.items(), key=lambda pair: min(pair[1])):
         yield temporal, members
 
 

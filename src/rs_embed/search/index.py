@@ -20,9 +20,10 @@ from rs_embed.embedders.loading import load_text_embedder
 from rs_embed.embedders.text import check_texts, unit
 from rs_embed.embedding import Embedding
 from rs_embed.errors import ModelError, RSEmbedError, SpecError
+from rs_embed.export.dataset import vectors_of
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.request import ExportRequest
-from rs_embed.search.query import query_vector, text_query, word_odds
+from rs_embed.search.query import NEGATIVE_WEIGHT, query_vector, text_query, word_odds
 from rs_embed.search.vectors import Nearest, VectorFile
 from rs_embed.specs import BBox, OutputSpec, TemporalSpec
 
@@ -80,6 +81,10 @@ class Found:
     """Rows that the filters left."""
     exact: bool
 
+    def facts(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"results": [asdict(hit) for hit in self.hits], "notice": self.notice, "searched": self.searched}
+
     def to_geojson(self) -> dict[str, Any]:
         """Footprints as a GeoJSON FeatureCollection."""
         return {"type": "FeatureCollection", "features": [_feature(hit) for hit in self.hits]}
@@ -118,36 +123,46 @@ class EmbeddingIndex:
         Args:
             report: is called with files read and files to read.
         """
-        parts: dict[str, int] = dict(self._file.facts.get("parts", {}))
-        files = [
-            f for f in sorted((self.folder.path / "embeddings").glob("*.parquet")) if _rows(f) != parts.get(f.name)
-        ]
+        if not self._new_files():
+            return 0
         added = 0
         with self.folder.lock("index"):
+            self._forget()  # another process may have added them while this one waited
+            files = self._new_files()
             for number, file in enumerate(files):
-                added += self._add_file(file, parts)
+                added += self._add_file(file)
                 if report is not None:
                     report(number + 1, len(files))
         return added
 
-    def _add_file(self, file: Path, parts: dict[str, int]) -> int:
+    def _new_files(self) -> list[Path]:
+        """Parts of the dataset that the index does not hold, or not as they are now."""
+        known = self._file.facts.get("parts", {})
+        return [f for f in sorted((self.folder.path / "embeddings").glob("*.parquet")) if _rows(f) != known.get(f.name)]
+
+    def _forget(self) -> None:
+        """Read again from disk what is asked for next."""
+        self._file.forget()
+        for name in ("_table", "_places"):
+            self.__dict__.pop(name, None)
+
+    def _add_file(self, file: Path) -> int:
+        parts = self._file.facts.get("parts", {})
         column = "embedding" if self.request.output.pooling == "projected" else "embedding_projected"
         table = pq.read_table(file, columns=[*_COLUMNS, column])
         if file.name in parts:  # written again since: only what is new in it
             known = set(self._table["unique_id"].to_pylist())
             table = table.filter(pa.array([u not in known for u in table["unique_id"].to_pylist()]))
-        parts[file.name] = _rows(file)
-        note = {"parts": parts, "model": self.request.model, "weights_sha256": self.request.weights_sha256}
-        dim = table.schema.field(column).type.list_size
-        flat = np.concatenate(
-            [c.flatten().to_numpy(zero_copy_only=False) for c in table[column].chunks] or [np.empty(0)]
-        )
+        note = {
+            "parts": parts | {file.name: _rows(file)},
+            "model": self.request.model,
+            "weights_sha256": self.request.weights_sha256,
+        }
         rows = self._file.folder / f"rows-{len(self):09d}.parquet"
         rows.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table.drop_columns([column]), rows, compression="zstd")
-        self._file.append(unit(flat.reshape(-1, dim).astype(np.float32)), note)
-        self.__dict__.pop("_table", None)
-        self.__dict__.pop("_places", None)
+        self._file.append(unit(vectors_of(table, column)), note)
+        self._forget()
         return int(table.num_rows)
 
     @cached_property
@@ -263,7 +278,7 @@ class EmbeddingIndex:
             return query_vector(texts=example, background=np.asarray(background, np.float32))
         if negative:
             away = text_query(model, negative, checkpoint=checkpoint)
-            return unit(unit(example).mean(axis=0) - 0.5 * away)
+            return unit(unit(example).mean(axis=0) - NEGATIVE_WEIGHT * away)
         return unit(unit(example).mean(axis=0))
 
     def position_of(self, id: str) -> int:

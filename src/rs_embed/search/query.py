@@ -19,7 +19,7 @@ from rs_embed.embedders.catalog import find_card
 from rs_embed.embedders.loading import load_text_embedder
 from rs_embed.embedders.text import TextEmbedder, check_texts, frames_of, unit
 from rs_embed.errors import ModelError
-from rs_embed.texts import embed_text
+from rs_embed.texts import embed_text, likelihoods
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -85,7 +85,7 @@ def text_query(
         ModelError: for an empty text.
     """
     wanted, unwanted = check_texts(texts), check_texts(negatives) if negatives else []
-    asked = {word for text in (*wanted, *unwanted) for word in text.lower().split()}
+    asked = _words_in((*wanted, *unwanted))
     embedder = load_text_embedder(find_card(model), checkpoint=checkpoint, device="auto")
     words, vectors = _background(embedder, frames_of(template))
     others = [not asked & set(word.split()) for word in words]
@@ -113,7 +113,7 @@ def word_odds(embedder: TextEmbedder, texts: Sequence[str], images: FloatArray) 
     Returns:
         (n,), 0…1.
     """
-    asked = {word for text in texts for word in text.lower().split()}
+    asked = _words_in(texts)
     words, vectors = _background(embedder, frames_of("rs"))
     wanted = unit(embedder.embed(texts, frames_of("rs"))).mean(axis=0)
     common = unit(vectors).mean(axis=0)
@@ -124,10 +124,11 @@ def word_odds(embedder: TextEmbedder, texts: Sequence[str], images: FloatArray) 
 
 def odds_of(wanted: FloatArray, others: FloatArray, images: FloatArray, scale: float) -> FloatArray:
     """Softmax of one text (d,) against other texts (b, d) for each image (n, d): (n,), 0…1."""
-    logits = scale * unit(images) @ np.concatenate([unit(wanted)[None], unit(others)]).T
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    share: FloatArray = odds[:, 0] / odds.sum(axis=1)
-    return share
+    return likelihoods(unit(images), unit(np.concatenate([wanted[None], others])), scale)[:, 0]
+
+
+def _words_in(texts: Sequence[str]) -> set[str]:
+    return {word for text in texts for word in text.lower().split()}
 
 
 @lru_cache(maxsize=1)

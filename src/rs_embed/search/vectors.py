@@ -102,7 +102,11 @@ class VectorFile:
         part = self.folder / f"index.json.{os.getpid()}"
         part.write_text(json.dumps({**note, "count": count + len(vectors), "dim": dim}))
         os.replace(part, self.folder / "index.json")
-        for name in ("facts", "vectors", "_mean", "_signs"):
+        self.forget()
+
+    def forget(self) -> None:
+        """Read again from disk what is asked for next."""
+        for name in ("facts", "vectors", "_mean", "_signs", "_sample"):
             self.__dict__.pop(name, None)
 
     def nearest(

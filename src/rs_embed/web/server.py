@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,8 +47,7 @@ def create_app(folder: Path) -> FastAPI:
 
     async def ask(question: Callable[[], Found]) -> dict[str, Any]:
         async with busy:
-            found = await anyio.to_thread.run_sync(question)
-        return {"results": [asdict(hit) for hit in found.hits], "notice": found.notice, "searched": found.searched}
+            return (await anyio.to_thread.run_sync(question)).facts()
 
     @app.get("/api/search")
     async def search(
@@ -80,8 +78,7 @@ def create_app(folder: Path) -> FastAPI:
         offset: Annotated[int, Query(ge=0)] = 0,
     ) -> dict[str, Any]:
         """Rows in the order of the dataset."""
-        found = index.places(_box(bbox), limit=limit, offset=offset)
-        return {"results": [asdict(hit) for hit in found.hits], "notice": None, "searched": found.searched}
+        return index.places(_box(bbox), limit=limit, offset=offset).facts()
 
     @app.get("/api/thumbnail/{id}", response_class=Response)
     def thumbnail(id: str) -> Response:

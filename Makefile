@@ -34,7 +34,7 @@ constraints: $(READY)  ## Pin what is installed now
 clean:
 	rm -rf .venv demo-output
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt hatch_build.py web/package-lock.json
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=…"; exit 1; }
 	@echo "Setting up .venv (a few minutes, once) …"
 	@$(PYTHON) -m venv .venv

@@ -7,12 +7,15 @@ import re
 import shlex
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rs_embed import list_samples
+from local_archive import write_archive
+from rs_embed import TemporalSpec, list_samples
+from rs_embed.cli.demo_at import last_summer
 from rs_embed.cli.main import main
 
 MODEL = ["--model", "clip_eurosat_s2rgb", "--backend", "sample"]
@@ -274,10 +277,48 @@ def test_the_demo_draws_its_picture_and_its_next_steps_work(run, tmp_path):
     assert len(list(tmp_path.glob("S2*.png"))) == 6
     with Image.open(tmp_path / "demo-search.png") as image:
         assert image.width > 1000
-    steps = [line.strip() for line in out.splitlines() if line.startswith("  rs-embed") and "--backend sample" in line]
+    steps = [line.strip() for line in out.splitlines() if "--backend sample" in line]
     assert len(steps) == 2
     for command in steps:
         assert run(*shlex.split(command)[1:])[0] == 0
+    serve, folder = shlex.split(out.splitlines()[-1])[1:]  # the last line opens the page on the sample
+    assert serve == "serve"
+    assert run("search", folder, "forest", "--k", "3")[0] == 0
+    assert run("demo", "--out", str(tmp_path))[0] == 0  # again
+
+
+def test_the_demo_on_a_town_plans_exports_and_says_how_to_serve(run, tmp_path, monkeypatch):
+    from rs_embed.cli import demo_at
+
+    monkeypatch.setattr(demo_at, "HALF_SIDE_M", 1000)
+    monkeypatch.setattr(demo_at, "last_summer", lambda lat, today: TemporalSpec.range("2022-06-01", "2022-09-01"))
+    write_archive(tmp_path / "archive")
+    options = ("--backend", f"local:{tmp_path / 'archive'}", "--out", str(tmp_path / "out"), "--no-page")
+    code, out, err = run("demo", "--at", "15.04", "48.008", *options)
+    assert code == 0
+    assert "--model remoteclip_s2rgb (605 MB)" in err
+    assert "9 place(s), 27 scene(s)" in out
+    folder = shlex.split(out.splitlines()[-1])[-1]
+    assert run("search", folder, "forest")[0] == 0
+    code, _, err = run("demo", "--at", "48.008", "15.04", *options)
+    assert code == 1
+    assert "take another --at" in err
+    assert run("demo", "--at", "15", "95", *options)[0] == 2
+    assert run("demo", "--at", "180", "0", *options)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("lat", "today", "expected"),
+    [
+        (48, date(2026, 11, 24), ("2026-06-01", "2026-09-01")),
+        (48, date(2026, 7, 1), ("2025-06-01", "2025-09-01")),
+        (-33, date(2026, 11, 24), ("2025-12-01", "2026-03-01")),
+        (-33, date(2026, 1, 5), ("2024-12-01", "2025-03-01")),
+    ],
+)
+def test_the_last_summer_is_over_on_both_hemispheres(lat, today, expected):
+    found = last_summer(lat, today)
+    assert (found.start, found.end) == expected
 
 
 @pytest.mark.parametrize("command", ["", "embed", "inspect", "models", "doctor", "demo"])

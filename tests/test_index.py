@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
+import shapely
+import torch
 from PIL import Image
 
 from fakes import FakeProvider
@@ -25,7 +28,8 @@ from rs_embed import (
 )
 from rs_embed.cli.main import main
 from rs_embed.embedders.text import unit
-from rs_embed.search.query import odds_of, text_query
+from rs_embed.search.concepts import learn
+from rs_embed.search.query import odds_of, query_vector, text_query
 from rs_embed.search.vectors import VectorFile
 from vector_dataset import write_vectors
 
@@ -163,7 +167,7 @@ def test_what_cannot_be_asked_is_refused(sample, tmp_path):
         ({"vector": mean}, ModelError, "is a token_mean"),
         ({"vector": np.zeros(3)}, ModelError, "has shape"),
         ({"vector": np.full(128, np.nan)}, ModelError, "NaN or infinity"),
-        ({"vector": np.zeros(128), "id": "0"}, SpecError, "one example is enough"),
+        ({"vector": np.zeros(128), "id": "0"}, SpecError, "one kind of example is enough"),
         ({"text": "x", "bbox": (2, 0, 1, 1)}, SpecError, "minlon"),
     ):
         with pytest.raises(error, match=says):
@@ -278,6 +282,156 @@ def test_a_class_that_was_removed_is_said_to_be_missing(whurs19):
             found.append(odds_of(texts[c], others, best, 100.0).mean())
     assert np.mean(np.array(present) >= 0.5) == 1.0
     assert np.mean(np.array(removed) < 0.5) >= 0.8
+
+
+# --- concepts ------------------------------------------------------------------------------------------
+
+
+def test_a_concept_minimises_the_logistic_loss_around_what_was_asked():
+    """Oracle: the same loss, by torch's optimiser."""
+    rng = np.random.default_rng(0)
+    positives, negatives = (unit(rng.normal(size=(n, 16)).astype(np.float32)) for n in (4, 6))
+    asked, mean = unit(rng.normal(size=16).astype(np.float32)), rng.normal(size=16).astype(np.float32) / 10
+    x = torch.from_numpy(np.concatenate([positives, negatives]) - mean).double()
+    y = torch.tensor([1.0] * 4 + [0.0] * 6, dtype=torch.float64)
+    start = 10 * torch.from_numpy(asked).double()
+    w, b = start.clone().requires_grad_(), torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([w, b], max_iter=500, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        each = torch.nn.functional.binary_cross_entropy_with_logits(x @ w + b, y, reduction="none")
+        found = each[:4].mean() + each[4:].mean() + 0.05 * (w - start).square().sum()
+        found.backward()
+        return found
+
+    optimiser.step(loss)
+    expected = w.detach() / w.detach().norm()
+    np.testing.assert_allclose(learn(asked, positives, negatives, mean), expected, atol=1e-4)
+
+
+def test_marks_on_real_vectors_rank_better_than_the_words_alone(whurs19, tmp_path):
+    labels = whurs19["class_index"]
+    folder = write_vectors(tmp_path / "ds", whurs19["image_embeddings"], [str(i) for i in range(len(labels))])
+    index, texts = EmbeddingIndex(folder), unit(whurs19["text_embeddings"][0])
+    before, after = [], []
+    for c in range(19):
+        asked = query_vector(texts[[c]], background=np.delete(texts, c, axis=0))
+        ranked = [int(h.id) for h in index.search(vector=asked, background=texts * 0 + 1e-9, k=1000).hits]
+        hits = [i for i in ranked[:40] if labels[i] == c][:5]
+        misses = [i for i in ranked[:40] if labels[i] != c][:5]
+        if not (hits and misses):
+            continue
+        vectors = unit(whurs19["image_embeddings"])
+        head = learn(asked, vectors[hits], vectors[misses], vectors.mean(axis=0))
+        left = np.setdiff1d(np.arange(len(labels)), hits + misses)
+        for query, found in ((asked, before), (head, after)):
+            order = left[np.argsort(-(vectors[left] @ query))]
+            found.append(average_precision(labels[order] == c, int((labels[left] == c).sum())))
+    assert len(before) >= 5
+    assert np.mean(after) > np.mean(before) + 0.01
+
+
+def test_a_concept_is_trained_saved_and_searched(sample, capsys):
+    index = EmbeddingIndex(sample)
+    hits = index.search("forest", k=54, every_window=True).hits
+    positives, negatives = [h.unique_id for h in hits[:3]], [h.unique_id for h in hits[-3:]]
+    concept = index.train(positives, negatives, name="my woods", text="forest")
+    assert (concept.positives, concept.negatives, concept.text) == (tuple(positives), tuple(negatives), ("forest",))
+    found = EmbeddingIndex(sample).search(concept="my woods", k=54, every_window=True)
+    assert [h.unique_id for h in found.hits][:3] != [h.unique_id for h in found.hits][-3:]
+    vectors, ids = projected(sample)
+    best = [ids[i] for i in np.argsort(-(vectors @ np.array(concept.direction, np.float32)))]
+    assert [h.unique_id for h in found.hits[:10]] == best[:10]
+    plain = index.search("forest", id=positives, unlike=negatives, k=54, every_window=True)
+    assert not {h.unique_id for h in plain.hits} & {*positives, *negatives}
+    code, out, _ = run(capsys, "search", str(sample), "--concept", "my woods", "--k", "3")
+    assert (code, len(out.splitlines())) == (0, 4)
+    marks = ["--like", positives[0], "--unlike", negatives[0], "--save", "by_hand"]
+    assert run(capsys, "search", str(sample), *marks)[0] == 0
+    assert EmbeddingIndex(sample).concepts.names() == ["by_hand", "my woods"]
+    for path in (sample / "concepts").glob("*.json"):
+        path.unlink()
+
+
+def test_a_concept_that_cannot_be_is_refused(sample):
+    index = EmbeddingIndex(sample)
+    a, b = (h.unique_id for h in index.search("forest", k=2).hits)
+    for arguments, says in (
+        ({"positives": a, "negatives": b, "name": "../secret"}, "letters, digits"),
+        ({"positives": a, "negatives": [], "name": "x"}, "rows on both sides"),
+        ({"positives": a, "negatives": [a, b], "name": "x"}, "positive and negative"),
+        ({"positives": "nobody", "negatives": b, "name": "x"}, "has no row 'nobody'"),
+    ):
+        with pytest.raises(SpecError, match=says):
+            index.train(**arguments)
+    for arguments, says in (
+        ({"concept": "none"}, "there is no concept 'none'"),
+        ({"concept": "../../x"}, "letters, digits"),
+        ({"concept": "x", "text": "forest"}, "stands for itself"),
+        ({"unlike": a}, "nothing was asked"),
+    ):
+        with pytest.raises((SpecError, ModelError), match=says):
+            index.search(**arguments)
+    (sample / "concepts").mkdir(exist_ok=True)
+    (sample / "concepts" / "broken.json").write_text("[]")
+    with pytest.raises(RSEmbedError, match="is no concept"):
+        index.search(concept="broken")
+    (sample / "concepts" / "broken.json").unlink()
+
+
+# --- what an answer tells ------------------------------------------------------------------------------
+
+
+def test_an_answer_that_is_not_exact_tells_its_recall(tmp_path, monkeypatch):
+    monkeypatch.setattr("rs_embed.search.vectors.EXACT_UP_TO", 1000)
+    monkeypatch.setattr("rs_embed.search.index.EXACT_UP_TO", 1000)
+    rng = np.random.default_rng(0)
+    centres = unit(rng.normal(size=(50, 64)).astype(np.float32))
+    vectors = unit(centres[rng.integers(0, 50, 4000)] + 0.6 * unit(rng.normal(size=(4000, 64)).astype(np.float32)))
+    index = EmbeddingIndex(write_vectors(tmp_path / "ds", vectors))
+    approximate, exact = (index.search(id="v0-7", k=5, bbox=(2, 40, 12, 50), exact=e) for e in (None, True))
+    whole = index.search(vector=vectors[3], k=5)
+    assert (whole.exact, approximate.exact, exact.exact, exact.recall) == (False, False, True, None)
+    assert len({h.id for h in approximate.hits} & {h.id for h in exact.hits}) >= 4
+    assert all(h.lon > 2 - 0.01 for h in approximate.hits)
+    assert 0.8 < whole.recall <= 1
+    assert whole.facts()["recall"] == whole.recall
+    noise = VectorFile(tmp_path / "noise")
+    noise.append(unit(rng.normal(size=(8000, 64)).astype(np.float32)), {})
+    assert noise.recall() < whole.recall  # isotropic noise is what sign bits cannot do
+
+
+def test_footprints_are_the_places_own_squares(sample):
+    hit = EmbeddingIndex(sample).search("forest", k=1).hits[0]
+    (row,) = open_dataset(sample).filter(where=pc.field("unique_id") == hit.unique_id).to_table().to_pylist()
+    outline = shapely.from_wkb(row["geometry"])
+    assert shapely.Polygon(hit.footprint).equals(outline)
+    (north_west, north_east, south_east, south_west) = hit.footprint
+    assert north_west[1] > south_west[1]
+    assert north_east[0] > north_west[0]
+    assert south_east[0] > south_west[0]
+    feature = EmbeddingIndex(sample).search("forest", k=1).to_geojson()["features"][0]
+    ring = shapely.geometry.shape(feature["geometry"])
+    assert ring.equals(outline)
+    assert ring.exterior.is_ccw  # as RFC 7946 has it
+
+
+def test_an_index_of_an_earlier_version_is_made_again(tmp_path):
+    folder = write_vectors(tmp_path / "ds", unit(np.eye(8, 16, dtype=np.float32)))
+    EmbeddingIndex(folder)
+    facts = folder / ".rs-embed" / "index" / "index.json"
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"columns": ["unique_id"]}))
+    index = EmbeddingIndex(folder)
+    assert len(index) == 8
+    assert len(index.search(vector=np.eye(16, dtype=np.float32)[0], k=8).hits) == 8
+
+
+def test_thumbnails_come_from_the_part_that_holds_them(sample):
+    index = EmbeddingIndex(sample)
+    ids = [h.unique_id for h in index.search("forest", k=6).hits]
+    stored = dict(open_dataset(sample).thumbnails())
+    assert index.thumbnails(ids) == {i: stored[i] for i in ids}
 
 
 # --- command line --------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,17 @@ def test_the_make_targets_and_files_exist():
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
     for link in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
         assert (root / link).exists(), link
+
+
+def test_the_notebook_runs(tmp_path):
+    """In a process of its own: Jupyter's warnings are not ours."""
+    notebook = Path(__file__).parents[1] / "docs" / "notebooks" / "search.ipynb"
+    script = (
+        "import nbclient, nbformat, sys; "
+        "nb = nbformat.read(sys.argv[1], 4); nbclient.NotebookClient(nb, timeout=120).execute(); "
+        "print(sum(len(c.get('outputs', [])) for c in nb.cells))"
+    )
+    line = [sys.executable, "-c", script, str(notebook)]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) >= 6

@@ -393,3 +393,12 @@ def replace_sha(embedding):
 @pytest.fixture(autouse=True)
 def _warnings_are_seen(caplog):
     caplog.set_level(logging.WARNING, "rs_embed")
+
+
+def test_words_find_the_right_chips_through_the_http_api(shared, tmp_path):
+    """The whole path on chips held out of training; `python -m benchmarks.bench_eurosat_search` does it with 5,041."""
+    from benchmarks.bench_eurosat_search import precision_at_10
+
+    found, rows, _ = precision_at_10(tmp_path, 625, held_out_only=True)
+    assert rows == 625
+    assert np.mean(list(found.values())) >= 0.9

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import socket
-import threading
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,11 +13,11 @@ from urllib.parse import quote
 
 import pytest
 import requests
-import uvicorn
 from PIL import Image
 
 from rs_embed import EmbeddingIndex, RSEmbedError, TemporalSpec, export_embeddings, list_samples
 from rs_embed.web.server import create_app
+from web_server import serving
 
 MODEL = "clip_eurosat_s2rgb"
 
@@ -38,17 +37,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(folder) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create_app(folder), host="127.0.0.1", port=port, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(timeout=10)
+    with serving(folder) as address:
+        yield address
 
 
 def test_search_gives_what_the_index_gives(url, folder):
@@ -107,6 +97,18 @@ def test_places_similar_ones_and_thumbnails(url):
         ("/api/places?limit=0", 422),
         ("/api/places?offset=-1", 422),
         ("/api/nothing", 404),
+        ("/api/search?text=a" + "&id=b" * 60, 422),
+        ("/api/search?id=" + "x" * 300, 422),
+        ("/api/search?text=a&unlike=nobody", 400),
+        ("/api/search?unlike=nobody", 400),
+        ("/api/search?concept=" + quote("../../x", safe=""), 400),
+        ("/api/search?concept=none&text=a", 400),
+        ("/api/search.geojson?text=a&bbox=nan,nan,nan,nan", 400),
+        ("/..%2Fserver.py", 404),
+        ("/vendor/..%2F..%2Fserver.py", 404),
+        ("/%2e%2e/%2e%2e/secret.txt", 404),
+        ("/page.mjs%00.txt", 404),
+        ("/docs", 404),
     ],
 )
 def test_hostile_input_is_answered_with_what_is_wrong(url, route, status):
@@ -117,6 +119,20 @@ def test_hostile_input_is_answered_with_what_is_wrong(url, route, status):
     assert answer.status_code == status, answer.text[:300]
     assert "secret" not in answer.text.replace("secret.txt", "")
     assert json.loads(answer.text)["detail"]
+
+
+def test_the_page_takes_nothing_from_elsewhere_and_says_so(url):
+    answer = requests.get(url)
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'self';" in policy
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    for name in ("index.html", "page.mjs", "map.mjs", "page.css"):
+        text = requests.get(f"{url}/{name}").text
+        sources = set(re.findall(r"https?://([^/\"'`$]+)", text)) - {"www.w3.org"}
+        assert sources <= {"tile.openstreetmap.org", "www.openstreetmap.org"}  # the basemap, once it is asked for
+    assert requests.get(f"{url}/vendor/maplibre-gl.mjs").status_code == 200
+    assert requests.get(f"{url}/api/dataset").json()["rows"] == 18
 
 
 def test_many_clients_at_once_get_answers(url):

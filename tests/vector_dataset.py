@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import shapely
 
 from rs_embed import OutputSpec, SensorSpec
 from rs_embed.export.folder import DatasetFolder
@@ -54,6 +55,7 @@ def write_vectors(folder: Path, vectors: np.ndarray, ids: Sequence[str] | None =
             "centre_lon": lon,
             "centre_lat": np.full(len(vectors), 48.0),
             "bbox": boxes,
+            "geometry": shapely.to_wkb(shapely.box(lon - 0.003, 47.997, lon + 0.003, 48.003)),
             **{name: pa.array([day] * len(vectors), pa.timestamp("ms", tz="UTC")) for name, day in _DAYS},
             "status": ["ok"] * len(vectors),
             "scene_ids": [["S2A_FAKE"]] * len(vectors),

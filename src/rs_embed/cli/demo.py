@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import sys
 import time
+from math import cos, radians
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from rs_embed.cli import options
 
 if TYPE_CHECKING:
     from rs_embed.cli.demo_search import Ranking
@@ -15,17 +20,31 @@ if TYPE_CHECKING:
     from rs_embed.providers.sample import Sample
 
 DEMO_MODEL = "clip_eurosat_s2rgb"
+DEGREES_LAT_M = 1 / 111_320
+"""Degrees of latitude a metre."""
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the pictures.")] = Path("demo-output"),
-    model: Annotated[str, typer.Option("--model", help="A name from `rs-embed models`.")] = DEMO_MODEL,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the pictures and datasets.")] = Path("demo-output"),
+    model: Annotated[str | None, typer.Option("--model", help="A name from `rs-embed models`.")] = None,
+    at: Annotated[
+        tuple[float, float] | None,
+        typer.Option("--at", metavar="LON LAT", help="Instead: 20 km around this point, last summer, on a map."),
+    ] = None,
+    backend: options.Backend = "auto",
+    port: Annotated[int, typer.Option("--port", help="With --at: of the page.", min=1, max=65535)] = 8000,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="With --at: serve the page at the end.")] = True,
 ) -> None:
-    """Inspect, embed and compare the sample places; needs no account and no download."""
+    """Inspect, embed and compare the sample places, with no account and no download; or a place of yours (--at)."""
+    if at is not None:
+        from rs_embed.cli.demo_at import search_around
+
+        search_around(at, out, model, backend, port if page else None)
+        return
     log = logging.getLogger("rs_embed")
     log.addFilter(_said_below)
     try:
-        _run(out, model)
+        _run(out, model or DEMO_MODEL)
     finally:
         log.removeFilter(_said_below)
 
@@ -57,8 +76,10 @@ def _run(out: Path, model: str) -> None:
     picture = demo_picture.draw(rows, out / "demo.png", model)
     words = demo_search.draw(rankings, out / "demo-search.png", model)
     typer.echo(f"5. Pictures: {picture} (patch, token grid in false colour, nearest neighbour)")
-    typer.echo(f"             {words} (the best chips for each phrase)\n")
-    typer.echo(_next_steps(samples[0], model))
+    typer.echo(f"             {words} (the best chips for each phrase)")
+    dataset = _export(samples, out, model)
+    typer.echo(f"6. A dataset: {dataset} (54 chips of 400 m; geopandas, DuckDB and pyarrow open it)\n")
+    typer.echo(_next_steps(samples[0], model, dataset))
 
 
 def _search(rankings: list[Ranking], right: dict[int, int]) -> str:
@@ -126,11 +147,39 @@ def _similarity(samples: list[Sample], vectors: list[Embedding]) -> str:
     return "\n".join([head, *lines])
 
 
-def _next_steps(sample: Sample, model: str) -> str:
+def _export(samples: list[Sample], out: Path, model: str) -> Path:
+    """Nine chips a place, each place with its own time range, as a dataset that can be searched."""
+    from rs_embed.export.export import export_embeddings
+
+    rows = [
+        f"{s.id}/{x}/{y},{s.lon + x * DEGREES_LAT_M / cos(radians(s.lat)):.6f},{s.lat + y * DEGREES_LAT_M:.6f},"
+        f"{s.start},{s.end}"
+        for s in samples
+        for x in (-400, 0, 400)
+        for y in (-400, 0, 400)
+    ]
+    places = out / "places.csv"
+    places.write_text("\n".join(["id,lon,lat,start,end", *rows, ""]))
+    folder = out / f"dataset-{model}"
+    export_embeddings(model, places, folder, backend="sample", chip_m=400)
+    return folder
+
+
+def command() -> str:
+    """How this program is called here: by its name where that is on the path."""
+    return "rs-embed" if shutil.which("rs-embed") else str(Path(sys.argv[0]))
+
+
+def _next_steps(sample: Sample, model: str, dataset: Path) -> str:
+    rs_embed = command()
     return f"""Next, on a place of yours:
-  rs-embed embed --model {model} --backend sample --point {sample.lon} {sample.lat} --buffer-m 600 \
+  {rs_embed} embed --model {model} --backend sample --point {sample.lon} {sample.lat} --buffer-m 600 \
 --start {sample.start} --end {sample.end}
-  rs-embed classify --model {model} --backend sample --point {sample.lon} {sample.lat} --buffer-m 300 \
+  {rs_embed} classify --model {model} --backend sample --point {sample.lon} {sample.lat} --buffer-m 300 \
 --start {sample.start} --end {sample.end} --labels "farm fields,forest,houses"
-  rs-embed embed --model {model} --backend local:FOLDER --point LON LAT --buffer-m 600 --start YYYY-MM-DD \
---end YYYY-MM-DD   # a folder of Sentinel-2 files"""
+  {rs_embed} embed --model {model} --backend local:FOLDER --point LON LAT --buffer-m 600 --start YYYY-MM-DD \
+--end YYYY-MM-DD   # a folder of Sentinel-2 files
+  {rs_embed} demo --at LON LAT   # 20 km around your own town, by words, on a map (needs a network)
+
+Search the sample by words, on a map in your browser:
+  {rs_embed} serve {dataset}"""

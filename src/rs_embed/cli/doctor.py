@@ -16,6 +16,7 @@ import typer
 
 from rs_embed import settings
 from rs_embed.cli import options
+from rs_embed.cli.serve import MAP_REMEDY
 from rs_embed.errors import DISTRIBUTION, RSEmbedError, pip_line
 
 _CORE = (
@@ -45,6 +46,7 @@ def doctor(as_json: options.Json = False) -> None:
         _shadowed,
         _device,
         _sample,
+        _page,
         _weights,
         _hub,
         _hub_credentials,
@@ -106,6 +108,17 @@ def _sample() -> Finding:
     except RSEmbedError as error:
         return Finding("sample imagery", False, str(error), pip_line(), needed=True)
     return Finding("sample imagery", True, f"{len(samples)} real Sentinel-2 patches (backend 'sample')")
+
+
+def _page() -> Finding:
+    """The map of `rs-embed serve`."""
+    from importlib import util
+
+    if util.find_spec("fastapi") is None:
+        return Finding("page", False, "fastapi is not installed", pip_line("web"))
+    from rs_embed.web.server import map_is_there
+
+    return Finding("page", map_is_there(), "the map of `rs-embed serve`", MAP_REMEDY)
 
 
 def _weights() -> Finding:

@@ -79,7 +79,7 @@ def export(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from rs_embed.export.export import export_embeddings
 
-    with _reporting(as_json) as report:
+    with reporting(as_json) as report:
         summary = export_embeddings(
             model,
             _source(file, bbox, region),
@@ -109,7 +109,7 @@ def export(
     if as_json:
         typer.echo(json.dumps(_summary_facts(summary)))
     else:
-        typer.echo("\n".join(_summary_lines(summary)))
+        typer.echo("\n".join(summary_lines(summary)))
     if summary.failed or not summary.done:
         raise typer.Exit(1)
 
@@ -155,7 +155,7 @@ def plan(
         grid=grid,
         mbit_s=mbit_s,
     )
-    typer.echo(json.dumps(found.facts()) if as_json else "\n".join(_plan_lines(found)))
+    typer.echo(json.dumps(found.facts()) if as_json else "\n".join(plan_lines(found)))
 
 
 def _source(file: Path | None, bbox: tuple[float, float, float, float] | None, region: Path | None) -> object:
@@ -192,7 +192,7 @@ def _shard(text: str | None) -> tuple[int, int] | None:
 
 
 @contextmanager
-def _reporting(as_json: bool) -> Iterator[Report]:
+def reporting(as_json: bool) -> Iterator[Report]:
     """Events as JSON lines on stdout for programs, as a bar on stderr for people."""
     if as_json:
         yield lambda event: typer.echo(json.dumps(event))
@@ -238,7 +238,8 @@ def _summary_facts(summary: ExportSummary) -> dict[str, Any]:
     }
 
 
-def _summary_lines(summary: ExportSummary) -> Iterator[str]:
+def summary_lines(summary: ExportSummary) -> Iterator[str]:
+    """What became of an export, for a person."""
     yield (
         f"{summary.done:,} of {summary.places:,} place(s) embedded in {summary.seconds:,.0f} s; {summary.no_imagery:,} "
         f"without imagery, {summary.failed:,} failed"
@@ -252,7 +253,8 @@ def _summary_lines(summary: ExportSummary) -> Iterator[str]:
     yield f"dataset: {summary.folder} (geopandas.read_parquet('{summary.folder / 'embeddings'}'))"
 
 
-def _plan_lines(plan: ExportPlan) -> Iterator[str]:
+def plan_lines(plan: ExportPlan) -> Iterator[str]:
+    """What an export would cost, for a person."""
     from rs_embed.export.plan import minutes_of
 
     fetch = plan.fetch

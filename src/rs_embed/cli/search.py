@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,7 +33,16 @@ def search(
     dataset: Dataset,
     text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help='Words, such as "river through forest".')] = None,
     negative: Annotated[list[str] | None, typer.Option("--negative", help="Words for what is not wanted.")] = None,
-    like: Annotated[str | None, typer.Option("--like", metavar="ID", help="A row as the example.")] = None,
+    like: Annotated[
+        list[str] | None, typer.Option("--like", metavar="ID", help="A row as the example; repeatable.")
+    ] = None,
+    unlike: Annotated[
+        list[str] | None, typer.Option("--unlike", metavar="ID", help="A row not meant; repeatable.")
+    ] = None,
+    concept: Annotated[str | None, typer.Option("--concept", metavar="NAME", help="What --save saved.")] = None,
+    save: Annotated[
+        str | None, typer.Option("--save", metavar="NAME", help="Keep what --like and --unlike teach as a concept.")
+    ] = None,
     bbox: options.Box = None,
     start: Annotated[str | None, typer.Option("--start", metavar="YYYY-MM-DD", help="Only from this day.")] = None,
     end: Annotated[str | None, typer.Option("--end", metavar="YYYY-MM-DD", help="Only before this day.")] = None,
@@ -44,12 +53,15 @@ def search(
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw the quicklooks on a contact sheet.")] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Find the rows most like some words or another row."""
+    """Find the rows most like some words, other rows, or a saved concept."""
     from rs_embed.search.index import EmbeddingIndex
 
-    found = EmbeddingIndex(dataset).search(
+    rows = EmbeddingIndex(dataset)
+    found = rows.search(
         text,
         id=like,
+        unlike=unlike or (),
+        concept=concept,
         negative=negative or (),
         bbox=bbox,
         time=options.time_range(start, end),
@@ -57,11 +69,15 @@ def search(
         every_window=every_window,
         exact=exact or None,
     )
+    if save is not None:
+        rows.train(like or (), unlike or (), name=save, text=text)
+        print(f"saved the concept {save!r}: rs-embed search {dataset} --concept '{save}'", file=sys.stderr)
     if out is not None:
         out.write_text(json.dumps(found.to_geojson(), indent=1) + "\n", encoding="utf-8")
         print(f"wrote {len(found.hits)} footprint(s) to {out}", file=sys.stderr)
     if plot is not None:
-        _draw(dataset, found, plot, text or f"like {like}")
+        pictures = rows.thumbnails([hit.unique_id for hit in found.hits])
+        _draw(found, pictures, plot, text or (f"concept {concept}" if concept else f"like {', '.join(like or ())}"))
         print(f"wrote {plot}", file=sys.stderr)
     if as_json:
         typer.echo(json.dumps(found.facts()))
@@ -76,7 +92,7 @@ def _lines(found: Found) -> Iterator[str]:
 
     if found.notice:
         yield found.notice
-    how = "all compared" if found.exact else "by sign bits, rescored"
+    how = "all compared" if found.exact else f"by sign bits, rescored; recall {found.recall:.3f} when it was built"
     yield f"{found.searched:,} row(s) searched ({how})"
     for hit in found.hits:
         odds = "" if hit.probability is None else f"  {hit.probability:4.0%} likely"
@@ -84,15 +100,12 @@ def _lines(found: Found) -> Iterator[str]:
         yield f"{hit.rank:>4}  {place}  above {hit.percentile:5.1f} %{odds}  {hit.id}"
 
 
-def _draw(dataset: Path, found: Found, path: Path, title: str) -> None:
+def _draw(found: Found, pictures: Mapping[str, bytes], path: Path, title: str) -> None:
     """Quicklooks, the best first, each with its rank and place."""
     from PIL import Image, ImageDraw
 
     from rs_embed.cli.demo_picture import GREY, INK, LEFT, PAPER, font
-    from rs_embed.export.dataset import open_dataset
 
-    wanted = {hit.unique_id for hit in found.hits}
-    pictures = open_dataset(dataset).thumbnails_of(wanted)
     step, rows = _SIDE + 16, -(-max(len(found.hits), 1) // _COLUMNS)
     sheet = Image.new("RGB", (LEFT + _COLUMNS * step + 8, 90 + rows * (_SIDE + _LINE + 10)), PAPER)
     pen = ImageDraw.Draw(sheet)

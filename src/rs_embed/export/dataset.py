@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -139,15 +139,6 @@ class EmbeddingDataset:
         """`unique_id` and PNG of each quicklook; not filtered."""
         for batch in self._dataset("thumbnails").to_batches():
             yield from zip(batch["unique_id"].to_pylist(), batch["thumbnail"].to_pylist(), strict=True)
-
-    def thumbnails_of(self, unique_ids: Collection[str]) -> dict[str, bytes]:
-        """PNGs of some rows; a row without one is missing."""
-        wanted = pc.field("unique_id").isin(list(unique_ids))
-        data = self._dataset("thumbnails")
-        if "thumbnail" not in data.schema.names:
-            return {}
-        table = data.to_table(columns=["unique_id", "thumbnail"], filter=wanted)
-        return dict(zip(table["unique_id"].to_pylist(), table["thumbnail"].to_pylist(), strict=True))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Rows as dictionaries, vectors as arrays, without having all in memory."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import shapely
 
 from rs_embed.api import get_embedding
 from rs_embed.embedders.catalog import find_card
@@ -23,8 +25,9 @@ from rs_embed.errors import ModelError, RSEmbedError, SpecError
 from rs_embed.export.dataset import vectors_of
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.request import ExportRequest
+from rs_embed.search.concepts import Concept, Concepts, learn
 from rs_embed.search.query import NEGATIVE_WEIGHT, query_vector, text_query, word_odds
-from rs_embed.search.vectors import Nearest, VectorFile
+from rs_embed.search.vectors import EXACT_UP_TO, Nearest, VectorFile
 from rs_embed.specs import BBox, OutputSpec, TemporalSpec
 
 FloatArray = npt.NDArray[np.float32]
@@ -39,11 +42,14 @@ _COLUMNS = (
     "centre_lon",
     "centre_lat",
     "bbox",
+    "geometry",
     "datetime_start",
     "datetime_end",
     "status",
     "scene_ids",
 )
+_STORED = [*_COLUMNS, "part"]
+"""Of the rows' facts; `part` is the dataset's file that a row came from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +70,8 @@ class Hit:
     lat: float
     bounds: tuple[float, float, float, float]
     """West, south, east, north."""
+    footprint: tuple[tuple[float, float], ...]
+    """Corners (longitude, latitude): north-west, north-east, south-east, south-west of the place's own UTM square."""
     start: str
     end: str
     status: str
@@ -80,10 +88,18 @@ class Found:
     searched: int
     """Rows that the filters left."""
     exact: bool
+    recall: float | None
+    """Of an answer that is not exact: the share of the truly best that such answers hold, measured at the build."""
 
     def facts(self) -> dict[str, Any]:
         """As JSON."""
-        return {"results": [asdict(hit) for hit in self.hits], "notice": self.notice, "searched": self.searched}
+        return {
+            "results": [asdict(hit) for hit in self.hits],
+            "notice": self.notice,
+            "searched": self.searched,
+            "exact": self.exact,
+            "recall": self.recall,
+        }
 
     def to_geojson(self) -> dict[str, Any]:
         """Footprints as a GeoJSON FeatureCollection."""
@@ -103,12 +119,17 @@ class EmbeddingIndex:
     def __init__(self, folder: str | Path) -> None:
         self.folder = DatasetFolder(Path(folder))
         self.request: ExportRequest = self.folder.request
+        self.concepts = Concepts(self.folder)
         self._file = VectorFile(self.folder.path / ".rs-embed" / "index")
         known = self._file.facts.get("weights_sha256", self.request.weights_sha256)
         if known != self.request.weights_sha256:
             raise RSEmbedError(
                 f"the index of {folder} is of other weights: delete {self._file.folder} and build it again"
             )
+        if self._file.facts.get("columns", _STORED) != _STORED:
+            with self.folder.lock("index"):  # by an earlier version: it is made of the dataset, so made again
+                shutil.rmtree(self._file.folder, ignore_errors=True)
+                self._forget()
         self.add()
 
     def __len__(self) -> int:
@@ -133,6 +154,8 @@ class EmbeddingIndex:
                 added += self._add_file(file)
                 if report is not None:
                     report(number + 1, len(files))
+            if added and len(self) > EXACT_UP_TO:
+                self._file.note({"recall": round(self._file.recall(), 4)})
         return added
 
     def _new_files(self) -> list[Path]:
@@ -155,11 +178,13 @@ class EmbeddingIndex:
             table = table.filter(pa.array([u not in known for u in table["unique_id"].to_pylist()]))
         note = {
             "parts": parts | {file.name: _rows(file)},
+            "columns": _STORED,
             "model": self.request.model,
             "weights_sha256": self.request.weights_sha256,
         }
         rows = self._file.folder / f"rows-{len(self):09d}.parquet"
         rows.parent.mkdir(parents=True, exist_ok=True)
+        table = table.append_column("part", pa.array([file.name] * len(table)).dictionary_encode())
         pq.write_table(table.drop_columns([column]), rows, compression="zstd")
         self._file.append(unit(vectors_of(table, column)), note)
         self._forget()
@@ -180,13 +205,37 @@ class EmbeddingIndex:
         days = {n: self._table[n].to_numpy() for n in ("datetime_start", "datetime_end")}
         return found | days
 
+    @property
+    def extent(self) -> tuple[float, float, float, float] | None:
+        """West, south, east, north of all rows; None without any."""
+        if not len(self):
+            return None
+        places = self._places
+        west, south, east, north = (
+            places["xmin"].min(),
+            places["ymin"].min(),
+            places["xmax"].max(),
+            places["ymax"].max(),
+        )
+        return float(west), float(south), float(east), float(north)
+
+    @property
+    def time_range(self) -> tuple[str, str] | None:
+        """The first and the last day of all rows, the last not included."""
+        if not len(self):
+            return None
+        start, end = self._places["datetime_start"].min(), self._places["datetime_end"].max()
+        return str(start.astype("M8[D]")), str(end.astype("M8[D]"))
+
     def search(
         self,
         text: str | Sequence[str] | None = None,
         *,
         image: npt.ArrayLike | None = None,
         vector: Embedding | npt.ArrayLike | None = None,
-        id: str | None = None,
+        id: str | Sequence[str] | None = None,
+        unlike: str | Sequence[str] = (),
+        concept: str | None = None,
         negative: str | Sequence[str] = (),
         background: npt.ArrayLike | None = None,
         bbox: BBox | tuple[float, float, float, float] | None = None,
@@ -201,7 +250,10 @@ class EmbeddingIndex:
             text: words; several are meant together.
             image: pixels of an example, raw DN (3, y, x).
             vector: an embedding of an example, `pooled("projected")` by the same model, or its numbers (d,).
-            id: `unique_id` or `id` of a row as the example; it is left out of the answer.
+            id: `unique_id` or `id` of a row as the example, or of several; they are left out of the answer.
+            unlike: the same of rows that are not meant; with an example or words, the answer is ranked by what tells
+                the two apart.
+            concept: the name of what `train` saved; instead of words and examples.
             negative: words for what is not wanted.
             background: (b, d) vectors of other concepts, instead of the background vocabulary.
             bbox: only rows whose footprint meets this box.
@@ -216,26 +268,87 @@ class EmbeddingIndex:
         """
         if not 1 <= k <= MAX_HITS:
             raise SpecError(f"k must be 1 to {MAX_HITS}, got {k}")
-        example, own = self._example(image, vector, id)
         words = [] if text is None else check_texts(text)
-        query = self._query(words, check_texts(negative) if negative else [], example, background)
-        among = self._among(bbox, time, own)
-        centred = bool(words) or example is None
+        likes, unlikes = _names(id), _names(unlike)
+        if concept is not None:
+            if words or likes or unlikes or image is not None or vector is not None:
+                raise SpecError(f"concept {concept!r} stands for itself: leave out text, image, vector, id and unlike")
+            query = self._direction(concept)
+        else:
+            example = self._example(image, vector, likes)
+            query = self._query(words, check_texts(negative) if negative else [], example, background)
+            if unlikes:
+                query = self._learn(query, words, example, unlikes)
+        among = self._among(bbox, time, (*likes, *unlikes))
+        centred = bool(words or unlikes or concept)
         found = self._nearest(query, k, among, centred, exact, every_window)
         odds = self._odds(words, found.positions) if words else None
         hits = self._hits(found, odds, k, every_window)
         searched = len(self) if among is None else len(among)
-        return Found(hits=hits, notice=_notice(odds), searched=searched, exact=found.exact)
+        recall = None if found.exact else self._file.facts.get("recall")
+        return Found(hits=hits, notice=_notice(odds), searched=searched, exact=found.exact, recall=recall)
+
+    def train(
+        self, positives: str | Sequence[str], negatives: str | Sequence[str], *, name: str, text: str | None = None
+    ) -> Concept:
+        """Learn a concept from rows that are it and rows that are not; it is saved beside the dataset.
+
+        Args:
+            positives: `unique_id` or `id` of rows that are it; five do.
+            negatives: the same of rows that are not, best such as a search took for it.
+            name: what `search(concept=…)` calls it; one of the same name is replaced.
+            text: words to start from, such as those that were searched for; else the mean of the positives.
+
+        Raises:
+            SpecError: for a name that is no file's name, a row that the dataset does not have, one that is both, or
+                none on a side.
+        """
+        wanted, unwanted = ([self.unique_id(self.position_of(n)) for n in _names(g)] for g in (positives, negatives))
+        if not wanted or not unwanted:
+            raise SpecError(f"a concept needs rows on both sides, got {len(wanted)} positive, {len(unwanted)} negative")
+        if both := sorted(set(wanted) & set(unwanted)):
+            raise SpecError(f"a row cannot be positive and negative: {', '.join(both)}")
+        words = [] if text is None else check_texts(text)
+        examples = self._vectors(wanted)
+        asked = self._query(words, [], None if words else examples, None)
+        found = Concept(
+            name=name,
+            model=self.request.model,
+            weights_sha256=self.request.weights_sha256,
+            direction=tuple(self._learn(asked, words, examples, unwanted).tolist()),
+            positives=tuple(wanted),
+            negatives=tuple(unwanted),
+            text=tuple(words),
+        )
+        self.concepts.save(found)
+        return found
+
+    def _direction(self, concept: str) -> FloatArray:
+        found = self.concepts.read(concept)
+        if found.weights_sha256 != self.request.weights_sha256:
+            raise ModelError(f"the concept {concept!r} is of other weights ({found.model}): train it again")
+        return np.asarray(found.direction, np.float32)
+
+    def _learn(
+        self, asked: FloatArray, words: list[str], example: FloatArray | None, unlikes: Sequence[str]
+    ) -> FloatArray:
+        """What tells the examples from rows that are not meant, starting from what was asked."""
+        mean = self._file.mean
+        start = asked if words else unit(asked - mean)  # words are a difference already
+        nothing = np.empty((0, len(mean)), np.float32)
+        return learn(start, nothing if example is None else unit(example), self._vectors(unlikes), mean)
+
+    def _vectors(self, names: Sequence[str]) -> FloatArray:
+        return np.asarray(self._file.vectors[[self.position_of(name) for name in names]], np.float32)
 
     def _example(
-        self, image: npt.ArrayLike | None, vector: Embedding | npt.ArrayLike | None, id: str | None
-    ) -> tuple[FloatArray | None, str | None]:
-        """The example as (1, d), and the id that is left out for it."""
-        if sum(given is not None for given in (image, vector, id)) > 1:
-            raise SpecError("one example is enough: image, vector or id")
-        if id is not None:
-            position = self.position_of(id)
-            return np.asarray(self._file.vectors[position : position + 1], np.float32), id
+        self, image: npt.ArrayLike | None, vector: Embedding | npt.ArrayLike | None, likes: Sequence[str]
+    ) -> FloatArray | None:
+        """The examples as (n, d)."""
+        if sum((image is not None, vector is not None, bool(likes))) > 1:
+            raise SpecError("one kind of example is enough: image, vector or id")
+        if likes:
+            return self._vectors(likes)
         if image is not None:
             made = get_embedding(
                 self.request.model,
@@ -243,10 +356,8 @@ class EmbeddingIndex:
                 output=OutputSpec.pooled("projected"),
                 checkpoint=self.request.checkpoint,
             )
-            return np.asarray(made.data, np.float32)[None], None
-        if vector is None:
-            return None, None
-        return self._checked(vector), None
+            return np.asarray(made.data, np.float32)[None]
+        return None if vector is None else self._checked(vector)
 
     def _checked(self, vector: Embedding | npt.ArrayLike) -> FloatArray:
         if isinstance(vector, Embedding):
@@ -297,26 +408,40 @@ class EmbeddingIndex:
         """The `unique_id` of the row at a position."""
         return str(self._table["unique_id"][position].as_py())
 
-    def places(self, bbox: BBox | None = None, *, limit: int = 1000, offset: int = 0) -> Found:
+    def thumbnails(self, ids: Sequence[str]) -> dict[str, bytes]:
+        """PNGs of rows by `unique_id`, from the parts that hold them; a row without one is missing.
+
+        Raises:
+            SpecError: for a row that the dataset does not have.
+        """
+        positions = [self.position_of(id) for id in ids]
+        rows = self._table.select(["unique_id", "part"]).take(pa.array(positions, pa.int64())).to_pylist()
+        parts = {part: _thumbnails_in(self.folder.path / "thumbnails" / part) for part in {r["part"] for r in rows}}
+        found = {row["unique_id"]: parts[row["part"]].get(row["unique_id"]) for row in rows}
+        return {unique_id: png for unique_id, png in found.items() if png is not None}
+
+    def places(self, bbox: BBox | None = None, *, limit: int = 1000, offset: int = 0, spread: bool = False) -> Found:
         """Rows in the order of the dataset, without a score.
 
         Args:
             bbox: only rows whose footprint meets this box.
             limit: how many.
             offset: how many to pass over.
+            spread: of more than `limit`, take some from everywhere instead of the first.
         """
-        among = self._among(bbox, None, None)
+        among = self._among(bbox, None, ())
         positions = np.arange(len(self)) if among is None else among
-        some = positions[offset : offset + limit]
+        some = positions[offset:]
+        some = some[:: -(-len(some) // limit) or 1][:limit] if spread else some[:limit]
         nothing = np.zeros(len(some), np.float32)
         hits = self._hits(Nearest(some, nothing, nothing, exact=True), None, limit, every_window=True)
-        return Found(hits=hits, notice=None, searched=len(positions), exact=True)
+        return Found(hits=hits, notice=None, searched=len(positions), exact=True, recall=None)
 
     def _among(
-        self, bbox: BBox | tuple[float, float, float, float] | None, time: TemporalSpec | None, own: str | None
+        self, bbox: BBox | tuple[float, float, float, float] | None, time: TemporalSpec | None, own: Sequence[str]
     ) -> npt.NDArray[np.int64] | None:
         """Positions that the filters leave; None for all."""
-        if not len(self) or (bbox is None and time is None and own is None):
+        if not len(self) or (bbox is None and time is None and not own):
             return None
         keep, places = np.ones(len(self), bool), self._places
         if bbox is not None:
@@ -326,8 +451,7 @@ class EmbeddingIndex:
         if time is not None:
             keep &= places["datetime_start"] >= np.datetime64(time.start)
             keep &= places["datetime_end"] <= np.datetime64(time.end)
-        if own is not None:
-            keep[self.position_of(own)] = False
+        keep[[self.position_of(name) for name in own]] = False
         return np.flatnonzero(keep)
 
     def _nearest(
@@ -379,6 +503,7 @@ class EmbeddingIndex:
                     lon=facts["centre_lon"],
                     lat=facts["centre_lat"],
                     bounds=(box["xmin"], box["ymin"], box["xmax"], box["ymax"]),
+                    footprint=_corners(facts["geometry"]),
                     start=_day(facts["datetime_start"]),
                     end=_day(facts["datetime_end"]),
                     status=facts["status"],
@@ -386,6 +511,17 @@ class EmbeddingIndex:
                 )
             )
         return tuple(hits)
+
+
+def _thumbnails_in(file: Path) -> dict[str, bytes]:
+    """All of one part, kept for a while: a map asks for neighbours, one by one."""
+    return _read_thumbnails(file, file.stat().st_mtime_ns) if file.exists() else {}
+
+
+@lru_cache(maxsize=16)
+def _read_thumbnails(file: Path, changed_ns: int) -> dict[str, bytes]:
+    table = pq.read_table(file, columns=["unique_id", "thumbnail"])
+    return dict(zip(table["unique_id"].to_pylist(), table["thumbnail"].to_pylist(), strict=True))
 
 
 def _notice(odds: FloatArray | None) -> str | None:
@@ -406,12 +542,21 @@ def _day(moment: datetime) -> str:
     return moment.astimezone(UTC).date().isoformat()
 
 
+def _names(given: str | Sequence[str] | None) -> list[str]:
+    return [given] if isinstance(given, str) else list(given or ())
+
+
+def _corners(wkb: bytes) -> tuple[tuple[float, float], ...]:
+    """North-west, north-east, south-east, south-west; the export writes them from the south-east, anticlockwise."""
+    south_east, north_east, north_west, south_west = shapely.get_coordinates(shapely.from_wkb(wkb))[:4].tolist()
+    return tuple((x, y) for x, y in (north_west, north_east, south_east, south_west))
+
+
 def _feature(hit: Hit) -> dict[str, Any]:
-    west, south, east, north = hit.bounds
-    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    north_west, *others = hit.footprint
     return {
         "type": "Feature",
         "id": hit.unique_id,
-        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "geometry": {"type": "Polygon", "coordinates": [[north_west, *reversed(others), north_west]]},
         "properties": asdict(hit),
     }

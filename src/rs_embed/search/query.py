@@ -138,6 +138,12 @@ def background_words() -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
 
 
+def known_words(model: str, checkpoint: str | Path | None = None) -> list[str]:
+    """The background words that a model can read: what one may ask it for, to begin with."""
+    embedder = load_text_embedder(find_card(model), checkpoint=checkpoint, device="auto")
+    return _background(embedder, frames_of("rs"))[0]
+
+
 @lru_cache(maxsize=2)
 def _background(embedder: TextEmbedder, frames: tuple[str, ...] | None) -> tuple[list[str], FloatArray]:
     """The background words that a model can read, and their vectors: embedded once, not for each query."""

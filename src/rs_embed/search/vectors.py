@@ -27,6 +27,8 @@ EXACT_UP_TO = 100_000
 _CHUNK = 65_536
 _SAMPLE = 4096
 _RESCORED_A_HIT, _RESCORED = 100, 1000
+_NOISE, _ROUNDING = 0.3, 1e-5
+"""How far from the file's vectors recall is measured, and what sums in another order differ by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +69,21 @@ class VectorFile:
         return np.memmap(self.folder / "vectors.f16", np.float16, "r", shape=shape)
 
     @cached_property
-    def _mean(self) -> FloatArray:
+    def mean(self) -> FloatArray:
+        """(d,) of the first vectors that were added."""
         found: FloatArray = np.load(self.folder / "mean.npy", allow_pickle=False)
         return found
 
     @cached_property
+    def _bits(self) -> npt.NDArray[np.uint8]:
+        """(n, d / 8) signs."""
+        width = self.facts["dim"] // 8
+        return np.fromfile(self.folder / "signs.u1", np.uint8, count=len(self) * width).reshape(-1, width)
+
+    @cached_property
     def _signs(self) -> Any:
         """A faiss index over the sign bits: 64 MB for a million vectors of 512."""
-        try:
-            import faiss
-        except ModuleNotFoundError:
-            raise RSEmbedError(missing_package("faiss", extra="search")) from None
-        dim = self.facts["dim"]
-        index = faiss.IndexBinaryFlat(dim)
-        bits = np.fromfile(self.folder / "signs.u1", np.uint8, count=len(self) * dim // 8)
-        index.add(bits.reshape(-1, dim // 8))
-        return index
+        return _hamming(self._bits)
 
     def append(self, vectors: FloatArray, note: Mapping[str, Any]) -> None:
         """Add (n, d) unit vectors; they count once `index.json` says so.
@@ -99,15 +100,35 @@ class VectorFile:
         mean: FloatArray = np.load(self.folder / "mean.npy", allow_pickle=False)
         _write_at(self.folder / "vectors.f16", count * dim * 2, vectors.astype(np.float16).tobytes())
         _write_at(self.folder / "signs.u1", count * dim // 8, np.packbits(vectors > mean, axis=1).tobytes())
+        self.note({**note, "count": count + len(vectors), "dim": dim})
+
+    def note(self, facts: Mapping[str, Any]) -> None:
+        """Write facts beside those that are there, whole or not at all."""
         part = self.folder / f"index.json.{os.getpid()}"
-        part.write_text(json.dumps({**note, "count": count + len(vectors), "dim": dim}))
+        part.write_text(json.dumps({**self.facts, **facts}))
         os.replace(part, self.folder / "index.json")
         self.forget()
 
     def forget(self) -> None:
         """Read again from disk what is asked for next."""
-        for name in ("facts", "vectors", "_mean", "_signs", "_sample"):
+        for name in ("facts", "vectors", "mean", "_bits", "_signs", "_sample"):
             self.__dict__.pop(name, None)
+
+    def recall(self, k: int = 10, queries: int = 32) -> float:
+        """Share of the `k` truly nearest that sign bits find, for vectors of the file and for differences of two."""
+        rng = np.random.default_rng(0)
+        pairs = np.asarray(self.vectors[rng.integers(0, len(self), 2 * queries)], np.float32)
+        noise = rng.normal(size=pairs.shape).astype(np.float32) * np.float32(_NOISE / np.sqrt(pairs.shape[1]))
+        asked = pairs + noise
+        asked[queries:] = pairs[queries:] - pairs[:queries]
+        centred = [False] * queries + [True] * queries
+        best = np.full((2 * queries, k), -np.inf, np.float32)  # exact scores, all queries in one pass over the file
+        for start in range(0, len(self), _CHUNK):
+            scores = asked @ np.asarray(self.vectors[start : start + _CHUNK], np.float32).T
+            best = -np.partition(-np.column_stack([best, scores]), k - 1, axis=1)[:, :k]
+        found = [self.nearest(q, k, centred=c, exact=False).scores for q, c in zip(asked, centred, strict=True)]
+        hit = [(f >= b.min() - _ROUNDING).sum() for f, b in zip(found, best, strict=True)]
+        return float(np.sum(hit) / best.size)
 
     def nearest(
         self,
@@ -132,10 +153,10 @@ class VectorFile:
         n = len(self) if among is None else len(among)
         if exact is None:
             exact = n <= EXACT_UP_TO
-        if exact or among is not None:
+        if exact:
             return self._exact(query, min(k, n), among)
         count = max(_RESCORED, _RESCORED_A_HIT * k) if rescored is None else rescored
-        return self._by_signs(query, min(k, n), centred, min(max(count, k), len(self)))
+        return self._by_signs(query, min(k, n), among, centred, min(max(count, k), n))
 
     def _exact(self, query: FloatArray, k: int, among: IndexArray | None) -> Nearest:
         positions = np.arange(len(self)) if among is None else among
@@ -149,20 +170,38 @@ class VectorFile:
         below = np.searchsorted(ordered, scores[best]) * (100.0 / max(len(scores), 1))
         return Nearest(positions[best], scores[best], below.astype(np.float32), exact=True)
 
-    def _by_signs(self, query: FloatArray, k: int, centred: bool, rescored: int) -> Nearest:
-        bits = np.packbits(query > (0 if centred else self._mean))[None]
-        _, found = self._signs.search(bits, rescored)
+    def _by_signs(self, query: FloatArray, k: int, among: IndexArray | None, centred: bool, rescored: int) -> Nearest:
+        bits = np.packbits(query > (0 if centred else self.mean))[None]
+        signs = self._signs if among is None else _hamming(self._bits[among])
+        _, found = signs.search(bits, rescored)
         positions = np.sort(found[0]).astype(np.int64)
+        if among is not None:
+            positions = among[positions]
         scores = np.asarray(self.vectors[positions], np.float32) @ query
         best = _best(scores, k)
-        below = np.searchsorted(np.sort(self._sample @ query), scores[best]) * (100.0 / len(self._sample))
+        sample = self._sample if among is None else self._some_of(among)
+        below = np.searchsorted(np.sort(sample @ query), scores[best]) * (100.0 / len(sample))
         return Nearest(positions[best], scores[best], below.astype(np.float32), exact=False)
 
     @cached_property
     def _sample(self) -> FloatArray:
+        return self._some_of(np.arange(len(self)))
+
+    def _some_of(self, positions: IndexArray) -> FloatArray:
         """Some vectors from everywhere: what a score is compared with where not all are scored."""
-        positions = np.sort(np.random.default_rng(0).choice(len(self), min(_SAMPLE, len(self)), replace=False))
-        return np.asarray(self.vectors[positions], np.float32)
+        chosen = np.random.default_rng(0).choice(positions, min(_SAMPLE, len(positions)), replace=False)
+        return np.asarray(self.vectors[np.sort(chosen)], np.float32)
+
+
+def _hamming(bits: npt.NDArray[np.uint8]) -> Any:
+    """Faiss's index of these signs."""
+    try:
+        import faiss
+    except ModuleNotFoundError:
+        raise RSEmbedError(missing_package("faiss", extra="search")) from None
+    index = faiss.IndexBinaryFlat(bits.shape[1] * 8)
+    index.add(bits)
+    return index
 
 
 def _best(scores: FloatArray, k: int) -> IndexArray:

@@ -1,38 +1,73 @@
-"""The HTTP API over one dataset: search, similar places, all places, thumbnails. Nothing else can be read."""
+"""The HTTP API over one dataset (search, similar places, all places, thumbnails) and its page. Nothing else is read."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
 import anyio
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, Field, StringConstraints
 
 from rs_embed.errors import RSEmbedError
-from rs_embed.export.dataset import open_dataset
 from rs_embed.search.index import EmbeddingIndex, Found
+from rs_embed.search.query import background_words, known_words
 from rs_embed.specs import BBox, TemporalSpec
 
 MAX_TEXT = 500
 MAX_WORDS = 8
+MAX_MARKS = 50
 MAX_K = 500
 MAX_PLACES = 20_000
 MAX_ID = 200
 _BUSY = 4
 """Searches at a time; others wait."""
+BASEMAP = "https://tile.openstreetmap.org"
+"""Where the page takes its basemap from once a person switches it on; nothing else leaves this machine."""
+_POLICY = (
+    f"default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self' 'unsafe-inline'; "
+    f"img-src 'self' data: blob: {BASEMAP}; connect-src 'self' {BASEMAP}; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'none'"
+)
 _log = logging.getLogger("rs_embed")
 
-Text = Annotated[str | None, Query(max_length=MAX_TEXT, description="Words, such as `river through forest`.")]
-Negative = Annotated[
-    list[str] | None, Query(max_length=MAX_WORDS, description="Words for what is not wanted; may be repeated.")
-]
-Example = Annotated[str | None, Query(max_length=MAX_ID, description="A row as the example.")]
+Id = Annotated[str, StringConstraints(max_length=MAX_ID)]
+Words = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
 Box = Annotated[str | None, Query(max_length=100, description="West,south,east,north in degrees.")]
 Day = Annotated[str | None, Query(max_length=10, description="YYYY-MM-DD; both or none.")]
 K = Annotated[int, Query(ge=1, le=MAX_K)]
+
+
+class Question(BaseModel):
+    """What a search may ask."""
+
+    text: Words | None = Field(None, description="Words, such as `river through forest`.")
+    negative: list[Words] = Field([], max_length=MAX_WORDS, description="What is not wanted; may be repeated.")
+    id: list[Id] = Field([], max_length=MAX_MARKS, description="A row as the example; may be repeated.")
+    unlike: list[Id] = Field([], max_length=MAX_MARKS, description="A row that is not meant; may be repeated.")
+    concept: Id | None = Field(None, description="What `EmbeddingIndex.train` saved.")
+    bbox: Box = None
+    start: Day = None
+    end: Day = None
+    k: K = 20
+
+    def put_to(self, index: EmbeddingIndex) -> Found:
+        """The answer."""
+        return index.search(
+            self.text,
+            id=self.id,
+            unlike=self.unlike,
+            concept=self.concept,
+            negative=self.negative,
+            bbox=_box(self.bbox),
+            time=_time(self.start, self.end),
+            k=self.k,
+        )
 
 
 def create_app(folder: Path) -> FastAPI:
@@ -41,50 +76,62 @@ def create_app(folder: Path) -> FastAPI:
     Raises:
         RSEmbedError: when the folder holds none.
     """
-    index, data = EmbeddingIndex(folder), open_dataset(folder)
-    app = FastAPI(title="rs-embed", description=f"Search {len(index):,} places embedded by {index.request.model}.")
+    index = EmbeddingIndex(folder)
+    about = f"Search {len(index):,} places embedded by {index.request.model}."
+    app = FastAPI(title="rs-embed", description=about, docs_url=None, redoc_url=None)  # those pages come from a CDN
     busy = anyio.Semaphore(_BUSY)
 
-    async def ask(question: Callable[[], Found]) -> dict[str, Any]:
+    async def ask(question: Callable[[], Found]) -> Found:
         async with busy:
-            return (await anyio.to_thread.run_sync(question)).facts()
+            return await anyio.to_thread.run_sync(question)
 
     @app.get("/api/search")
-    async def search(
-        text: Text = None,
-        negative: Negative = None,
-        id: Example = None,
-        bbox: Box = None,
-        start: Day = None,
-        end: Day = None,
-        k: K = 20,
-    ) -> dict[str, Any]:
-        """The rows most like some words, or another row, or both."""
-        _check_lengths(negative)
-        box, time = _box(bbox), _time(start, end)
-        return await ask(lambda: index.search(text, id=id, negative=negative or (), bbox=box, time=time, k=k))
+    async def search(question: Annotated[Question, Query()]) -> dict[str, Any]:
+        """The rows most like some words, or other rows, or both, or a saved concept."""
+        return (await ask(lambda: question.put_to(index))).facts()
+
+    @app.get("/api/search.geojson")
+    async def download(question: Annotated[Question, Query()]) -> JSONResponse:
+        """The same as a GeoJSON file of footprints."""
+        found = await ask(lambda: question.put_to(index))
+        headers = {"Content-Disposition": 'attachment; filename="hits.geojson"'}
+        return JSONResponse(found.to_geojson(), media_type="application/geo+json", headers=headers)
 
     @app.get("/api/similar/{id}")
     async def similar(id: str, bbox: Box = None, start: Day = None, end: Day = None, k: K = 20) -> dict[str, Any]:
         """The rows most like another one."""
         _row(index, id)
         box, time = _box(bbox), _time(start, end)
-        return await ask(lambda: index.search(id=id, bbox=box, time=time, k=k))
+        return (await ask(lambda: index.search(id=id, bbox=box, time=time, k=k))).facts()
 
     @app.get("/api/places")
     def places(
         bbox: Box = None,
         limit: Annotated[int, Query(ge=1, le=MAX_PLACES)] = 1000,
         offset: Annotated[int, Query(ge=0)] = 0,
+        spread: Annotated[bool, Query(description="Of more than `limit`, some from everywhere.")] = False,
     ) -> dict[str, Any]:
         """Rows in the order of the dataset."""
-        return index.places(_box(bbox), limit=limit, offset=offset).facts()
+        return index.places(_box(bbox), limit=limit, offset=offset, spread=spread).facts()
+
+    @app.get("/api/dataset")
+    def dataset() -> dict[str, Any]:
+        """What is searched: its model, size, extent and time range, words to begin with, saved concepts."""
+        return {
+            "rows": len(index),
+            "model": index.request.model,
+            "extent": index.extent,
+            "time": index.time_range,
+            "suggestions": _suggestions(index),
+            "thumbnails": index.request.thumbnails,
+            "concepts": index.concepts.names(),
+        }
 
     @app.get("/api/thumbnail/{id}", response_class=Response)
     def thumbnail(id: str) -> Response:
         """A row's quicklook, PNG."""
         unique_id = _row(index, id)
-        png = data.thumbnails_of([unique_id]).get(unique_id)
+        png = index.thumbnails([unique_id]).get(unique_id)
         if png is None:
             raise HTTPException(404, f"the dataset has no thumbnail of {id!r}")
         return Response(png, media_type="image/png", headers={"Cache-Control": "max-age=86400"})
@@ -93,7 +140,20 @@ def create_app(folder: Path) -> FastAPI:
     async def refused(request: Request, error: RSEmbedError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, status_code=400)
 
+    @app.middleware("http")
+    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        response = await call_next(request)
+        response.headers["Content-Security-Policy"] = _POLICY
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
+
+    app.mount("/", StaticFiles(packages=[(__package__, "page")], html=True))
     return app
+
+
+def map_is_there() -> bool:
+    """Whether the page's third-party JavaScript was built into this installation."""
+    return (resources.files(__package__) / "page" / "vendor" / "maplibre-gl.mjs").is_file()
 
 
 def serve(folder: Path, host: str, port: int) -> None:
@@ -106,6 +166,14 @@ def serve(folder: Path, host: str, port: int) -> None:
     uvicorn.run(app, host=host, port=port, log_level="warning", timeout_keep_alive=5)
 
 
+def _suggestions(index: EmbeddingIndex) -> Sequence[str]:
+    """Words to begin with; all of them where the model's text side cannot be loaded (a search will say why)."""
+    try:
+        return known_words(index.request.model, index.request.checkpoint)
+    except RSEmbedError:
+        return background_words()
+
+
 def _row(index: EmbeddingIndex, id: str) -> str:
     """The `unique_id` of a row by one of its names; 404 when there is none."""
     if len(id) > MAX_ID:
@@ -114,11 +182,6 @@ def _row(index: EmbeddingIndex, id: str) -> str:
         return index.unique_id(index.position_of(id))
     except RSEmbedError as error:
         raise HTTPException(404, str(error)) from None
-
-
-def _check_lengths(negative: list[str] | None) -> None:
-    if any(len(words) > MAX_TEXT for words in negative or ()):
-        raise HTTPException(422, f"negative: at most {MAX_TEXT} characters")
 
 
 def _box(text: str | None) -> BBox | None:

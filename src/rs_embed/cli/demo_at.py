@@ -1,0 +1,84 @@
+"""`rs-embed demo --at LON LAT`: a newcomer's own town, planned, embedded and on a map, in one command."""
+
+from __future__ import annotations
+
+import sys
+from datetime import date
+from math import cos, radians
+from pathlib import Path
+
+import typer
+
+from rs_embed.cli.demo import DEGREES_LAT_M, DEMO_MODEL, command
+from rs_embed.errors import NoImageryError, SpecError
+from rs_embed.specs import BBox, SensorSpec, TemporalSpec
+
+HALF_SIDE_M, CHIP_M = 10_000, 640
+_SENSOR = SensorSpec(cloud_mask="scl", cloudy_pct=40, max_scenes=6)
+_OFFER = f"""Which model?
+  1  {DEMO_MODEL}: in this package, knows ten kinds of land and some 180 words
+  2  remoteclip_s2rgb: RemoteCLIP, any words, 605 MB to download once"""
+
+
+def last_summer(lat: float, today: date) -> TemporalSpec:
+    """The last three summer months that are over: June to August, south of the equator December to February."""
+    north = lat >= 0
+    end = date(today.year, 9 if north else 3, 1)
+    if end > today:
+        end = end.replace(year=today.year - 1)
+    start = date(end.year, 6, 1) if north else date(end.year - 1, 12, 1)
+    return TemporalSpec.range(start.isoformat(), end.isoformat())
+
+
+def around(lon: float, lat: float) -> BBox:
+    """A box of 20 km on a point.
+
+    Raises:
+        SpecError: for a point that is none, or too near to a pole or the antimeridian for a box.
+    """
+    if not (-180 <= lon <= 180 and -84 <= lat <= 84):
+        raise SpecError(f"--at {lon:g} {lat:g} must be longitude, then latitude, in degrees, at most 84 north or south")
+    half = HALF_SIDE_M * DEGREES_LAT_M
+    wide = half / cos(radians(lat))
+    if abs(lon) + wide > 180:
+        raise SpecError(f"--at {lon:g} {lat:g} is too near to the antimeridian: take a point 20 km away from it")
+    return BBox(lon - wide, lat - half, lon + wide, lat + half)
+
+
+def search_around(at: tuple[float, float], out: Path, model: str | None, backend: str, port: int | None) -> None:
+    """Plan, export and serve; the same command again goes on where it stopped."""
+    from rs_embed.cli.export import plan_lines, reporting, summary_lines
+    from rs_embed.export.export import export_embeddings
+    from rs_embed.export.plan import plan_export
+    from rs_embed.providers.archive import lonlat_text
+
+    lon, lat = at
+    area, temporal = around(lon, lat), last_summer(lat, date.today())
+    model = model or _chosen_model()
+    folder = out / f"at_{lon:.4f}_{lat:.4f}_{temporal.start}_{model}"
+    typer.echo(f"{lonlat_text(lon, lat)}, 20 km around it, {temporal.start} to {temporal.end}, chips of {CHIP_M} m")
+    plan = plan_export(area, temporal=temporal, sensor=_SENSOR, model=model, backend=backend, chip_m=CHIP_M)
+    typer.echo("\n".join(plan_lines(plan)))
+    if not plan.fetch.scenes:
+        raise NoImageryError(f"{backend} has no scene there in {temporal.start} to {temporal.end}: take another --at")
+    with reporting(False) as report:
+        summary = export_embeddings(
+            model, area, folder, temporal=temporal, sensor=_SENSOR, backend=backend, chip_m=CHIP_M, report=report
+        )
+    typer.echo("\n".join(summary_lines(summary)))
+    if not summary.done:
+        raise typer.Exit(1)
+    if port is None:
+        typer.echo(f"Search it by words, on a map in your browser:\n  {command()} serve {folder}")
+        return
+    from rs_embed.cli.serve import serve
+
+    serve(folder, port=port)
+
+
+def _chosen_model() -> str:
+    if not sys.stdin.isatty():
+        print(f"model {DEMO_MODEL}; for any words: --model remoteclip_s2rgb (605 MB)", file=sys.stderr)
+        return DEMO_MODEL
+    typer.echo(_OFFER)
+    return "remoteclip_s2rgb" if typer.prompt("1 or 2", default="1", type=str).strip() == "2" else DEMO_MODEL

@@ -1,0 +1,220 @@
+// The map: quicklooks at their footprints, footprints coloured by percentile, one numbered pin a result.
+import * as maplibregl from "./vendor/maplibre-gl.mjs";
+
+const QUICKLOOKS = 300; // images drawn at a time
+const DIM = 0.45; // of quicklooks that are no result
+const PINS = 50;
+const DOT_PX = 14; // a footprint less wide than this is a dot
+const NEAR_PX = 60; // a footprint this wide has its pin in the corner
+const LOOK_PX = 120; // and one this wide can be looked at
+// Viridis; the best results of a large dataset differ only behind the comma, so the steps are shares that are left.
+export const STEPS = [
+  { from: 99.9, colour: "#fde725", label: "99.9 %" },
+  { from: 99, colour: "#7ad151", label: "99 %" },
+  { from: 90, colour: "#22a884", label: "90 %" },
+  { from: 50, colour: "#2a788e", label: "50 %" },
+  { from: 0, colour: "#440154", label: "less" },
+];
+const inkOn = (colour) => (["#fde725", "#7ad151", "#22a884"].includes(colour) ? "#10151a" : "#ffffff");
+
+export const thumbnail = (id) => `api/thumbnail/${encodeURIComponent(id)}`;
+export const colourOf = (percentile) => STEPS.find((step) => percentile >= step.from).colour;
+
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const none = { type: "FeatureCollection", features: [] };
+const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+
+function feature(place) {
+  const ring = [...place.footprint, place.footprint[0]];
+  const properties = { id: place.unique_id, colour: colourOf(place.percentile) };
+  return { type: "Feature", geometry: { type: "Polygon", coordinates: [ring] }, properties };
+}
+
+function ringOf([west, south, east, north]) {
+  return { type: "Polygon", coordinates: [[[west, south], [east, south], [east, north], [west, north], [west, south]]] };
+}
+
+export class PlaceMap {
+  constructor(container, { basemap, onPick, onMove }) {
+    this.quicklooks = new Map();
+    this.pins = [];
+    this.hits = [];
+    this.places = [];
+    this.thumbnails = true; // whether there are any
+    const colour = (property) => ["get", property];
+    this.map = new maplibregl.Map({
+      container,
+      style: {
+        version: 8,
+        sources: Object.fromEntries(["places", "dots", "hits", "area", "picked"].map((n) => [n, { type: "geojson", data: none }])),
+        layers: [
+          { id: "background", type: "background", paint: { "background-color": css("--map") } },
+          { id: "places", type: "line", source: "places", paint: { "line-color": css("--map-line"), "line-width": 1 } },
+          { id: "dots", type: "circle", source: "dots", paint: { "circle-radius": 5, "circle-color": css("--quiet") } },
+          { id: "places-area", type: "fill", source: "places", paint: { "fill-opacity": 0 } },
+          { id: "hits-halo", type: "line", source: "hits", paint: { "line-color": "#10151a", "line-width": 5 } },
+          { id: "hits", type: "line", source: "hits", paint: { "line-color": colour("colour"), "line-width": 3 } },
+          { id: "area", type: "line", source: "area", paint: { "line-color": css("--accent"), "line-width": 2, "line-dasharray": [3, 2] } },
+          { id: "picked", type: "line", source: "picked", paint: { "line-color": "#ff3da5", "line-width": 4 } },
+        ],
+      },
+      center: [10, 48],
+      zoom: 3,
+      maxZoom: 17,
+      dragRotate: false,
+      attributionControl: { compact: true },
+    });
+    this.map.touchZoomRotate.disableRotation();
+    this.map.addControl(new maplibregl.NavigationControl({ showCompass: false }), "top-right");
+    this.map.addControl(new maplibregl.ScaleControl(), "bottom-left");
+    this.ready = new Promise((resolve) => this.map.once("load", resolve));
+    for (const layer of ["places-area", "dots"]) {
+      this.map.on("click", layer, (event) => onPick(event.features[0].properties.id));
+      this.map.on("mouseenter", layer, () => (this.map.getCanvas().style.cursor = "pointer"));
+      this.map.on("mouseleave", layer, () => (this.map.getCanvas().style.cursor = ""));
+    }
+    this.map.on("moveend", () => { this.#settle(); this.#draw(); onMove(); });
+    this.basemap = basemap;
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#paint());
+  }
+
+  #paint() {
+    this.map.setPaintProperty("background", "background-color", css("--map"));
+    this.map.setPaintProperty("places", "line-color", css("--map-line"));
+    this.map.setPaintProperty("dots", "circle-color", css("--quiet"));
+    this.map.setPaintProperty("area", "line-color", css("--accent"));
+  }
+
+  get bounds() {
+    const b = this.map.getBounds();
+    const clip = (value, most) => Math.max(-most, Math.min(most, value)).toFixed(5);
+    return [clip(b.getWest(), 180), clip(b.getSouth(), 90), clip(b.getEast(), 180), clip(b.getNorth(), 90)].map(Number);
+  }
+
+  onPointer(tell) {
+    this.map.on("mousemove", ({ lngLat }) => tell(`${lngLat.lat.toFixed(4)}, ${lngLat.wrap().lng.toFixed(4)}`));
+    this.map.on("mouseout", () => tell(""));
+  }
+
+  showBasemap(on) {
+    if (on && !this.map.getSource("basemap")) {
+      const attribution = '© <a href="https://www.openstreetmap.org/copyright">OpenStreetMap</a> contributors';
+      this.map.addSource("basemap", { type: "raster", tiles: [`${this.basemap}/{z}/{x}/{y}.png`], tileSize: 256, maxzoom: 19, attribution });
+      this.map.addLayer({ id: "basemap", type: "raster", source: "basemap", paint: { "raster-opacity": 0.75 } }, "places");
+    }
+    if (this.map.getLayer("basemap")) this.map.setLayoutProperty("basemap", "visibility", on ? "visible" : "none");
+  }
+
+  setPlaces(places) {
+    this.places = places;
+    this.#draw();
+    this.map.getSource("places").setData({ type: "FeatureCollection", features: places.map(feature) });
+    const dots = places.map((p) => ({ type: "Feature", geometry: { type: "Point", coordinates: [p.lon, p.lat] }, properties: { id: p.unique_id } }));
+    this.map.getSource("dots").setData({ type: "FeatureCollection", features: dots });
+    const [west, , east] = places[0]?.footprint ?? [];
+    if (west) this.map.setLayerZoomRange("dots", 0, Math.min(24, Math.log2((DOT_PX * 360) / (512 * Math.abs(east[0] - west[0])))));
+  }
+
+  setArea(bbox) {
+    this.map.getSource("area").setData(bbox ? ringOf(bbox) : none);
+  }
+
+  // Results, best first: coloured, numbered, and their quicklooks drawn.
+  setHits(hits, onPick) {
+    this.hits = hits;
+    const features = hits.map(feature).reverse(); // the best on top
+    this.map.getSource("hits").setData({ type: "FeatureCollection", features });
+    this.pins.forEach(({ marker }) => marker.remove());
+    this.pins = hits.slice(0, PINS).map((hit) => {
+      const element = document.createElement("button");
+      const colour = colourOf(hit.percentile);
+      element.className = "pin";
+      element.type = "button";
+      element.tabIndex = -1; // the list is the way for the keyboard
+      element.textContent = hit.rank;
+      element.style.background = colour;
+      element.style.color = inkOn(colour);
+      element.style.zIndex = PINS - hit.rank;
+      element.setAttribute("aria-label", `Result ${hit.rank}`);
+      element.addEventListener("click", (event) => { event.stopPropagation(); onPick(hit.unique_id); });
+      const marker = new maplibregl.Marker({ element }).setLngLat([hit.lon, hit.lat]).addTo(this.map);
+      return { marker, hit };
+    });
+    this.#draw();
+    this.#settle();
+  }
+
+  // Quicklooks at their footprints, results first and bright, what lies around them dim; those out of view go.
+  #draw() {
+    const seen = this.thumbnails ? [...this.hits, ...this.places].filter((place) => this.#inView(place)) : [];
+    const wanted = new Map([...new Map(seen.map((place) => [place.unique_id, place]))].slice(0, QUICKLOOKS));
+    const bright = new Set(this.hits.map((hit) => hit.unique_id));
+    for (const [id, name] of this.quicklooks) {
+      if (wanted.has(id)) continue;
+      this.map.removeLayer(name);
+      this.map.removeSource(name);
+      this.quicklooks.delete(id);
+    }
+    for (const [id, place] of wanted) {
+      const name = `quicklook-${id}`;
+      const opacity = bright.has(id) || !this.hits.length ? 1 : DIM;
+      if (this.quicklooks.has(id)) {
+        this.map.setPaintProperty(name, "raster-opacity", opacity);
+        continue;
+      }
+      const url = thumbnail(id);
+      this.map.addSource(name, { type: "image", url, coordinates: place.footprint });
+      this.map.addLayer({ id: name, type: "raster", source: name, paint: { "raster-fade-duration": 0, "raster-opacity": opacity } }, "places");
+      this.quicklooks.set(id, name);
+    }
+  }
+
+  #width(place) {
+    const [a, b] = [place.footprint[0], place.footprint[1]].map((corner) => this.map.project(corner));
+    return Math.hypot(a.x - b.x, a.y - b.y);
+  }
+
+  // Whether it can be seen as more than a dot.
+  #inView(place) {
+    const [west, south, east, north] = this.bounds;
+    const [[left, top], , [right, bottom]] = place.footprint;
+    return left < east && right > west && bottom < north && top > south && this.#width(place) > DOT_PX;
+  }
+
+  // A pin sits on its place, or in the corner of one that is large enough to be looked at.
+  #settle() {
+    for (const { marker, hit } of this.pins) {
+      const near = this.#width(hit) > NEAR_PX;
+      marker.setLngLat(near ? hit.footprint[0] : [hit.lon, hit.lat]).setOffset(near ? [18, 18] : [0, 0]);
+    }
+  }
+
+  fit(places, bounds) {
+    const corners = places.length ? places.flatMap((place) => place.footprint) : bounds ? [bounds.slice(0, 2), bounds.slice(2)] : [];
+    if (!corners.length) return;
+    const box = corners.reduce((b, corner) => b.extend(corner), new maplibregl.LngLatBounds(corners[0], corners[0]));
+    this.map.fitBounds(box, { padding: 60, maxZoom: 14, animate: !still, duration: 600 });
+  }
+
+  // Outline a place, bring it into view when it is out of it, and say what it is.
+  pick(place, content) {
+    this.popup?.remove();
+    this.map.getSource("picked").setData(place ? feature(place) : none);
+    if (!place) return;
+    const [west, south, east, north] = this.bounds;
+    const seen = place.lon > west && place.lon < east && place.lat > south && place.lat < north;
+    if (!seen) this.map.easeTo({ center: [place.lon, place.lat], animate: !still });
+    const [[left, top], [right]] = place.footprint;
+    this.popup = new maplibregl.Popup({ offset: 10, focusAfterOpen: false, maxWidth: "320px" })
+      .setLngLat([(left + right) / 2, top]).setDOMContent(content).addTo(this.map);
+  }
+
+  // Near enough to see the place, with its neighbours around it.
+  zoomTo(place) {
+    const [northWest, , southEast] = place.footprint;
+    if (this.#width(place) > LOOK_PX) return this.map.easeTo({ center: [place.lon, place.lat], animate: !still });
+    const [dx, dy] = [southEast[0] - northWest[0], northWest[1] - southEast[1]];
+    const box = [[place.lon - 2 * dx, place.lat - 2 * dy], [place.lon + 2 * dx, place.lat + 2 * dy]];
+    return this.map.fitBounds(box, { animate: !still, duration: 600 });
+  }
+}

@@ -1,0 +1,302 @@
+// The page: what is asked lives in the address, so that a link shows the same; everything else follows from it.
+import { PlaceMap, STEPS, colourOf, thumbnail } from "./map.mjs";
+
+const ALL_AT_ONCE = 2000; // places drawn without a search; of a larger dataset those in view
+const $ = (id) => document.getElementById(id);
+const LISTS = ["id", "unlike"];
+const WORDS = ["text", "negative", "start", "end", "concept", "bbox", "k"];
+
+let facts; // what /api/dataset says
+let map;
+let shown = new Map(); // places that the page knows, by unique_id
+let hits = [];
+let picked = null;
+let asked = 0; // only the last answer counts
+
+// ---- what is asked
+
+function readAddress() {
+  const params = new URLSearchParams(location.search);
+  return { ...Object.fromEntries(WORDS.map((n) => [n, params.get(n) ?? ""])), ...Object.fromEntries(LISTS.map((n) => [n, params.getAll(n)])) };
+}
+
+function toParams(query) {
+  const params = new URLSearchParams();
+  for (const name of WORDS) if (query[name] && !(name === "k" && query[name] === "20")) params.set(name, query[name]);
+  for (const name of LISTS) for (const value of query[name]) params.append(name, value);
+  return params;
+}
+
+function go(changes, { keepView = false } = {}) {
+  const params = toParams({ ...readAddress(), ...changes });
+  history.pushState(null, "", `${location.pathname}${params.size ? `?${params}` : ""}`);
+  return answer({ keepView });
+}
+
+// Both ends of a time range, as the API wants them: a missing one is that of the dataset.
+function toRequest(query) {
+  const params = toParams(query);
+  if (query.start || query.end) {
+    params.set("start", query.start || facts.time?.[0]);
+    params.set("end", query.end || facts.time?.[1]);
+  }
+  return params;
+}
+
+const isQuestion = (query) => query.text || query.concept || query.id.length;
+
+async function get(path) {
+  const response = await fetch(path);
+  const body = await response.json();
+  if (response.ok) return body;
+  throw new Error(Array.isArray(body.detail) ? body.detail.map((d) => d.msg).join("; ") : body.detail);
+}
+
+async function answer({ keepView = false } = {}) {
+  const query = readAddress();
+  const number = ++asked;
+  $("suggestions").hidden = true;
+  fillForm(query);
+  chips(query);
+  $("panel").setAttribute("aria-busy", "true");
+  await map.ready;
+  map.setArea(query.bbox ? query.bbox.split(",").map(Number) : null);
+  pick(null);
+  say("");
+  const params = toRequest(query);
+  $("head").hidden = !isQuestion(query);
+  try {
+    if (!isQuestion(query)) return await showAll(query, keepView);
+    $("count").textContent = "Searching …";
+    const found = await get(`api/search?${params}`);
+    if (number !== asked) return;
+    hits = found.results;
+    hits.forEach((hit) => shown.set(hit.unique_id, hit));
+    $("count").textContent = `${hits.length} of ${found.searched.toLocaleString("en")}${found.exact ? "" : ` (recall ${found.recall})`}`;
+    $("download").href = `api/search.geojson?${params}`;
+    say(hits.length ? found.notice ?? "" : "No place is left by these filters.");
+    list(hits);
+    map.setHits(hits, pick);
+    legend(true);
+    if (!keepView) map.fit(hits);
+  } catch (error) {
+    if (number !== asked) return;
+    hits = [];
+    $("head").hidden = true;
+    list([]);
+    map.setHits([], pick);
+    legend(false);
+    say(error.message);
+  } finally {
+    if (number === asked) $("panel").setAttribute("aria-busy", "false");
+  }
+}
+
+// Nothing asked: the dataset itself.
+async function showAll(query, keepView) {
+  hits = [];
+  list([]);
+  map.setHits([], pick);
+  legend(false);
+  const places = await surroundings();
+  if (!keepView) map.fit(facts.rows <= ALL_AT_ONCE ? places : [], facts.extent);
+  suggest();
+  say(facts.rows ? "Ask in words, or click a place and ask for more like it." : "This dataset has no rows yet.", true);
+}
+
+// Footprints to click on: all of a small dataset, those in view of a large one.
+async function surroundings() {
+  const all = facts.rows <= ALL_AT_ONCE;
+  const found = await get(`api/places?spread=true&limit=${ALL_AT_ONCE}${all ? "" : `&bbox=${map.bounds}`}`);
+  found.results.forEach((place) => shown.has(place.unique_id) || shown.set(place.unique_id, place));
+  map.setPlaces(found.results);
+  return found.results;
+}
+
+// ---- marks
+
+function mark(id, side) {
+  const query = readAddress();
+  const other = side === "id" ? "unlike" : "id";
+  const changes = { [side]: [...new Set([...query[side], id])], [other]: query[other].filter((n) => n !== id), concept: "" };
+  return go(changes, { keepView: true });
+}
+
+function markButtons(place) {
+  const line = make("div", { className: "marks" });
+  for (const [side, label] of [["id", "More like this"], ["unlike", "Not this"]]) {
+    const button = make("button", { type: "button", textContent: label });
+    const alone = side === "unlike" && !isQuestion(readAddress());
+    if (alone) { button.disabled = true; button.title = "Search first: there is nothing to tell this place from"; }
+    button.addEventListener("click", (event) => { event.stopPropagation(); mark(place.unique_id, side); });
+    line.append(button);
+  }
+  return line;
+}
+
+// ---- what is shown
+
+function make(tag, properties = {}, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+}
+
+const where = (place) => `${place.lat.toFixed(4)}, ${place.lon.toFixed(4)}`;
+
+const picture = (id, more = {}) => (facts.thumbnails ? [make("img", { src: thumbnail(id), alt: "", ...more })] : []);
+
+function say(text, plain = false) {
+  $("notice").textContent = text;
+  $("notice").className = plain ? "plain" : "";
+}
+
+function list(results) {
+  $("results").replaceChildren(...results.map((hit) => {
+    const bar = make("div", { className: "bar" }, make("i"));
+    bar.firstChild.style.width = `${hit.percentile}%`;
+    bar.firstChild.style.background = colourOf(hit.percentile);
+    const odds = hit.probability === null ? "" : ` · ${Math.round(100 * hit.probability)} % likely`;
+    const card = make("div", { className: "card" },
+      make("strong", {}, make("span", { className: "rank", textContent: hit.rank }), where(hit)),
+      bar,
+      make("p", { textContent: `above ${hit.percentile.toFixed(hit.percentile > 99 ? 2 : 0)} %${odds}` }),
+      make("p", { textContent: `${hit.start} to ${hit.end} · ${hit.id}`, title: hit.id }),
+      markButtons(hit));
+    const item = make("li", { tabIndex: 0 }, ...picture(hit.unique_id, { loading: "lazy" }), card);
+    item.dataset.id = hit.unique_id;
+    item.setAttribute("aria-label", `Result ${hit.rank}, ${where(hit)}`);
+    item.addEventListener("click", () => { pick(hit.unique_id); map.zoomTo(hit); });
+    return item;
+  }));
+  $("results").scrollTop = 0;
+}
+
+function suggest() {
+  $("results").replaceChildren();
+  const buttons = facts.suggestions.map((text) => {
+    const button = make("button", { type: "button", textContent: text });
+    button.addEventListener("click", () => go({ text }));
+    return button;
+  });
+  $("suggestions").replaceChildren(...buttons);
+  $("suggestions").hidden = false;
+}
+
+function chips(query) {
+  const found = [];
+  const chip = (label, changes, extra = {}) => {
+    const button = make("button", { type: "button", ...extra }, label, make("span", { textContent: "✕", ariaHidden: "true" }));
+    button.setAttribute("aria-label", `Remove: ${label.alt ?? label}`);
+    button.addEventListener("click", () => go(changes, { keepView: true }));
+    found.push(button);
+  };
+  for (const [side, prefix] of [["id", "like"], ["unlike", "not"]]) {
+    for (const id of query[side]) {
+      const rest = query[side].filter((n) => n !== id);
+      chip(prefix, { [side]: rest, ...(side === "id" && !rest.length && !query.text ? { unlike: [] } : {}) }, { className: side === "unlike" ? "no" : "" });
+      found.at(-1).prepend(...picture(id));
+      found.at(-1).setAttribute("aria-label", `Remove: ${prefix} ${id}`);
+    }
+  }
+  if (query.bbox) chip("this area", { bbox: "" });
+  if (query.start || query.end) chip(`${query.start || "…"} to ${query.end || "…"}`, { start: "", end: "" });
+  if (query.concept) chip(`concept ${query.concept}`, { concept: "" });
+  $("chips").replaceChildren(...found);
+}
+
+function legend(on) {
+  const parts = STEPS.map((step) => make("span", {}, make("i"), step.label));
+  parts.forEach((part, i) => (part.firstChild.style.background = STEPS[i].colour));
+  $("legend").replaceChildren(...(on ? ["scores above ", ...parts] : []));
+}
+
+function pick(id) {
+  picked = id;
+  for (const item of $("results").children) item.setAttribute("aria-current", String(item.dataset.id === id));
+  const place = id && shown.get(id);
+  if (!place) return map.pick(null);
+  const item = [...$("results").children].find((one) => one.dataset.id === id);
+  item?.scrollIntoView({ block: "nearest" });
+  const text = make("div", {},
+    make("p", {}, make("strong", { textContent: where(place) })),
+    make("p", { textContent: `${place.start} to ${place.end}` }),
+    make("p", { textContent: place.id }),
+    markButtons(place));
+  return map.pick(place, make("div", { className: "popup" }, ...picture(id), text));
+}
+
+function fillForm(query) {
+  for (const name of WORDS) if ($(name)) $(name).value = query[name] || (name === "k" ? "20" : "");
+  if (query.start || query.end || query.concept) $("filters").open = true;
+}
+
+// ---- a person's hands
+
+function step(by) {
+  const items = [...$("results").children];
+  if (!items.length) return;
+  const at = items.findIndex((item) => item.dataset.id === picked);
+  const item = items[Math.max(0, Math.min(items.length - 1, at + by))];
+  item.focus();
+  pick(item.dataset.id);
+}
+
+function onKey(event) {
+  const typing = event.target.matches("input, select, textarea");
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "Escape") { if (typing) event.target.blur(); else pick(null); return; }
+  if (typing) return;
+  const inMap = event.target.closest("#map");
+  const on = event.target.closest("li")?.dataset.id ?? picked;
+  if (event.key === "/") { event.preventDefault(); $("text").focus(); }
+  else if (!inMap && (event.key === "ArrowDown" || event.key === "ArrowUp")) { event.preventDefault(); step(event.key === "ArrowDown" ? 1 : -1); }
+  else if (on && event.key === "Enter" && event.target.matches("li")) { pick(on); map.zoomTo(shown.get(on)); }
+  else if (on && event.key.toLowerCase() === "m") mark(on, "id");
+  else if (on && event.key.toLowerCase() === "n" && isQuestion(readAddress())) mark(on, "unlike");
+}
+
+async function copyLink() {
+  try {
+    await navigator.clipboard.writeText(location.href);
+    $("share").textContent = "Copied";
+  } catch {
+    $("share").textContent = "Copy it from the address bar"; // a browser may refuse outside of https
+  }
+  setTimeout(() => ($("share").textContent = "Copy link"), 2000);
+}
+
+async function start() {
+  map = new PlaceMap("map", {
+    basemap: "https://tile.openstreetmap.org",
+    onPick: pick,
+    onMove: () => facts?.rows > ALL_AT_ONCE && surroundings(),
+  });
+  map.onPointer((text) => ($("pointer").textContent = text));
+  facts = await get("api/dataset");
+  map.thumbnails = facts.thumbnails;
+  const span = facts.time ? `${facts.time[0]} to ${facts.time[1]}` : "";
+  $("about").textContent = `${facts.rows.toLocaleString("en")} rows by ${facts.model}\n${span}`;
+  $("words").replaceChildren(...facts.suggestions.map((value) => make("option", { value })));
+  $("concept").append(...facts.concepts.map((value) => make("option", { value, textContent: value })));
+  $("concepts").hidden = !facts.concepts.length;
+  $("search").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const given = Object.fromEntries(new FormData($("search")));
+    const words = { text: given.text.trim(), negative: given.negative.trim() };
+    const chosen = given.concept && given.concept !== readAddress().concept; // a concept stands for itself
+    go({ ...given, ...(chosen ? { text: "", negative: "", id: [], unlike: [] } : { ...words, concept: words.text ? "" : given.concept }) });
+  });
+  for (const name of ["start", "end", "k", "concept"]) $(name).addEventListener("change", () => $("search").requestSubmit());
+  $("here").addEventListener("click", () => go({ bbox: map.bounds.join(",") }, { keepView: true }));
+  $("basemap").addEventListener("change", (event) => map.showBasemap(event.target.checked));
+  $("share").addEventListener("click", copyLink);
+  addEventListener("keydown", onKey);
+  addEventListener("popstate", () => answer());
+  await map.ready;
+  await surroundings();
+  await answer();
+  document.documentElement.dataset.ready = "true";
+}
+
+start().catch((error) => say(`The page could not start: ${error.message}`));

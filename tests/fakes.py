@@ -151,7 +151,8 @@ class Hub:
     """A model hub: what it serves, what it answers with, and what it was asked."""
 
     files: dict[str, bytes] = field(default_factory=dict)
-    """By name in the one repo `owner/small`."""
+    """By name in the one repo."""
+    repo: str = "owner/small"
     status: int | None = None
     """Answer everything with this."""
     cut: int = 0
@@ -195,7 +196,7 @@ def serve_hub(hub: Hub) -> Iterator[Hub]:
 
         def _api(self, path: str, with_body: bool) -> None:
             repo, _, revision = path.removeprefix("/api/models/").partition("/revision/")
-            if repo != "owner/small":
+            if repo != hub.repo:
                 self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, with_body)
             elif revision not in ("", "main", "v1", hub.commit):
                 self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, with_body)

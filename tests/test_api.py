@@ -471,8 +471,3 @@ def test_no_imagery_is_said_before_missing_weights(tmp_path, small):
             backend="sample",
             checkpoint=missing,
         )
-
-
-def test_the_seeds_backend_is_one_helpful_error_where_it_is_not_there(small):
-    with pytest.raises(ProviderError, match=r"'gee'.*sample"):
-        get_embedding(MODEL, **SHANGHAI, backend="gee", checkpoint=small)

@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib import util
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.parse import urlparse
@@ -112,8 +113,6 @@ def _sample() -> Finding:
 
 def _page() -> Finding:
     """The map of `rs-embed serve`."""
-    from importlib import util
-
     if util.find_spec("fastapi") is None:
         return Finding("page", False, "fastapi is not installed", pip_line("web"))
     from rs_embed.web.server import map_is_there
@@ -158,9 +157,20 @@ def _catalog() -> Finding:
 
 
 def _earth_engine() -> Finding:
-    store = Path.home() / ".config" / "earthengine" / "credentials"
-    found = "credentials are stored" if store.exists() else "no stored credentials"
-    return Finding("Earth Engine", False, f"{found}; the backend 'gee' is not in this version yet", "use 'local:…'")
+    """What backend 'gee' would start with; nothing is sent."""
+    if util.find_spec("ee") is None:
+        return Finding("Earth Engine", False, "its client is not installed", pip_line("gee"))
+    from rs_embed.providers.gee_session import PROJECT_VARIABLES
+
+    stores = (
+        Path.home() / ".config" / "earthengine" / "credentials",
+        Path.home() / ".config" / "gcloud" / "application_default_credentials.json",
+        Path(os.environ.get("GOOGLE_APPLICATION_CREDENTIALS") or "/nowhere"),
+    )
+    stored = next((str(path) for path in stores if path.is_file()), None)
+    project = next((os.environ[name] for name in PROJECT_VARIABLES if os.environ.get(name)), None)
+    found = f"credentials {stored or 'missing'}, project {project or 'of the credentials'}"
+    return Finding("Earth Engine", stored is not None, found, "earthengine authenticate; docs/earth-engine.md")
 
 
 def _variables() -> Finding:

@@ -33,7 +33,8 @@ End = Annotated[str, typer.Option("--end", metavar="YYYY-MM-DD", help="Day after
 Backend = Annotated[
     str,
     typer.Option(
-        "--backend", help="sample, local:<folder>, earth-search (auto), planetary-computer, stac:<api>#<collection>."
+        "--backend",
+        help="sample, local:<folder>, earth-search (auto), planetary-computer, gee, stac:<api>#<collection>.",
     ),
 ]
 Cache = Annotated[

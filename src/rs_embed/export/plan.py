@@ -16,6 +16,7 @@ from rs_embed.export.places import InputPlaces, ReadOptions, read_places, region
 from rs_embed.grid import place_geobox
 from rs_embed.providers.base import FetchPlan, PatchRequest, Provider
 from rs_embed.providers.catalog import resolve
+from rs_embed.providers.gee_image import bytes_a_pixel
 from rs_embed.specs import BBox, OutputSpec, PointBuffer, SensorSpec, TemporalSpec
 
 _POOLED = OutputSpec.pooled()
@@ -142,12 +143,14 @@ def _alternatives(rows: list[PlannedRow], sensor: SensorSpec, provider: Provider
     found = [("max_scenes=3", provider.plan(few))]
     if len(small) == len(rows):
         found.append(("half the chip", provider.plan(patch_requests(small, sensor))))
+    if provider.name == "gee":
+        return found
     requests = patch_requests(rows, sensor)
     pixels = sum(r.geobox.shape[0] * r.geobox.shape[1] for r in requests)
     composites = FetchPlan(
         scenes_of=tuple(1 for _ in requests),
         covered=tuple(1.0 for _ in requests),
-        read_bytes=pixels * 2 * (len(sensor.bands) + 1),
+        read_bytes=pixels * bytes_a_pixel(1, sensor),
         requests=len(requests),
     )
     return [*found, ('backend="gee", which composites on its side', composites)]

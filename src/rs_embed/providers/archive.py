@@ -196,22 +196,27 @@ def build_patch(
     """
     dn = _composite(images, request.sensor)
     if dn is None or np.isnan(dn[0]).all():
-        reasons = "; ".join(f"{d.id}: {d.reason}" for d in dropped[:3])
-        raise NoImageryError(
-            f"{name}: {choice.met} scene(s) meet the place in {_range(request.temporal)}, {len(choice.chosen)} "
-            f"after the cloud filter, and none has a valid pixel there ({reasons or 'all pixels are masked'})"
-        )
+        raise NoImageryError(nothing_valid(name, request, choice, dropped))
     clear_frac, n_clear = clear_statistics([read.image for read in used])
     return Patch(
         dn=dn,
         geobox=request.geobox,
         bands=request.sensor.bands,
         source=source,
-        scenes=tuple(_provenance(read.scene, read.rule) for read in used),
+        scenes=tuple(provenance(read.scene, read.rule) for read in used),
         dropped=tuple(dropped),
         clear_frac=clear_frac,
         n_clear=n_clear,
         warnings=(*choice.warnings, *_scene_warnings(used)),
+    )
+
+
+def nothing_valid(name: str, request: PatchRequest, choice: Choice, dropped: Sequence[DroppedScene]) -> str:
+    """Why the scenes of a place give nothing."""
+    reasons = "; ".join(f"{d.id}: {d.reason}" for d in dropped[:3])
+    return (
+        f"{name}: {choice.met} scene(s) meet the place in {_range(request.temporal)}, {len(choice.chosen)} "
+        f"after the cloud filter, and none has a valid pixel there ({reasons or 'all pixels are masked'})"
     )
 
 
@@ -304,7 +309,8 @@ def harmonise(values: npt.NDArray[np.generic], rule: Radiometry) -> npt.NDArray[
     return dn
 
 
-def _provenance(scene: ArchiveScene, rule: Radiometry) -> Scene:
+def provenance(scene: ArchiveScene, rule: Radiometry) -> Scene:
+    """What metadata tell of a scene."""
     return Scene(
         id=scene.id,
         datetime=scene.acquired.astimezone(UTC).isoformat().replace("+00:00", "Z"),

@@ -6,13 +6,15 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from odc.geo.geobox import GeoBox
 
 from rs_embed.errors import ProviderError
 from rs_embed.patch import Patch
 from rs_embed.specs import SensorSpec, TemporalSpec
+
+T = TypeVar("T")
 
 _IN_FLIGHT_BYTES = 1 << 30
 """Patches on their way to the model, float32; a place of 4 km has 2 MB, the largest allowed 805 MB."""
@@ -79,32 +81,42 @@ class Provider(Protocol):
 def fetch_in_threads(
     requests: Sequence[PatchRequest], fetch_one: Callable[[PatchRequest], Patch], workers: int
 ) -> Iterator[tuple[int, Patch | ProviderError]]:
-    """Run `fetch_one` on every request, at most `workers` at a time and as many finished ones waiting.
+    """Run `fetch_one` on every request, at most `workers` at a time and as many finished ones waiting."""
+    sizes = [r.geobox.shape[0] * r.geobox.shape[1] * len(r.sensor.bands) * 4 for r in requests]
+    return in_threads(sizes, lambda i: fetch_one(requests[i]), workers)
+
+
+def in_threads(sizes: Sequence[int], work: Callable[[int], T], workers: int) -> Iterator[tuple[int, T | ProviderError]]:
+    """Run `work` on the position of every size, and yield what it gives or its ProviderError, in any order.
 
     The threads are daemons: Ctrl-C ends the program without waiting for reads in flight. Closing the
     iterator lets each thread finish what it reads and take no more.
+
+    Args:
+        sizes: bytes of each result; there is room for some, so that memory is bounded.
+        work: what to do.
+        workers: at most so many at a time, and as many finished ones waiting.
     """
-    finished: queue.Queue[tuple[int, Patch | BaseException]] = queue.Queue()
+    finished: queue.Queue[tuple[int, T | BaseException]] = queue.Queue()
     room = _Room(2 * workers, _IN_FLIGHT_BYTES)
-    sizes = [r.geobox.shape[0] * r.geobox.shape[1] * len(r.sensor.bands) * 4 for r in requests]
-    positions = iter(range(len(requests)))
+    positions = iter(range(len(sizes)))
     lock = threading.Lock()
 
-    def work() -> None:
+    def run() -> None:
         while True:
             with lock:  # held while waiting for room, so that places start in their order
                 position = next(positions, None)
                 if position is None or not room.enter(sizes[position]):
                     return
             try:
-                finished.put((position, fetch_one(requests[position])))
+                finished.put((position, work(position)))
             except BaseException as error:  # noqa: BLE001  (handed to the consumer, which raises it)
                 finished.put((position, error))
 
     try:
-        for _ in range(min(workers, len(requests))):
-            threading.Thread(target=work, name="rs-embed-fetch", daemon=True).start()
-        for _ in requests:
+        for _ in range(min(workers, len(sizes))):
+            threading.Thread(target=run, name="rs-embed-fetch", daemon=True).start()
+        for _ in sizes:
             position, result = finished.get()
             room.leave(sizes[position])
             if isinstance(result, BaseException) and not isinstance(result, ProviderError):

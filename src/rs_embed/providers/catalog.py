@@ -14,6 +14,7 @@ BACKENDS = (
     "local:<folder or STAC catalog>",
     "earth-search",
     "planetary-computer",
+    "gee",
     "stac:<api url>#<collection>",
 )
 
@@ -37,6 +38,12 @@ def resolve(backend: str | Provider, cache_dir: Path | None = None) -> Provider:
     name = settings.default_backend() if backend == "auto" else backend
     if name.partition("?")[0] in ("earth-search", "planetary-computer") or name.startswith("stac:"):
         return _cached(_open_stac(name), cache_dir or settings.cache_dir())
+    if name == "gee" or name.startswith("gee:"):
+        from rs_embed.providers.gee import GeeProvider
+
+        return _cached(
+            GeeProvider(name.removeprefix("gee").removeprefix(":") or None), cache_dir or settings.cache_dir()
+        )
     if cache_dir is not None:
         raise ProviderError(f"backend {name!r} reads no network: leave out the cache {cache_dir}")
     if name == "sample":
@@ -73,6 +80,4 @@ def _open_stac(name: str) -> Provider:
 
 def _unknown(name: str, asked: str) -> str:
     meaning = f" (what 'auto' means; {settings.BACKEND} changes it)" if asked == "auto" else ""
-    if name == "gee":
-        return f"backend {name!r}{meaning} is not in this version yet; usable now: {', '.join(BACKENDS)}"
     return f"unknown backend {name!r}{meaning}; usable: {', '.join(BACKENDS)}"

@@ -34,6 +34,7 @@ def embed(
     pooling: Annotated[str | None, typer.Option("--pooling", help="mean (768) or projected (512).")] = None,
     input_prep: Annotated[str, typer.Option("--input-prep", help="resize or tile.")] = "resize",
     device: options.Device = "auto",
+    precision: options.Precision = "fp32",
     scale_m: options.ScaleM = 10,
     cloudy_pct: options.CloudyPct = 30,
     composite: options.Composite = "median",
@@ -69,6 +70,7 @@ def embed(
         output=spec,
         backend=options.source(backend, cache),
         device=device,
+        precision=precision,
         input_prep=input_prep,  # type: ignore[arg-type]
         checkpoint=checkpoint,
         on_error="return",

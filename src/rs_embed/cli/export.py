@@ -57,6 +57,7 @@ def export(
     pooling: Pooling = None,
     input_prep: Annotated[str, typer.Option("--input-prep", help="resize or tile.")] = "resize",
     device: options.Device = "auto",
+    precision: options.Precision = "fp32",
     scale_m: options.ScaleM = 10,
     cloudy_pct: options.CloudyPct = 30,
     composite: options.Composite = "median",
@@ -89,6 +90,7 @@ def export(
             output=OutputSpec("pooled", pooling),  # type: ignore[arg-type]  # checked by OutputSpec itself
             backend=options.source(backend, cache),
             device=device,
+            precision=precision,
             input_prep=input_prep,  # type: ignore[arg-type]
             checkpoint=checkpoint,
             chip_m=_chip(buffer_m, chip),

@@ -45,6 +45,7 @@ Checkpoint = Annotated[
     str | None, typer.Option("--checkpoint", help="Hub repo[@revision][:file], folder or file of weights.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
+Precision = Annotated[str, typer.Option("--precision", help="fp32, bf16, int8 (CPU), fp16 (CUDA).")]
 ScaleM = Annotated[float, typer.Option("--scale-m", help="Ground metres a pixel.")]
 CloudyPct = Annotated[float, typer.Option("--cloudy-pct", help="Leave out scenes with more cloud than this.")]
 Composite = Annotated[str, typer.Option("--composite", help="median or mosaic.")]

@@ -64,6 +64,14 @@ def _quick_gelu(x: Tensor) -> Tensor:
 
 _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": _quick_gelu}
 
+Product = Callable[[Tensor], Tensor]
+"""A product with a weight and its bias, (…, in) to (…, out), faster than torch's own: see `clip.kernels`."""
+
+
+def activate(x: Tensor, kind: Activation) -> Tensor:
+    """An activation by its name."""
+    return _ACTIVATIONS[kind](x)
+
 
 class Attention(nn.Module):
     """Multi-head self-attention with one fused projection for query, key and value."""
@@ -74,25 +82,32 @@ class Attention(nn.Module):
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
+        self.inward: Product | None = None
+        self.outward: Product | None = None
 
-    def forward(self, x: Tensor, *, causal: bool) -> Tensor:
+    def forward(self, x: Tensor, *, causal: bool, first: bool = False) -> Tensor:
         n, t, w = x.shape
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (n, t, 3w)
+        qkv = self.inward(x) if self.inward else F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (n, t, 3w)
         q, k, v = qkv.view(n, t, 3, self.heads, w // self.heads).permute(2, 0, 3, 1, 4)  # each (n, h, t, w/h)
+        if first:
+            q, t = q[:, :, :1], 1
         y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)  # (n, h, t, w/h)
-        out: Tensor = self.out_proj(y.transpose(1, 2).reshape(n, t, w))
+        out: Tensor = (self.outward or self.out_proj)(y.transpose(1, 2).reshape(n, t, w))
         return out
 
 
 class Mlp(nn.Module):
     def __init__(self, width: int, activation: Activation) -> None:
         super().__init__()
+        self.kind: Activation = activation
         self.c_fc = nn.Linear(width, 4 * width)
         self.c_proj = nn.Linear(4 * width, width)
-        self.activation = _ACTIVATIONS[activation]
+        self.inward: Product | None = None
+        self.outward: Product | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.c_proj(self.activation(self.c_fc(x)))
+        hidden = self.inward(x) if self.inward else activate(self.c_fc(x), self.kind)
+        out: Tensor = (self.outward or self.c_proj)(hidden)
         return out
 
 
@@ -106,8 +121,9 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = Mlp(width, activation)
 
-    def forward(self, x: Tensor, *, causal: bool) -> Tensor:
-        x = x + self.attn(self.ln_1(x), causal=causal)
+    def forward(self, x: Tensor, *, causal: bool, first: bool = False) -> Tensor:
+        """With `first`, only the first token is computed: (n, 1, w)."""
+        x = (x[:, :1] if first else x) + self.attn(self.ln_1(x), causal=causal, first=first)
         out: Tensor = x + self.mlp(self.ln_2(x))
         return out
 
@@ -117,10 +133,13 @@ class Transformer(nn.Module):
         super().__init__()
         self.resblocks = nn.ModuleList(Block(width, heads, activation) for _ in range(layers))
 
-    def forward(self, x: Tensor, *, causal: bool = False) -> Tensor:
-        for block in self.resblocks:
+    def forward(self, x: Tensor, *, causal: bool = False, first: bool = False) -> Tensor:
+        """With `first`, the last block computes the first token alone: (n, 1, w)."""
+        *blocks, last = self.resblocks
+        for block in blocks:
             x = block(x, causal=causal)
-        return x
+        out: Tensor = last(x, causal=causal, first=first)
+        return out
 
 
 class VisionTower(nn.Module):
@@ -130,6 +149,8 @@ class VisionTower(nn.Module):
         super().__init__()
         width = config.width
         self.config = config
+        self.products: Literal["plain", "packed", "int8"] = "plain"
+        self.images_seen = 0
         self.conv1 = nn.Conv2d(3, width, config.patch_px, stride=config.patch_px, bias=False)
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty(config.grid**2 + 1, width))
@@ -140,10 +161,15 @@ class VisionTower(nn.Module):
 
     def tokens(self, pixels: Tensor) -> Tensor:
         """Tokens of the last block, CLS first, before `ln_post`: (n, 3, px, px) to (n, 1 + g*g, w)."""
+        out: Tensor = self.transformer(self._start(pixels))
+        return out
+
+    def _start(self, pixels: Tensor) -> Tensor:
+        """What the first block takes: (n, 3, px, px) to (n, 1 + g*g, w)."""
         x = self.conv1(pixels).flatten(2).transpose(1, 2)  # (n, g*g, w)
         cls = self.class_embedding.expand(x.shape[0], 1, -1)  # (n, 1, w)
         x = torch.cat([cls, x], dim=1) + self.positional_embedding  # (n, 1 + g*g, w)
-        out: Tensor = self.transformer(self.ln_pre(x))
+        out: Tensor = self.ln_pre(x)
         return out
 
     def project(self, tokens: Tensor) -> Tensor:
@@ -152,8 +178,8 @@ class VisionTower(nn.Module):
         return out
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """CLIP image embedding, not L2-normalised: (n, 3, px, px) to (n, d)."""
-        return self.project(self.tokens(pixels))
+        """CLIP image embedding, not L2-normalised: (n, 3, px, px) to (n, d). The last block computes CLS alone."""
+        return self.project(self.transformer(self._start(pixels), first=True))
 
 
 class TokenEmbedding(nn.Module):

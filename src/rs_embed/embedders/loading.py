@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import torch
 
 from rs_embed.clip.checkpoint import open_checkpoint
 from rs_embed.clip.hub import resolve, resolve_tokenizer
+from rs_embed.clip.kernels import PRECISIONS, has_bf16, quantise
 from rs_embed.clip.model import TextTower, VisionTower
 from rs_embed.clip.tokenizer import Tokenizer
 from rs_embed.embedders.card import ModelCard
@@ -24,6 +26,9 @@ from rs_embed.embedders.wrapper import wrap
 from rs_embed.errors import CheckpointError, ModelError
 
 _KEEP_LOADED = 2
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+_log = logging.getLogger("rs_embed")
 
 T = TypeVar("T")
 
@@ -53,12 +58,12 @@ class _Recent(Generic[T]):
         self.made: OrderedDict[tuple[str, int, int, str], T] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, file: Path, device: torch.device, make: Callable[[Path, torch.device], T]) -> T:
+    def get(self, file: Path, kind: str, make: Callable[[], T]) -> T:
         status = file.stat()
-        key = (str(file.resolve()), status.st_mtime_ns, status.st_size, str(device))
+        key = (str(file.resolve()), status.st_mtime_ns, status.st_size, kind)
         with self._lock:
             if key not in self.made:
-                self.made[key] = make(file, device)
+                self.made[key] = make()
             self.made.move_to_end(key)
             while len(self.made) > _KEEP_LOADED:
                 self.made.popitem(last=False)
@@ -76,17 +81,18 @@ def load_embedder(card: ModelCard, *, checkpoint: object | None, device: str, pr
         card: the model.
         checkpoint: hub repo, path, or a ready object that encodes images; None for the card's own.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        precision: "fp32".
+        precision: "fp32", "bf16", "int8" (on a CPU), "fp16" (on CUDA).
 
     Raises:
         CheckpointError: when the weights cannot be had or do not fit.
         ModelError: for a device or precision that is not there.
     """
-    if precision != "fp32":
-        raise ModelError(f"precision must be 'fp32' in this version, got {precision!r}")
     where = find_device(device)
+    _check_precision(precision, where)
     size = ChipSize(card.image_px, card.patch_px)
     if checkpoint is not None and not isinstance(checkpoint, (str, Path)):
+        if precision != "fp32":
+            raise ModelError(f"precision {precision!r} needs a checkpoint by name: a ready object computes as it is")
         wrapper = wrap(checkpoint, default=size, device=where)
         return RemoteClipEmbedder(
             card=card,
@@ -99,7 +105,8 @@ def load_embedder(card: ModelCard, *, checkpoint: object | None, device: str, pr
             transform=wrapper.transform,
         )
     reference = str(checkpoint) if checkpoint is not None else card.checkpoint
-    loaded = _images.get(find_weights(reference), where, _load_images)
+    weights = find_weights(reference)
+    loaded = _images.get(weights, f"{where} {precision}", lambda: _load_images(weights, where, precision))
     config = loaded.tower.config
     return RemoteClipEmbedder(
         card=card,
@@ -109,7 +116,19 @@ def load_embedder(card: ModelCard, *, checkpoint: object | None, device: str, pr
         checkpoint=reference.removeprefix("hf:"),
         weights_sha256=loaded.sha256,
         activation=loaded.activation,
+        dtype=_DTYPES.get(precision, torch.float32),
     )
+
+
+def _check_precision(precision: str, device: torch.device) -> None:
+    if precision not in PRECISIONS:
+        raise ModelError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}, got {precision!r}")
+    if precision == "fp16" and device.type == "cpu":
+        raise ModelError("precision 'fp16' is slow on a CPU: use 'fp32', 'bf16' or 'int8'")
+    if precision == "int8" and device.type != "cpu":
+        raise ModelError(f"precision 'int8' is for the CPU, not for {device}: use 'fp16' or 'bf16'")
+    if precision == "bf16" and device.type == "cpu" and not has_bf16():
+        _log.warning("this CPU emulates bfloat16: 'fp32' is faster here, and 'int8' more so")
 
 
 def find_weights(reference: str) -> Path:
@@ -148,15 +167,18 @@ def load_text_embedder(card: ModelCard, *, checkpoint: str | Path | None, device
         )
     reference = card.checkpoint if checkpoint is None else str(checkpoint)
     where = find_device(device)
-    loaded = _texts.get(find_weights(reference), where, _load_texts)
+    weights = find_weights(reference)
+    loaded = _texts.get(weights, str(where), lambda: _load_texts(weights, where))
     return TextEmbedder(
         model=card.name, tower=loaded.tower, tokenizer=loaded.tokenizer, device=where, weights_sha256=loaded.sha256
     )
 
 
-def _load_images(file: Path, device: torch.device) -> _Images:
+def _load_images(file: Path, device: torch.device, precision: str) -> _Images:
     checkpoint = open_checkpoint(file)
-    tower = checkpoint.load_vision().to(device)
+    tower = checkpoint.load_vision().to(device, _DTYPES.get(precision, torch.float32))
+    if precision == "int8":
+        quantise(tower)
     return _Images(tower, checkpoint.sha256(), checkpoint.config.activation)
 
 

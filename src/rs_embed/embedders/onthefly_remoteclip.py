@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from rs_embed import settings
+from rs_embed.clip.kernels import pack_when_it_pays
+from rs_embed.clip.model import VisionTower
 from rs_embed.clip.preprocess import normalise
 from rs_embed.embedders.base import ImageEncoder, PixelTransform, TokenEncoder
 from rs_embed.embedders.card import ModelCard
@@ -36,6 +38,8 @@ class RemoteClipEmbedder:
     activation: str | None
     transform: PixelTransform | None = None
     """The network's own preprocessing, preferred to CLIP's."""
+    dtype: torch.dtype = torch.float32
+    """What the network computes in."""
 
     @property
     def preprocess(self) -> str:
@@ -79,7 +83,7 @@ class RemoteClipEmbedder:
         with torch.inference_mode():
             parts = [self._encode(images[i : i + step], output, with_tokens) for i in range(0, len(images), step)]
         ends = np.cumsum([len(chips.images) for chips in patches])[:-1]
-        pooled, projected, tokens = (np.split(torch.cat(side).numpy(), ends) for side in zip(*parts, strict=True))
+        pooled, projected, tokens = (np.split(torch.cat(s).cpu().numpy(), ends) for s in zip(*parts, strict=True))
         wanted = output.mode == "grid" or with_tokens
         grids = [_stitched(t, chips) if wanted else None for t, chips in zip(tokens, patches, strict=True)]
         return [
@@ -91,20 +95,23 @@ class RemoteClipEmbedder:
         self, images: Sequence[npt.NDArray[np.uint8]], output: OutputSpec, with_tokens: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The pooled vector (n, d), the CLIP projection (n, p), and patch tokens (n, t, w), (n, 0) where not asked."""
-        pixels = self._pixels(images).to(self.device)
-        network = self.network
-        if not isinstance(network, TokenEncoder):
-            vectors = network.encode_image(pixels).float().cpu()
+        pixels = self._pixels(images).to(self.device, self.dtype)
+        network, wanted = self.network, output.mode == "grid" or with_tokens
+        if isinstance(network, VisionTower) and self.device.type == "cpu":
+            pack_when_it_pays(network, len(images))
+        alone = output.pooling == "projected" and not wanted and isinstance(network, ImageEncoder)
+        if alone or not isinstance(network, TokenEncoder):
+            assert isinstance(network, ImageEncoder)
+            vectors = network.encode_image(pixels).float()
             return vectors, vectors, vectors[:, :0]
         tokens = network.tokens(pixels)  # (n, 1 + g*g, w)
-        projected = network.project(tokens).float().cpu()
-        pooled = projected if output.pooling == "projected" else tokens.float().mean(dim=1).cpu()
-        wanted = output.mode == "grid" or with_tokens
-        return pooled, projected, tokens[:, 1:].float().cpu() if wanted else pooled[:, :0]
+        projected = network.project(tokens).float()
+        pooled = projected if output.pooling == "projected" else tokens.float().mean(dim=1)
+        return pooled, projected, tokens[:, 1:].float() if wanted else pooled[:, :0]
 
     def _pixels(self, images: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
         if self.transform is None:
-            return normalise(images)
+            return normalise(images, self.device)
         side = self.size.image_px
         ready = [torch.as_tensor(self.transform.transform(image, side)) for image in images]
         return torch.stack([pixels.reshape(3, side, side).float() for pixels in ready])

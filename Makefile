@@ -4,7 +4,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 PEERS := benchmarks/data/peers
 
-.PHONY: demo test lint bench train constraints clean
+PEER_PYTHON := benchmarks/data/rs-embed-peer/bin/python
+PYTHON312 ?= $(shell command -v python3.13 || command -v python3.12)
+
+.PHONY: demo test lint bench bench-peers bench-gpu train constraints clean
 
 demo: $(READY)  ## The main job on real Sentinel-2 imagery, with a picture
 	$(BIN)/rs-embed demo --out demo-output
@@ -23,6 +26,15 @@ bench: $(READY)  ## Benchmarks against what a user would write otherwise (minute
 	  $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check 'stackstac==0.5.1' 'pandas<3' && \
 	  touch $(PEERS)/bin/stackstac-is-there; }
 	$(BIN)/python -m benchmarks
+
+bench-peers: $(READY)  ## Against rs-embed 0.3.1, open_clip, transformers in an environment of their own (some GB, 10 minutes)
+	@test -x $(PEER_PYTHON) || { $(PYTHON312) -m venv benchmarks/data/rs-embed-peer && \
+	  $(PEER_PYTHON) -m pip install --quiet --disable-pip-version-check 'torch==2.13.0' && \
+	  $(PEER_PYTHON) -m pip install --quiet --disable-pip-version-check 'rs-embed==0.3.1' 'torch==2.13.0'; }
+	$(BIN)/python -m benchmarks.bench_peers
+
+bench-gpu: $(READY)  ## The networks on CUDA: images/s, share of the card's product, open_clip
+	$(BIN)/python -m benchmarks.bench_gpu
 
 train: $(READY)  ## Train clip_eurosat_s2rgb from scratch: DATA=eurosat_rgb.tar (100 minutes on 2 cores); goes on where it stopped
 	$(BIN)/python -m training.train_clip_eurosat $(if $(DATA),--data $(DATA))

@@ -51,7 +51,8 @@ def _items(url: str) -> list[dict[str, object]]:
     return found
 
 
-def _places(path: Path, n: int) -> Path:
+def write_places(path: Path, n: int) -> Path:
+    """A CSV of places at random on the tile."""
     rng = np.random.default_rng(0)
     x, y = 499_980 + rng.uniform(400, SIDE_PX * 10 - 400, n), 5_300_040 - rng.uniform(800, SIDE_PX * 10 - 400, n)
     lon, lat = transformer(32633, 4326).transform(x, y)
@@ -59,11 +60,17 @@ def _places(path: Path, n: int) -> Path:
     return path
 
 
+def local_provider() -> Archive:
+    """The three dates as local files."""
+    sys.path.insert(0, "tests")
+    return Archive("local", "bench", tuple(scene_of_item(item, str) for item in _items(str(FOLDER))))
+
+
 def _measure(name: str, provider: Provider, n: int) -> str:
     with tempfile.TemporaryDirectory() as root:
-        file, out = _places(Path(root) / "places.csv", n), Path(root) / "ds"
+        file, out = write_places(Path(root) / "places.csv", n), Path(root) / "ds"
         embedder = load_embedder(find_card(MODEL), checkpoint=None, device="auto", precision="fp32")
-        warm = _places(Path(root) / "warm.csv", n // 10)
+        warm = write_places(Path(root) / "warm.csv", n // 10)
         export_embeddings(MODEL, warm, Path(root) / "warm", temporal=JUNE, chip_m=CHIP_M, backend=provider)
         started = time.perf_counter()
         export_embeddings(MODEL, file, out, temporal=JUNE, chip_m=CHIP_M, backend=provider, report=_peak)
@@ -118,7 +125,7 @@ def _under_faults(n: int) -> str:
             serve_stac(write_items(FOLDER / "served.json", _items(url))) as api,
         ):
             provider = StacProvider(StacCatalog(name="bench", url=api, collections=("sentinel-2-l2a",)))
-            out, file = Path(root) / "ds", _places(Path(root) / "places.csv", n)
+            out, file = Path(root) / "ds", write_places(Path(root) / "places.csv", n)
             started = time.perf_counter()
             export_embeddings(MODEL, file, out, temporal=JUNE, chip_m=CHIP_M, backend=provider)
             seconds.append(time.perf_counter() - started)
@@ -142,8 +149,7 @@ def report(kinds: Sequence[str] = ("local", "http", "faults"), n: int = 2000) ->
 
     lines = []
     if "local" in kinds:
-        scenes = tuple(scene_of_item(item, str) for item in _items(str(FOLDER)))
-        lines.append(_measure("local files", Archive("local", "bench", scenes), n))
+        lines.append(_measure("local files", local_provider(), n))
     if "http" in kinds:
         with server(FOLDER, 0.030) as url, serve_stac(write_items(FOLDER / "served.json", _items(url))) as api:
             catalog = StacCatalog(name="bench", url=api, collections=("sentinel-2-l2a",))

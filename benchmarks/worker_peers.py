@@ -14,7 +14,7 @@ import torch
 
 
 def mend_rshf():
-    """rshf 0.2.2 reads `config.model_name`, which today's transformers no longer have: no RemoteCLIP loads without this."""
+    """rshf 0.2.2 reads `config.model_name`, which today's transformers no longer have: without this nothing loads."""
     import open_clip
     import rshf.remoteclip.model as wrapper
 

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from affine import Affine
-from odc.geo.geobox import GeoBox
-from pyproj import Transformer
 
 from rs_embed.errors import SpecError
 from rs_embed.specs import BBox, Place, PointBuffer
+
+if TYPE_CHECKING:  # a quarter of a second that pixels of one's own do not need
+    from odc.geo.geobox import GeoBox
+    from pyproj import Transformer
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -40,6 +43,8 @@ def place_geobox(place: Place, scale_m: float) -> GeoBox:
     Raises:
         SpecError: for a grid of more than 8,192 px a side.
     """
+    from odc.geo.geobox import GeoBox
+
     epsg = utm_epsg(*place.centre)
     grid = _box_pixels(place, epsg, scale_m) if isinstance(place, BBox) else _square_pixels(place, epsg, scale_m)
     left, top, width, height = grid
@@ -72,6 +77,8 @@ def epsg_of(geobox: GeoBox) -> int:
 @lru_cache(maxsize=64)
 def transformer(source_epsg: int, target_epsg: int) -> Transformer:
     """Exact coordinate transform, x (longitude) first; safe to share between threads."""
+    from pyproj import Transformer
+
     return Transformer.from_crs(source_epsg, target_epsg, always_xy=True)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from odc.geo.geobox import GeoBox
 
 from rs_embed.errors import ProviderError
+
+if TYPE_CHECKING:
+    from odc.geo.geobox import GeoBox
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rs_embed.clip.model import Activation, Block, Product, VisionTower, activate
 
@@ -66,14 +66,23 @@ _Make = Callable[[Tensor, Tensor, Activation | None], Product]
 
 
 def _replace(tower: VisionTower, make: _Make) -> None:
-    """One assignment a product: a thread that runs the tower meanwhile sees the old one or the new one."""
+    """Set the faster form of each product, then drop its weights: a thread that runs meanwhile sees one of both."""
     for block in tower.transformer.resblocks:
         assert isinstance(block, Block)
         attention, mlp = block.attn, block.mlp
         attention.inward = make(attention.in_proj_weight.detach(), attention.in_proj_bias.detach(), None)
+        attention.in_proj_weight = _dropped(attention.in_proj_weight)
         attention.outward = make(attention.out_proj.weight.detach(), attention.out_proj.bias.detach(), None)
+        attention.out_proj.weight = _dropped(attention.out_proj.weight)
         mlp.inward = make(mlp.c_fc.weight.detach(), mlp.c_fc.bias.detach(), mlp.kind)
+        mlp.c_fc.weight = _dropped(mlp.c_fc.weight)
         mlp.outward = make(mlp.c_proj.weight.detach(), mlp.c_proj.bias.detach(), None)
+        mlp.c_proj.weight = _dropped(mlp.c_proj.weight)
+
+
+def _dropped(weight: Tensor) -> nn.Parameter:
+    """Its shape without its numbers."""
+    return nn.Parameter(weight.detach().to("meta"), requires_grad=False)
 
 
 def _packed(weight: Tensor, bias: Tensor, activation: Activation | None, rows: int) -> Product:

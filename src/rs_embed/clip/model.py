@@ -73,6 +73,17 @@ def activate(x: Tensor, kind: Activation) -> Tensor:
     return _ACTIVATIONS[kind](x)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor, faster: Product | None, kind: Activation | None = None) -> Tensor:
+    """A product by its faster form where there is one, else by its weights.
+
+    A caller reads the weights before the faster form, so that weights which `clip.kernels` drops are not missed.
+    """
+    if faster is not None:
+        return faster(x)
+    y = F.linear(x, weight, bias)
+    return y if kind is None else activate(y, kind)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one fused projection for query, key and value."""
 
@@ -87,13 +98,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, *, causal: bool, first: bool = False) -> Tensor:
         n, t, w = x.shape
-        qkv = self.inward(x) if self.inward else F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (n, t, 3w)
+        qkv = linear(x, self.in_proj_weight, self.in_proj_bias, self.inward)  # (n, t, 3w)
         q, k, v = qkv.view(n, t, 3, self.heads, w // self.heads).permute(2, 0, 3, 1, 4)  # each (n, h, t, w/h)
         if first:
             q, t = q[:, :, :1], 1
         y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)  # (n, h, t, w/h)
-        out: Tensor = (self.outward or self.out_proj)(y.transpose(1, 2).reshape(n, t, w))
-        return out
+        y = y.transpose(1, 2).reshape(n, t, w)
+        return linear(y, self.out_proj.weight, self.out_proj.bias, self.outward)
 
 
 class Mlp(nn.Module):
@@ -106,9 +117,8 @@ class Mlp(nn.Module):
         self.outward: Product | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.inward(x) if self.inward else activate(self.c_fc(x), self.kind)
-        out: Tensor = (self.outward or self.c_proj)(hidden)
-        return out
+        hidden = linear(x, self.c_fc.weight, self.c_fc.bias, self.inward, self.kind)
+        return linear(hidden, self.c_proj.weight, self.c_proj.bias, self.outward)
 
 
 class Block(nn.Module):

@@ -97,7 +97,12 @@ def describe_model(model: str) -> dict[str, Any]:
             "pooled('projected')": f"({card.projection_dim},) CLIP projection, the space shared with texts",
             "grid()": f"({card.token_dim}, {grid}, {grid}) patch tokens, row 0 north",
         },
-        "precision": {"fp32": "at most 1e-5 of the largest element from batch to batch"},
+        "precision": {
+            "fp32": "at most 1e-5 of the largest element from batch to batch",
+            "bf16": "cosine with fp32 0.998 at least, 1.000 in the middle (bundled model, 2,400 EuroSAT chips)",
+            "int8": "cosine with fp32 0.993 at least, 1.000 in the middle; 96 % of the ten best for words are the same",
+            "fp16": "CUDA; not measured",
+        },
         "place_sizes": [
             {"side_m": side, "metres_per_pixel": side / card.image_px, "metres_per_token": side / grid}
             for side in _EXAMPLE_SIDES_M

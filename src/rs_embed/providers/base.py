@@ -6,13 +6,14 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
-
-from odc.geo.geobox import GeoBox
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from rs_embed.errors import ProviderError
 from rs_embed.patch import Patch
 from rs_embed.specs import SensorSpec, TemporalSpec
+
+if TYPE_CHECKING:
+    from odc.geo.geobox import GeoBox
 
 T = TypeVar("T")
 

@@ -1,0 +1,125 @@
+"""Who works when: fetch, preparation and network of one export, as a picture, and the idle share of the slowest.
+
+`python -m benchmarks.bench_timeline [PICTURE]`. A local archive of real-sized files, chips of 640 m, ViT-B/32 of random
+weights; each interval is noted around the function that does the work.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `rs-embed export` has it, before torch is loaded
+
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from PIL import Image, ImageDraw
+
+from benchmarks.bench_stac import JUNE
+from benchmarks.bench_throughput import local_provider, write_places
+from benchmarks.oracle import random_checkpoint
+from rs_embed import batch, export_embeddings
+from rs_embed.cli.demo_picture import GREY, INK, PAPER, font
+from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
+from rs_embed.providers import archive
+
+COLOURS = {"fetch": "#2a788e", "prepare": "#7ad151", "network": "#c2410c"}
+PLACES = 256
+
+
+class Recorder:
+    """Intervals by stage and thread."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[str, int, float, float]] = []
+
+    def around(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*arguments: Any, **named: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*arguments, **named)
+            finally:
+                self.spans.append((stage, threading.get_ident(), started, time.perf_counter()))
+
+        return noted
+
+
+def covered(spans: list[tuple[float, float]]) -> float:
+    """Seconds in which at least one of them runs."""
+    total, end = 0.0, float("-inf")
+    for start, stop in sorted(spans):
+        total += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return total
+
+
+def draw(recorder: Recorder, path: Path, facts: str) -> None:
+    """A row a thread, a bar an interval."""
+    first, last = min(s[2] for s in recorder.spans), max(s[3] for s in recorder.spans)
+    rows = sorted({(stage, thread) for stage, thread, _, _ in recorder.spans}, key=lambda r: list(COLOURS).index(r[0]))
+    width, top, step = 1200, 70, 30
+    image = Image.new("RGB", (width + 140, top + step * len(rows) + 50), PAPER)
+    pen = ImageDraw.Draw(image)
+    pen.text((20, 12), "Who works when", INK, font=font(24))
+    pen.text((20, 42), facts, GREY, font=font(14))
+
+    def x(moment: float) -> float:
+        return 120 + (moment - first) / (last - first) * width
+
+    for number, (stage, thread) in enumerate(rows):
+        y = top + number * step
+        pen.text((20, y + 5), stage, INK, font=font(14))
+        for what, who, start, stop in recorder.spans:
+            if (what, who) == (stage, thread):
+                pen.rectangle((x(start), y + 3, max(x(stop), x(start) + 1), y + step - 4), COLOURS[stage])
+    bottom = top + step * len(rows)
+    for tick in range(int(last - first) + 1):
+        pen.line((x(first + tick), bottom, x(first + tick), bottom + 6), GREY)
+        if tick % max(1, int(last - first) // 10) == 0:
+            pen.text((x(first + tick) - 4, bottom + 10), f"{tick} s", GREY, font=font(13))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def report(picture: Path | None = None) -> list[str]:
+    """One line, and the picture."""
+    recorder, weights = Recorder(), random_checkpoint()
+    with tempfile.TemporaryDirectory() as root:
+        patches = (
+            mock.patch.object(archive, "_fetch_one", recorder.around("fetch", archive._fetch_one)),
+            mock.patch.object(batch, "_prepare", recorder.around("prepare", batch._prepare)),
+            mock.patch.object(RemoteClipEmbedder, "encode", recorder.around("network", RemoteClipEmbedder.encode)),
+        )
+        with patches[0], patches[1], patches[2]:
+            export_embeddings(
+                "remoteclip_s2rgb",
+                write_places(Path(root) / "places.csv", PLACES),
+                Path(root) / "out",
+                temporal=JUNE,
+                backend=local_provider(),
+                checkpoint=str(weights),
+                chip_m=640,
+            )
+    spans = {stage: [(a, b) for s, _, a, b in recorder.spans if s == stage] for stage in COLOURS}
+    whole = max(s[3] for s in recorder.spans) - min(s[2] for s in recorder.spans)
+    busy = {stage: covered(found) / whole for stage, found in spans.items()}
+    slowest = max(busy, key=busy.__getitem__)
+    line = (
+        f"timeline of {PLACES} places, local files: "
+        + ", ".join(f"{stage} at work {share:.0%}" for stage, share in busy.items())
+        + f" of {whole:.1f} s; the busiest ({slowest}) idles {1 - busy[slowest]:.0%}"
+    )
+    print(line, flush=True)
+    if picture is not None:
+        draw(recorder, picture, line)
+    return [line]
+
+
+if __name__ == "__main__":
+    report(*(Path(a) for a in sys.argv[1:]))

@@ -11,8 +11,11 @@ from importlib import import_module
 from pathlib import Path
 
 NAMES = ("composite", "cold_start", "batch", "stac")
-_REPORTED = "Export and search (`python -m benchmarks.bench_export`, `bench_throughput`, `bench_search`):"
-REPORTS = ("export", "throughput", "search")
+_REPORTED = (
+    "Network, overlap, export, search (`python -m benchmarks.bench_network`, `bench_timeline`, …); the peers are in "
+    "[RESULTS-peers.md](RESULTS-peers.md):"
+)
+REPORTS = ("network", "timeline", "export", "throughput", "search")
 
 
 def main() -> None:

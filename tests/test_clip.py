@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -11,9 +12,12 @@ import torch
 from PIL import Image
 
 from fakes import SMALL, state_dict, towers
+from rs_embed import OutputSpec
 from rs_embed.clip.model import ClipConfig, TextConfig, VisionConfig
-from rs_embed.clip.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize_and_crop, to_uint8
+from rs_embed.clip.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize_and_crop, resize_on_device, to_uint8
 from rs_embed.clip.tokenizer import Tokenizer, clip_rules
+from rs_embed.embedders.catalog import find_card
+from rs_embed.embedders.loading import load_embedder
 
 B32 = ClipConfig(
     vision=VisionConfig(width=768, layers=12, heads=12, patch_px=32, image_px=224),
@@ -208,3 +212,33 @@ def test_the_merges_are_those_of_open_clip(open_clip):
     ours = {k: i for k, i in rules.get_vocab().items() if not k.startswith("<|")}
     theirs = open_clip.tokenizer.SimpleTokenizer().encoder
     assert ours == {k: i for k, i in theirs.items() if not k.startswith(("<start_of", "<end_of", "<|"))}
+
+
+def test_resizing_on_the_device_is_near_to_pillow():
+    rng = np.random.default_rng(0)
+    images = [
+        rng.integers(0, 256, (h, w, 3)).astype(np.uint8) for h, w in ((410, 410), (224, 300), (410, 410), (64, 96))
+    ]
+    exact = normalise([resize_and_crop(image, 224) for image in images])
+    near = resize_on_device(images, 224)
+    assert near.shape == exact.shape
+    level = 1 / 255 / torch.tensor(CLIP_STD).view(1, 3, 1, 1)
+    apart = ((near - exact).abs() / level).round()
+    assert apart.max() <= 2
+    assert (apart > 0).float().mean() < 0.02
+    torch.testing.assert_close(resize_on_device([images[1]], 224)[0], near[1])
+
+
+def test_an_embedder_that_resizes_on_its_device_gives_nearly_the_same(small):
+    card = find_card("remoteclip_s2rgb")
+    exact = load_embedder(card, checkpoint=small, device="cpu", precision="fp32")
+    near = replace(exact, resizes=True)
+    dn = np.random.default_rng(0).integers(1, 5000, (3, 410, 300)).astype(np.uint16)
+    vectors = [
+        e.embed([e.preparation.cut(dn, fill_value=0.0, prep=prep)], OutputSpec.pooled("projected"))[0]
+        for e in (exact, near)
+        for prep in ("resize", "tile")
+    ]
+    cosine = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(vectors[:2], vectors[2:], strict=True)]
+    assert min(cosine) > 0.999
+    assert "on the device" in near.preprocess

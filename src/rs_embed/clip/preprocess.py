@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -68,9 +69,38 @@ def normalise(chips: Sequence[npt.NDArray[np.uint8]], device: torch.device | Non
 
     On CUDA the bytes are sent, a quarter of the floats, and made into floats there: the same numbers.
     """
-    batch = torch.from_numpy(np.stack(chips))
+    return _standardised(_on_device(chips, device).to(torch.float32, memory_format=torch.contiguous_format))
+
+
+def resize_on_device(
+    images: Sequence[npt.NDArray[np.uint8]], side_px: int, device: torch.device | None = None
+) -> Tensor:
+    """`resize_and_crop` and `normalise` on the device: images (y, x, 3) uint8 of any shapes to (n, 3, side, side) f32.
+
+    torch's antialiased bicubic filter instead of Pillow's: under 2 % of the grey levels differ, by one, or by two.
+    """
+    found: list[Tensor] = [torch.empty(0)] * len(images)
+    for shape in {image.shape for image in images}:  # those of one shape together
+        members = [i for i, image in enumerate(images) if image.shape == shape]
+        width, height = resized_size(shape[1], shape[0], side_px)
+        left, top = round((width - side_px) / 2.0), round((height - side_px) / 2.0)
+        grey = _on_device([images[i] for i in members], device).to(torch.float32)
+        for size in ((shape[0], width), (height, width)):  # along rows, then along columns, whole levels between
+            if size != tuple(grey.shape[2:]):
+                grey = F.interpolate(grey, size, mode="bicubic", antialias=True).round_().clamp_(0, 255)
+        for i, chip in zip(members, grey[:, :, top : top + side_px, left : left + side_px], strict=True):
+            found[i] = chip
+    return _standardised(torch.stack(found))
+
+
+def _on_device(images: Sequence[npt.NDArray[np.uint8]], device: torch.device | None) -> Tensor:
+    """Images of one shape, (n, 3, y, x) uint8; to CUDA from memory that need not be copied first."""
+    batch = torch.from_numpy(np.stack(images))
     if device is not None and device.type == "cuda":
         batch = batch.pin_memory().to(device, non_blocking=True)
-    pixels = batch.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-    mean, std = (torch.tensor(v, device=batch.device).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
-    return pixels.sub_(mean).div_(std)
+    return batch.permute(0, 3, 1, 2)
+
+
+def _standardised(grey: Tensor) -> Tensor:
+    mean, std = (torch.tensor(v, device=grey.device).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+    return grey.div_(255).sub_(mean).div_(std)

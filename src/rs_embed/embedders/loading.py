@@ -117,6 +117,7 @@ def load_embedder(card: ModelCard, *, checkpoint: object | None, device: str, pr
         weights_sha256=loaded.sha256,
         activation=loaded.activation,
         dtype=_DTYPES.get(precision, torch.float32),
+        resizes=where.type == "cuda" and precision in _DTYPES,
     )
 
 

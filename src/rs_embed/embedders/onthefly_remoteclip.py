@@ -13,7 +13,7 @@ from torch import Tensor
 from rs_embed import settings
 from rs_embed.clip.kernels import pack_when_it_pays
 from rs_embed.clip.model import VisionTower
-from rs_embed.clip.preprocess import normalise
+from rs_embed.clip.preprocess import normalise, resize_on_device
 from rs_embed.embedders.base import ImageEncoder, PixelTransform, TokenEncoder
 from rs_embed.embedders.card import ModelCard
 from rs_embed.embedders.chips import Chips, ChipSize, Preparation, stitch
@@ -40,11 +40,16 @@ class RemoteClipEmbedder:
     """The network's own preprocessing, preferred to CLIP's."""
     dtype: torch.dtype = torch.float32
     """What the network computes in."""
+    resizes: bool = False
+    """Whether patches are resized on the device, one grey level near to Pillow: on CUDA in half precision."""
 
     @property
     def preprocess(self) -> str:
         """What turns grey levels into the network's input."""
-        return "model.transform" if self.transform else "clip: resize shorter side (bicubic), centre crop, normalise"
+        if self.transform:
+            return "model.transform"
+        where = ", on the device" if self.resizes else ""
+        return f"clip: resize shorter side (bicubic{where}), centre crop, normalise"
 
     def pooling(self, output: OutputSpec) -> str | None:
         """How the vector of this output is made, as metadata names it.
@@ -67,7 +72,7 @@ class RemoteClipEmbedder:
     @property
     def preparation(self) -> Preparation:
         """How a patch becomes what the network sees; it needs no weights."""
-        return Preparation(self.card.dn_range, self.size, unresized=self.transform is not None)
+        return Preparation(self.card.dn_range, self.size, unresized=self.transform is not None or self.resizes)
 
     def embed(self, patches: Sequence[Chips], output: OutputSpec) -> list[FloatArray]:
         """One array a patch: (d,) for a pooled output, (d, rows, cols) for a token grid."""
@@ -110,6 +115,8 @@ class RemoteClipEmbedder:
         return pooled, projected, tokens[:, 1:].float() if wanted else pooled[:, :0]
 
     def _pixels(self, images: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
+        if self.resizes:
+            return resize_on_device(images, self.size.image_px, self.device)
         if self.transform is None:
             return normalise(images, self.device)
         side = self.size.image_px

@@ -44,7 +44,7 @@ class TooMuch(ProviderError):
 _REMEDIES: tuple[tuple[str, type[ProviderError], str], ...] = (
     (
         r"authorize access|could not automatically determine credentials|default credentials were not found"
-        r"|cannot be refreshed|invalid_grant|reauthentication|unauthenticated|401",
+        r"|cannot be refreshed|invalid_grant|reauthentication|unauthenticated|\b401\b",
         ProviderError,
         "not authenticated: run `earthengine authenticate` once, or set GOOGLE_APPLICATION_CREDENTIALS to a service "
         "account's key file",
@@ -67,7 +67,7 @@ _REMEDIES: tuple[tuple[str, type[ProviderError], str], ...] = (
         "too much for one request: take a smaller place, a shorter time range, or max_scenes",
     ),
     (
-        r"too many requests|quota|rate.?limit|too many concurrent|429|resource_exhausted",
+        r"too many requests|quota|rate.?limit|too many concurrent|\b429\b|resource_exhausted",
         ProviderError,
         "over its quota: lower RS_EMBED_REMOTECLIP_FETCH_WORKERS, wait, or look at the project's EECU-hours "
         "(https://developers.google.com/earth-engine/guides/noncommercial_tiers)",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import shapely
 import torch
@@ -417,11 +418,14 @@ def test_footprints_are_the_places_own_squares(sample):
     assert ring.exterior.is_ccw  # as RFC 7946 has it
 
 
-def test_an_index_of_an_earlier_version_is_made_again(tmp_path):
+@pytest.mark.parametrize("columns", [None, ["unique_id"]])
+def test_an_index_of_an_earlier_version_is_made_again(tmp_path, columns):
     folder = write_vectors(tmp_path / "ds", unit(np.eye(8, 16, dtype=np.float32)))
     EmbeddingIndex(folder)
     facts = folder / ".rs-embed" / "index" / "index.json"
-    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"columns": ["unique_id"]}))
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"columns": columns}))
+    for rows in facts.parent.glob("rows-*.parquet"):
+        pq.write_table(pq.read_table(rows).drop_columns(["geometry", "part"]), rows)
     index = EmbeddingIndex(folder)
     assert len(index) == 8
     assert len(index.search(vector=np.eye(16, dtype=np.float32)[0], k=8).hits) == 8

@@ -126,11 +126,22 @@ class EmbeddingIndex:
             raise RSEmbedError(
                 f"the index of {folder} is of other weights: delete {self._file.folder} and build it again"
             )
-        if self._file.facts.get("columns", _STORED) != _STORED:
-            with self.folder.lock("index"):  # by an earlier version: it is made of the dataset, so made again
+        self._drop_outdated()
+        self.add()
+
+    def _drop_outdated(self) -> None:
+        """What an earlier version wrote is made again: it is made of the dataset."""
+
+        def outdated() -> bool:
+            return len(self._file) > 0 and self._file.facts.get("columns") != _STORED
+
+        if not outdated():
+            return
+        with self.folder.lock("index"):
+            self._forget()  # another process may have made it while this one waited
+            if outdated():
                 shutil.rmtree(self._file.folder, ignore_errors=True)
                 self._forget()
-        self.add()
 
     def __len__(self) -> int:
         return len(self._file)

@@ -1,8 +1,7 @@
-"""`python -m benchmarks [NAME …]`: run them all, or those named, and write `benchmarks/RESULTS.md`."""
+"""`python -m benchmarks [NAME …]`: run them all, or those named; all of them write `benchmarks/RESULTS.md`."""
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
@@ -10,45 +9,52 @@ from datetime import date
 from importlib import import_module
 from pathlib import Path
 
-NAMES = ("composite", "cold_start", "batch", "stac")
-_REPORTED = (
-    "Network, overlap, export, search (`python -m benchmarks.bench_network`, `bench_timeline`, …); the peers are in "
-    "[RESULTS-peers.md](RESULTS-peers.md):"
+from benchmarks import machine, quote
+
+COMPARISONS = ("composite", "pixels", "cold_start", "batch", "stac")
+"""Each gives ratios against something else, measured in turns."""
+REPORTS = (
+    *("cold_start", "network", "precision", "timeline", "export", "throughput"),
+    *("search", "whurs19", "eurosat_search"),
 )
-REPORTS = ("network", "timeline", "export", "throughput", "search")
+"""Each prints lines, in a process of its own."""
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or NAMES
-    unknown = set(wanted) - set(NAMES)
+    wanted = sys.argv[1:] or COMPARISONS
+    unknown = set(wanted) - set(COMPARISONS)
     if unknown:
-        sys.exit(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+        sys.exit(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(COMPARISONS)}")
     found = [comparison for name in wanted for comparison in import_module(f"benchmarks.bench_{name}").run()]
     for comparison in found:
         print(comparison)
-    if set(wanted) == set(NAMES):
-        rows = [f"| {c.name} | {c.ours_s * 1e3:.0f} | {c.theirs_s * 1e3:.0f} | **{c.ratio:.2f}** |" for c in found]
-        head = [
-            f"{date.today()}, {os.cpu_count()} cores {platform.machine()}, Python {platform.python_version()};",
-            "the two sides took turns; the ratio is the median over turns.",
-            "",
-            "| what, against what | ours, ms | theirs, ms | times as fast |",
-            "|---|---|---|---|",
-        ]
-        reports = [line for name in REPORTS for line in _lines_of(f"benchmarks.bench_{name}")]
-        rows += [
-            "",
-            _REPORTED,
-            "",
-            *(f"* {r}" for r in reports),
-        ]
-        Path(__file__).with_name("RESULTS.md").write_text("\n".join([*head, *rows]) + "\n")
+    if set(wanted) != set(COMPARISONS):
+        return
+    rows = [f"| {c.name} | {c.ours_s * 1e3:.0f} | {c.theirs_s * 1e3:.0f} | **{c.ratio:.2f}** |" for c in found]
+    lines = [
+        f"{date.today()}, {machine.describe()};",
+        f"Python {platform.python_version()}; the two sides took turns; the ratio is the median over turns.",
+        "",
+        "| what, against what | ours, ms | theirs, ms | times as fast |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        f"Lines of `python -m benchmarks.bench_NAME`, for {', '.join(REPORTS)}:",
+        "",
+        *(f"* {line}" for name in REPORTS for line in _lines_of(f"benchmarks.bench_{name}")),
+        "",
+        "The peers are in [RESULTS-peers.md](RESULTS-peers.md) (`make bench-peers`).",
+    ]
+    Path(__file__).with_name("RESULTS.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    quote.main()
 
 
 def _lines_of(module: str) -> list[str]:
     """What a benchmark prints, in a process of its own: it sets how threads wait before torch is loaded."""
-    command = [sys.executable, "-m", module]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    print(module, flush=True)
+    done = subprocess.run([sys.executable, "-m", module], check=True, stdout=subprocess.PIPE, text=True)
+    print(done.stdout, flush=True)
+    return done.stdout.splitlines()
 
 
 if __name__ == "__main__":

@@ -98,6 +98,9 @@ def precision_at_10(folder: Path, n: int, held_out_only: bool = False) -> tuple[
 
 def report(n: int = 5041) -> list[str]:
     """One line."""
+    if not DATA.exists():
+        print(f"{DATA.name} is not at hand: nothing was measured", flush=True)
+        return []
     with tempfile.TemporaryDirectory() as root:
         found, rows, seconds = precision_at_10(Path(root), n)
     worst = min(found, key=found.__getitem__)

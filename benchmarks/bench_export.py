@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmarks.machine import peak_mib
 from rs_embed.embedders.catalog import find_card
 from rs_embed.embedders.chips import Chips, ChipSize, Preparation
 from rs_embed.embedders.onthefly_remoteclip import Encoded, RemoteClipEmbedder
@@ -63,8 +63,10 @@ class _Embedder(RemoteClipEmbedder):
     def preparation(self) -> Preparation:
         return _Preparation((0, 1), ChipSize(32, 32))
 
-    def encode(self, patches: Sequence[Chips], output: OutputSpec, *, with_tokens: bool = False) -> list[Encoded]:
-        return [Encoded(np.ones(DIMS[0], np.float32), np.ones(DIMS[1], np.float32), None) for _ in patches]
+    def start(
+        self, patches: Sequence[Chips], output: OutputSpec, *, with_tokens: bool = False
+    ) -> Callable[[], list[Encoded]]:
+        return lambda: [Encoded(np.ones(DIMS[0], np.float32), np.ones(DIMS[1], np.float32), None) for _ in patches]
 
 
 class _Provider:
@@ -146,7 +148,7 @@ def report(sizes: Sequence[int] = SIZES) -> list[str]:
             found[n] = run_one(n, Path(root))
             total = sum(found[n].values())
             told = ", ".join(f"{name} {s:.1f}" for name, s in found[n].items())
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+            peak = peak_mib() / 1024
             line = f"{n:,} rows, fake model: {total:.1f} s ({told}), {1e3 * total / n:.2f} ms a row, peak {peak:.2f} GB"
             lines.append(line)
             print(line, flush=True)

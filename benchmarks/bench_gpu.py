@@ -1,6 +1,7 @@
 """On a GPU: images a second of ViT-B/32 and ViT-L/14 in each precision, the share of the card's own product, open_clip.
 
-`make bench-gpu`, on a machine with CUDA. Random weights; pixels start as uint8 chips on the host on both sides.
+`make bench-gpu`, on a machine with CUDA. Random weights; pixels start as uint8 chips on the host on both sides. Then
+whole batches of patches, ViT-B/32: what preparing them on the host leaves of the network's rate.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import sys
 import numpy as np
 import torch
 
-from benchmarks.oracle import import_open_clip
+from benchmarks.oracle import import_open_clip, random_checkpoint
 from benchmarks.timing import seconds_of
+from rs_embed import OutputSpec, get_embeddings_batch
 from rs_embed.clip.model import VisionConfig, VisionTower, initialise
 from rs_embed.clip.preprocess import CLIP_MEAN, CLIP_STD, normalise
 
@@ -80,6 +82,30 @@ def report() -> list[str]:
                     f"{rate / 1e3:,.1f} TFLOP/s of a product), open_clip {batch / b:,.0f} (x{b / a:.2f})"
                 )
                 print(lines[-1], flush=True)
+    lines += _whole_runs()
+    return lines
+
+
+def _whole_runs(patches: int = 2048, side_px: int = 410) -> list[str]:
+    """Raw DN on the host to vectors on the host, by the way that users take."""
+    dn = list(np.random.default_rng(0).integers(1, 5000, (patches, 3, side_px, side_px)).astype(np.uint16))
+    checkpoint, lines = str(random_checkpoint()), []
+    for precision in KINDS:
+
+        def run(precision: str = precision) -> None:
+            get_embeddings_batch(
+                "remoteclip_s2rgb",
+                input_chws=dn,
+                output=OutputSpec.pooled("projected"),
+                checkpoint=checkpoint,
+                precision=precision,
+                device="cuda",
+            )
+
+        run()
+        seconds = sorted(seconds_of(run) for _ in range(3))[1]
+        lines.append(f"{patches:,} patches of {side_px} px, ViT-B/32 {precision}: {patches / seconds:,.0f} patches/s")
+        print(lines[-1], flush=True)
     return lines
 
 

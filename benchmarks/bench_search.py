@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.machine import peak_mib
 from rs_embed.embedders.text import unit
 from rs_embed.search.vectors import VectorFile
 
@@ -60,11 +60,11 @@ def _measure(name: str, parts: Iterator[npt.NDArray[np.float32]], folder: Path) 
             seconds[exact].append(time.perf_counter() - started)
         agreed += len(found[0] & found[1])
     exact_ms, fast_ms = (1e3 * statistics.median(seconds[e]) for e in (True, False))
-    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    peak_gb = peak_mib() / 1024
     return (
         f"search, {len(file):,} {name} vectors of {DIM}: {fast_ms:.1f} ms against {exact_ms:.0f} ms exact "
         f"(x{exact_ms / fast_ms:.0f}), recall@{K} {agreed / QUERIES / K:.3f}; built in {build_s:.0f} s; "
-        f"peak {peak_gb:.2f} GB"
+        f"peak memory {peak_gb:.2f} GB"
     )
 
 

@@ -1,7 +1,7 @@
 """Who works when: fetch, preparation and network of one export, as a picture, and the idle share of the slowest.
 
-`python -m benchmarks.bench_timeline [PICTURE]`. A local archive of real-sized files, chips of 640 m, ViT-B/32 of random
-weights; each interval is noted around the function that does the work.
+`python -m benchmarks.bench_timeline [PICTURE]` (default: the one in docs/images). A local archive of real-sized files,
+chips of 640 m, ViT-B/32 of random weights; each interval is noted around the function that does the work.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from rs_embed.providers import archive
 
 COLOURS = {"fetch": "#2a788e", "prepare": "#7ad151", "network": "#c2410c"}
 PLACES = 256
+PICTURE = Path(__file__).parents[1] / "docs" / "images" / "timeline.png"
 
 
 class Recorder:
@@ -94,7 +95,7 @@ def report(picture: Path | None = None) -> list[str]:
         patches = (
             mock.patch.object(archive, "_fetch_one", recorder.around("fetch", archive._fetch_one)),
             mock.patch.object(batch, "_prepare", recorder.around("prepare", batch._prepare)),
-            mock.patch.object(RemoteClipEmbedder, "encode", recorder.around("network", RemoteClipEmbedder.encode)),
+            mock.patch.object(RemoteClipEmbedder, "start", recorder.around("network", RemoteClipEmbedder.start)),
         )
         with patches[0], patches[1], patches[2]:
             export_embeddings(
@@ -122,4 +123,4 @@ def report(picture: Path | None = None) -> list[str]:
 
 
 if __name__ == "__main__":
-    report(*(Path(a) for a in sys.argv[1:]))
+    report(*(Path(a) for a in sys.argv[1:] or [PICTURE]))

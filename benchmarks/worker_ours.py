@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.machine import peak_mib
 from rs_embed import OutputSpec, get_embeddings_batch
 
 
@@ -31,8 +31,7 @@ def main() -> None:
         stacked = np.stack([np.asarray(e.data) for e in found])
         seconds = time.perf_counter() - started
         np.save(folder / f"ours-{precision}-{line.strip()}.npy", stacked)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        print(json.dumps({"seconds": seconds, "peak_mib": peak}), flush=True)
+        print(json.dumps({"seconds": seconds, "peak_mib": peak_mib()}), flush=True)
 
 
 if __name__ == "__main__":

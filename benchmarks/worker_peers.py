@@ -4,7 +4,7 @@ Knows rs-embed 0.3.1, open_clip and transformers, all on the patches and weights
 """
 
 import json
-import resource
+import re
 import sys
 import time
 from pathlib import Path
@@ -109,7 +109,7 @@ def main():
         found = runs[line.strip()]()
         seconds = time.perf_counter() - started
         np.save(folder / f"{who}-{line.strip()}.npy", found)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        peak = int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) // 1024
         print(json.dumps({"seconds": seconds, "peak_mib": peak}), flush=True)
 
 

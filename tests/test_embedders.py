@@ -21,11 +21,15 @@ from rs_embed import (
     list_models,
     list_samples,
 )
+from rs_embed.batch import embed_ready, prepare_all
 from rs_embed.clip.kernels import can_pack, pack, quantise
 from rs_embed.clip.model import VisionConfig, VisionTower, initialise
 from rs_embed.clip.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize_and_crop, to_uint8
 from rs_embed.embedders import loading
+from rs_embed.embedders.catalog import find_card
 from rs_embed.embedders.chips import ChipSize, Preparation, stitch
+from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
+from rs_embed.embedding import Request
 from test_clip import oracle
 
 MODEL = "remoteclip_s2rgb"
@@ -307,6 +311,93 @@ def test_anything_that_encodes_images_will_do():
     assert result.meta["pooling"] == "model"
     with pytest.raises(ModelError, match="only pooled vectors"):
         get_embedding(MODEL, input_chw=pixels(), checkpoint=OnlyVectors(), output=OutputSpec.grid())
+
+
+def a_request() -> Request:
+    return Request(
+        place=None,
+        temporal=None,
+        sensor=SensorSpec(),
+        output=OutputSpec.pooled(),
+        input_prep="resize",
+        backend=None,
+        model=MODEL,
+        precision="fp32",
+        weights_sha256=None,
+    )
+
+
+class LittleMemory:
+    """Encodes at most two images at a time, as a GPU with little memory would; or none."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.batches = most, []
+
+    def encode_image(self, x: torch.Tensor) -> torch.Tensor:
+        self.batches.append(len(x))
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return x.mean(dim=(2, 3))
+
+
+def test_a_batch_that_the_device_has_no_memory_for_is_embedded_in_halves():
+    little, enough = LittleMemory(2), LittleMemory(8)
+    patches = [pixels() for _ in range(7)]
+    found, expected = (get_embeddings_batch(MODEL, input_chws=patches, checkpoint=n) for n in (little, enough))
+    assert max(little.batches) == 7
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a.data, b.data)
+    with pytest.raises(ModelError, match="has no memory for one image"):
+        get_embedding(MODEL, input_chw=patches[0], checkpoint=LittleMemory(0))
+
+
+class OnCuda:
+    """Notes when groups begin and when they are waited for."""
+
+    device = torch.device("cuda")
+
+    def __init__(self, embedder: RemoteClipEmbedder) -> None:
+        self.embedder, self.events = embedder, []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.embedder, name)
+
+    def start(self, chips, output, *, with_tokens):
+        number = sum(event.startswith("start") for event in self.events)
+        self.events.append(f"start {number}")
+        finish = self.embedder.start(chips, output, with_tokens=with_tokens)
+
+        def noted():
+            self.events.append(f"finish {number}")
+            return finish()
+
+        return noted
+
+
+def test_a_gpu_is_given_the_next_group_before_the_last_is_waited_for(small, monkeypatch):
+    monkeypatch.setenv("RS_EMBED_REMOTECLIP_BATCH_SIZE", "2")
+    embedder = loading.load_embedder(find_card(MODEL), checkpoint=small, device="cpu", precision="fp32")
+    patches = [pixels() for _ in range(5)]
+    requests = dict.fromkeys(range(5), a_request())
+
+    def run(subject: object) -> list[np.ndarray]:
+        ready = prepare_all(embedder.preparation, requests, enumerate(patches))
+        outcomes = list(embed_ready(subject, requests, ready))
+        assert [o.position for o in outcomes] == list(range(5))
+        return [o.result.data for o in outcomes]
+
+    gpu = OnCuda(embedder)
+    np.testing.assert_array_equal(run(gpu), run(embedder))
+    assert gpu.events == ["start 0", "start 1", "finish 0", "start 2", "finish 1", "finish 2"]
+
+
+@pytest.mark.parametrize("processors", [1, 16])
+def test_patches_are_prepared_in_the_order_in_which_they_arrive(monkeypatch, processors):
+    monkeypatch.setattr("os.cpu_count", lambda: processors)
+    requests = dict.fromkeys(range(40), a_request())
+    arrivals = ((i, pixels(600 if i % 7 == 0 else 20, 40)) for i in range(40))
+    found = list(prepare_all(Preparation((0, 10_000), ChipSize(224, 32)), requests, arrivals))
+    assert [item.position for item in found] == list(range(40))
 
 
 def test_an_object_that_encodes_nothing_is_refused():

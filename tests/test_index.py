@@ -30,7 +30,8 @@ from rs_embed import (
 from rs_embed.cli.main import main
 from rs_embed.embedders.text import unit
 from rs_embed.search.concepts import learn
-from rs_embed.search.query import odds_of, query_vector, text_query
+from rs_embed.search.found import NOTHING_LIKE_IT
+from rs_embed.search.query import query_vector, text_query
 from rs_embed.search.vectors import VectorFile
 from vector_dataset import write_vectors
 
@@ -68,6 +69,46 @@ def test_words_give_what_brute_force_gives(sample):
     assert [h.rank for h in found.hits] == list(range(1, 11))
     assert found.hits[0].percentile > 95
     assert all(0 <= h.probability <= 1 for h in found.hits)
+
+
+def test_words_that_the_model_does_not_know_are_told_in_the_answer(sample):
+    index = EmbeddingIndex(sample)
+    assert "does not know the word(s) 'fire' of 'forest fire'" in index.search("forest fire").notice
+    assert "'smoke'" in index.search("forest", negative="smoke").notice
+    glacier = index.search("glacier").notice
+    assert glacier.startswith(NOTHING_LIKE_IT)
+    assert "'glacier'" in glacier
+    assert "know" not in (index.search("forest").notice or "")
+
+
+def test_places_tell_how_well_each_answers_a_question(sample):
+    index = EmbeddingIndex(sample)
+    vectors, ids = projected(sample)
+    scores = vectors @ text_query(MODEL, "forest")
+    listed = index.places(text="forest", limit=100)
+    assert len(listed.hits) == 54
+    expected = {unique: 100 * (scores < scores[i]).mean() for i, unique in enumerate(ids)}
+    for hit in listed.hits:
+        assert hit.percentile == pytest.approx(expected[hit.unique_id], abs=2)  # float16 may swap neighbours
+    assert {hit.percentile for hit in index.places(limit=100).hits} == {0.0}
+    winter = index.places(text="forest", time=TemporalSpec.range("2017-12-01", "2018-03-01"), limit=100)
+    assert 0 < winter.searched < 54
+    assert {h.unique_id: h.percentile for h in listed.hits}.items() >= {
+        h.unique_id: h.percentile for h in winter.hits
+    }.items()
+
+
+def test_an_index_that_is_built_again_holds_what_the_dataset_holds_now(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(20, 64)).astype(np.float32)
+    folder = write_vectors(tmp_path / "ds", vectors, [f"r{i}" for i in range(20)])
+    index = EmbeddingIndex(folder)
+    next((folder / "embeddings").iterdir()).unlink()
+    write_vectors(folder, vectors[::-1], [f"r{i}" for i in range(20)])  # as many rows: `add` cannot see it
+    assert (index.add(), index.search(vector=vectors[0], k=1).hits[0].id) == (0, "r0")
+    seen: list[tuple[int, int]] = []
+    assert index.build(lambda done, total: seen.append((done, total))) == 20
+    assert seen == [(1, 1)]
+    assert index.search(vector=vectors[0], k=1).hits[0].id == "r19"
 
 
 def test_what_is_not_wanted_goes_down(sample):
@@ -271,18 +312,20 @@ def test_text_queries_on_real_vectors_are_found_by_sign_bits(whurs19, tmp_path):
     assert hits / 190 >= 0.98
 
 
-def test_a_class_that_was_removed_is_said_to_be_missing(whurs19):
-    vectors, labels = unit(whurs19["image_embeddings"]), whurs19["class_index"]
+def test_a_class_that_was_removed_is_said_to_be_missing(whurs19, tmp_path):
+    """With only the 18 other classes as the background; the library's own vocabulary is larger."""
+    vectors, labels = whurs19["image_embeddings"], whurs19["class_index"]
     texts = unit(whurs19["text_embeddings"].mean(axis=0))
-    present, removed = [], []
+    whole = EmbeddingIndex(write_vectors(tmp_path / "whole", vectors))
+    said = []
     for c in range(19):
-        others = np.delete(texts, c, axis=0)
-        query = unit(texts[c] - others.mean(axis=0))
-        for kept, found in ((vectors, present), (vectors[labels != c], removed)):
-            best = kept[np.argsort(-(kept @ query))[:20]]
-            found.append(odds_of(texts[c], others, best, 100.0).mean())
-    assert np.mean(np.array(present) >= 0.5) == 1.0
-    assert np.mean(np.array(removed) < 0.5) >= 0.8
+        question = {"vector": texts[c], "background": np.delete(texts, c, axis=0), "logit_scale": 100.0}
+        found = whole.search(**question)
+        assert found.notice is None
+        assert all(hit.probability > 0.5 for hit in found.hits[:5])
+        without = EmbeddingIndex(write_vectors(tmp_path / f"without-{c}", vectors[labels != c]))
+        said.append((without.search(**question).notice or "").startswith(NOTHING_LIKE_IT))
+    assert np.mean(said) >= 0.8
 
 
 # --- concepts ------------------------------------------------------------------------------------------

@@ -102,6 +102,7 @@ def test_a_search_lists_and_draws_what_the_index_finds(visit, folder):
     assert found == [h.unique_id for h in hits]
     expect(visit.page.locator("#count")).to_have_text("18 of 18")
     expect(visit.page.locator(".pin")).to_have_count(18)
+    expect(visit.page.locator("#legend")).to_contain_text("scores above")
     visit.page.locator("#results li").first.click()
     expect(visit.page.locator("#results li").first).to_have_attribute("aria-current", "true")
     expect(visit.page.locator(".popup")).to_contain_text(f"{hits[0].lat:.4f}, {hits[0].lon:.4f}")
@@ -159,6 +160,13 @@ def test_time_and_area_filter_the_answer(visit, folder):
     assert 0 < east - west < 0.2
     found = EmbeddingIndex(folder).search("forest", bbox=(west, south, east, north))
     assert visit.ids() == [h.unique_id for h in found.hits]
+
+
+def test_what_the_model_does_not_know_of_the_words_is_on_the_page(visit):
+    search(visit, "forest fire")
+    expect(visit.page.locator("#notice")).to_contain_text("does not know the word(s) 'fire'")
+    search(visit, "forest")
+    expect(visit.page.locator("#notice")).not_to_contain_text("does not know")
 
 
 def test_a_link_shows_the_same_and_back_goes_back(visit, browser):

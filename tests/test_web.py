@@ -68,6 +68,10 @@ def test_places_similar_ones_and_thumbnails(url):
     answer = requests.get(f"{url}/api/thumbnail/{row['unique_id']}")
     assert answer.headers["content-type"] == "image/png"
     assert Image.open(io.BytesIO(answer.content)).size == (96, 96)
+    asked = requests.get(f"{url}/api/places", params={"text": "forest", "limit": 18}).json()["results"]
+    best = requests.get(f"{url}/api/search", params={"text": "forest", "k": 3}).json()["results"]
+    by_id = {r["unique_id"]: r["percentile"] for r in asked}
+    assert [by_id[r["unique_id"]] for r in best] == [r["percentile"] for r in best]
     assert "/api/search" in requests.get(f"{url}/openapi.json").json()["paths"]
 
 
@@ -96,6 +100,9 @@ def test_places_similar_ones_and_thumbnails(url):
         ("/../secret.txt", 404),
         ("/api/places?limit=0", 422),
         ("/api/places?offset=-1", 422),
+        ("/api/places?text=" + "x" * 10_000, 422),
+        ("/api/places?id=nobody", 400),
+        ("/api/places?bbox=nan,nan,nan,nan", 400),
         ("/api/nothing", 404),
         ("/api/search?text=a" + "&id=b" * 60, 422),
         ("/api/search?id=" + "x" * 300, 422),

@@ -291,8 +291,9 @@ def _checkpoint(checkpoint: object | None, sensor: SensorSpec) -> object | None:
 
 
 def _digest(array: Pixels) -> str:
-    head = f"{array.dtype.str}{array.shape}".encode()
-    return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
+    found = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
 
 
 def _run(

@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,7 +21,7 @@ from affine import Affine
 
 from rs_embed import settings
 from rs_embed.embedders.chips import Chips, Preparation
-from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
+from rs_embed.embedders.onthefly_remoteclip import Encoded, RemoteClipEmbedder
 from rs_embed.embedding import Embedding, EmbeddingFailure, ModelFacts, ModelInput, Request, build_meta, token_grid
 from rs_embed.errors import ModelError, ProviderError, RSEmbedError
 from rs_embed.grid import epsg_of
@@ -96,9 +98,19 @@ Look = Callable[[Pixels], PatchLook]
 def prepare_all(
     preparation: Preparation, requests: Mapping[int, Request], arrivals: Arrivals, *, look: Look | None = None
 ) -> Iterator[Ready | Outcome]:
-    """Patches as the model will see them, or why a place has none; needs no weights. `look` sees the pixels too."""
-    for position, pixels in arrivals:
-        yield _prepare(preparation, requests[position], position, pixels, look)
+    """Patches as the model will see them, or why a place has none; needs no weights. `look` sees the pixels too.
+
+    In some threads, for a GPU takes more images a second than one thread can prepare; in the order of the arrivals.
+    """
+    workers = settings.prepare_workers()
+    with ThreadPoolExecutor(workers, "rs-embed-prepare") as pool:
+        waiting: deque[Future[Ready | Outcome]] = deque()
+        for position, pixels in arrivals:
+            waiting.append(pool.submit(_prepare, preparation, requests[position], position, pixels, look))
+            while waiting and (len(waiting) >= workers or waiting[0].done()):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def embed_ready(
@@ -115,7 +127,9 @@ def embed_ready(
     grids come beside the vectors.
     """
     in_flight, step = settings.fetch_workers(), settings.batch_size(embedder.device.type)
+    ahead = 1 if embedder.device.type == "cuda" else 0  # a CPU has nothing to overlap with
     group: list[Ready] = []
+    running: deque[Iterator[Outcome]] = deque()
     failed = False
     for item in prepared:
         if isinstance(item, Ready):
@@ -124,13 +138,17 @@ def embed_ready(
             failed = True
             yield item
         if sum(len(ready.chips.images) for ready in group) >= step:
-            yield from _embed_group(embedder, requests, group, with_tokens)
+            running.append(_start_group(embedder, requests, group, with_tokens))
             group = []
+        while len(running) > ahead:
+            yield from running.popleft()
         in_flight -= failed and stop_on_error
         if in_flight == 0:
             break
     if group:
-        yield from _embed_group(embedder, requests, group, with_tokens)
+        running.append(_start_group(embedder, requests, group, with_tokens))
+    while running:
+        yield from running.popleft()
 
 
 def _prepare(
@@ -168,12 +186,23 @@ def _check(dn: Pixels, request: Request) -> dict[str, Any]:
     return report
 
 
-def _embed_group(
+def _start_group(
     embedder: RemoteClipEmbedder, requests: Mapping[int, Request], ready: Sequence[Ready], with_tokens: bool
 ) -> Iterator[Outcome]:
+    """Begin to embed a group; its outcomes are waited for when they are asked for."""
     output = requests[ready[0].position].output
-    found = embedder.encode([item.chips for item in ready], output, with_tokens=with_tokens)
-    for item, encoded in zip(ready, found, strict=True):
+    finish = embedder.start([item.chips for item in ready], output, with_tokens=with_tokens)
+    return _outcomes(embedder, requests, ready, finish, with_tokens)
+
+
+def _outcomes(
+    embedder: RemoteClipEmbedder,
+    requests: Mapping[int, Request],
+    ready: Sequence[Ready],
+    finish: Callable[[], list[Encoded]],
+    with_tokens: bool,
+) -> Iterator[Outcome]:
+    for item, encoded in zip(ready, finish(), strict=True):
         request = requests[item.position]
         tokens = None if encoded.tokens is None or not with_tokens else _grid(item, request, encoded.tokens, {})
         result = _result(embedder, request, item, encoded.array)

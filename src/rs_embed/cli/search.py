@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,17 +15,39 @@ import typer
 from rs_embed.cli import options
 
 if TYPE_CHECKING:
-    from rs_embed.search.index import Found, Hit
+    from rs_embed.search.found import Found, Hit
 
 Dataset = Annotated[Path, typer.Argument(metavar="DATASET", help="A folder that `rs-embed export` wrote.")]
 _COLUMNS, _SIDE, _LINE = 5, 192, 40
 
 
-def index(dataset: Dataset, as_json: options.Json = False) -> None:
+@contextmanager
+def building() -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr while an index is built."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    hidden = not sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), disable=hidden, transient=True) as bar:
+        task = bar.add_task("indexing, file", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def index(
+    dataset: Dataset,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Make it anew, as after rows were changed by hand.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
     """Build a dataset's index, or take in what was added since; `search` does it by itself."""
     from rs_embed.search.index import EmbeddingIndex
 
-    found = EmbeddingIndex(dataset)
+    with building() as report:
+        found = EmbeddingIndex(dataset, report)
+        if rebuild:
+            found.build(report)
     facts = {"rows": len(found), "model": found.request.model, "folder": str(dataset)}
     typer.echo(json.dumps(facts) if as_json else f"{len(found):,} row(s) of {found.request.model} can be searched")
 
@@ -56,7 +79,8 @@ def search(
     """Find the rows most like some words, other rows, or a saved concept."""
     from rs_embed.search.index import EmbeddingIndex
 
-    rows = EmbeddingIndex(dataset)
+    with building() as report:
+        rows = EmbeddingIndex(dataset, report)
     found = rows.search(
         text,
         id=like,

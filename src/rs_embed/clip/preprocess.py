@@ -7,6 +7,7 @@ Source: open_clip's `image_transform` for inference (Resize, CenterCrop, ToTenso
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_STRIP_ROWS = 128
 _LONGEST_PX = 16 * 224
 """A resized strip longer than this is cut to its centre while it is resized: same pixels, bounded memory."""
 
@@ -24,16 +26,25 @@ _LONGEST_PX = 16 * 224
 def to_uint8(dn: npt.NDArray[np.generic], dn_range: tuple[float, float]) -> npt.NDArray[np.uint8]:
     """Stretch `dn_range` to 0…255, clipped and truncated: (3, y, x) DN to (y, x, 3) uint8.
 
-    Divides rather than multiplies by the inverse: in float32 the two differ for some DN.
+    Divides rather than multiplies by the inverse: in float32 the two differ for some DN. Strips of rows, one band at
+    a time, so that the floats stay in the processor's cache.
     """
     low, high = dn_range
-    grey = dn.astype(np.float32)
-    if low:
-        grey -= np.float32(low)
-    grey /= np.float32(high - low)
-    np.clip(grey, 0.0, 1.0, out=grey)
-    grey *= np.float32(255.0)
-    return np.ascontiguousarray(grey.astype(np.uint8).transpose(1, 2, 0))
+    bands, height, width = dn.shape
+    rgb = np.empty((height, width, bands), np.uint8)
+    floats = np.empty((min(height, _STRIP_ROWS), width), np.float32)
+    for band in range(bands):
+        for top in range(0, height, _STRIP_ROWS):
+            rows = dn[band, top : top + _STRIP_ROWS]
+            grey = floats[: len(rows)]
+            grey[...] = rows
+            if low:
+                grey -= np.float32(low)
+            grey /= np.float32(high - low)
+            np.clip(grey, 0.0, 1.0, out=grey)
+            grey *= np.float32(255.0)
+            rgb[top : top + _STRIP_ROWS, :, band] = grey
+    return rgb
 
 
 def resize_and_crop(rgb: npt.NDArray[np.uint8], side_px: int) -> npt.NDArray[np.uint8]:
@@ -94,11 +105,20 @@ def resize_on_device(
 
 
 def _on_device(images: Sequence[npt.NDArray[np.uint8]], device: torch.device | None) -> Tensor:
-    """Images of one shape, (n, 3, y, x) uint8; to CUDA from memory that need not be copied first."""
+    """Images of one shape, (n, 3, y, x) uint8; to CUDA from pinned memory, while the device works on those before."""
     batch = torch.from_numpy(np.stack(images))
     if device is not None and device.type == "cuda":
-        batch = batch.pin_memory().to(device, non_blocking=True)
+        copies, work = _copy_stream(device), torch.cuda.current_stream(device)
+        with torch.cuda.stream(copies):
+            batch = batch.pin_memory().to(device, non_blocking=True)
+        work.wait_stream(copies)
+        batch.record_stream(work)
     return batch.permute(0, 3, 1, 2)
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _standardised(grey: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,25 +83,56 @@ class RemoteClipEmbedder:
 
         Chips of all patches share batches of `RS_EMBED_REMOTECLIP_BATCH_SIZE`.
         """
+        return self.start(patches, output, with_tokens=with_tokens)()
+
+    def start(
+        self, patches: Sequence[Chips], output: OutputSpec, *, with_tokens: bool = False
+    ) -> Callable[[], list[Encoded]]:
+        """Begin what `encode` gives, and return what waits for it: on CUDA the host is free meanwhile."""
         images = [image for chips in patches for image in chips.images]
         step = settings.batch_size(self.device.type)
-        with torch.inference_mode():
-            parts = [self._encode(images[i : i + step], output, with_tokens) for i in range(0, len(images), step)]
-        ends = np.cumsum([len(chips.images) for chips in patches])[:-1]
-        pooled, projected, tokens = (np.split(torch.cat(s).cpu().numpy(), ends) for s in zip(*parts, strict=True))
         wanted = output.mode == "grid" or with_tokens
-        grids = [_stitched(t, chips) if wanted else None for t, chips in zip(tokens, patches, strict=True)]
-        return [
-            Encoded(grid if output.mode == "grid" and grid is not None else _mean(a), _mean(b), grid)
-            for a, b, grid in zip(pooled, projected, grids, strict=True)
-        ]
+        with torch.inference_mode():
+            batches = [images[i : i + step] for i in range(0, len(images), step)]
+            parts = [part for batch in batches for part in self._fitting(batch, output, wanted)]
+            # not `.cpu()`, which would wait for all that the device was asked to do
+            coming = [torch.cat(found).to("cpu", non_blocking=True) for found in zip(*parts, strict=True)]
+        arrived = torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
+
+        def finish() -> list[Encoded]:
+            if arrived is not None:
+                arrived.synchronize()
+            ends = np.cumsum([len(chips.images) for chips in patches])[:-1]
+            pooled, projected, tokens = (np.split(found.numpy(), ends) for found in coming)
+            grids = [_stitched(t, chips) if wanted else None for t, chips in zip(tokens, patches, strict=True)]
+            return [
+                Encoded(grid if output.mode == "grid" and grid is not None else _mean(a), _mean(b), grid)
+                for a, b, grid in zip(pooled, projected, grids, strict=True)
+            ]
+
+        return finish
+
+    def _fitting(
+        self, images: Sequence[npt.NDArray[np.uint8]], output: OutputSpec, wanted: bool
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """`_encode` of a batch, or of its halves where the device has no memory for it."""
+        try:
+            return [self._encode(images, output, wanted)]
+        except torch.OutOfMemoryError:
+            if len(images) == 1:
+                raise ModelError(
+                    f"{self.device} has no memory for one image of {self.checkpoint}: free some, or use device='cpu'"
+                ) from None
+        torch.cuda.empty_cache()
+        middle = len(images) // 2
+        return [part for half in (images[:middle], images[middle:]) for part in self._fitting(half, output, wanted)]
 
     def _encode(
-        self, images: Sequence[npt.NDArray[np.uint8]], output: OutputSpec, with_tokens: bool
+        self, images: Sequence[npt.NDArray[np.uint8]], output: OutputSpec, wanted: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The pooled vector (n, d), the CLIP projection (n, p), and patch tokens (n, t, w), (n, 0) where not asked."""
+        """The pooled vector (n, d), the CLIP projection (n, p), and patch tokens (n, t, w), (n, 0) where not wanted."""
         pixels = self._pixels(images).to(self.device, self.dtype)
-        network, wanted = self.network, output.mode == "grid" or with_tokens
+        network = self.network
         if isinstance(network, VisionTower) and self.device.type == "cpu":
             pack_when_it_pays(network, len(images))
         alone = output.pooling == "projected" and not wanted and isinstance(network, ImageEncoder)

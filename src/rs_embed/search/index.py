@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,28 +13,26 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-import shapely
 
 from rs_embed.api import get_embedding
 from rs_embed.embedders.catalog import find_card
 from rs_embed.embedders.loading import load_text_embedder
-from rs_embed.embedders.text import check_texts, unit
+from rs_embed.embedders.text import TextEmbedder, check_texts, unit
 from rs_embed.embedding import Embedding
 from rs_embed.errors import ModelError, RSEmbedError, SpecError
 from rs_embed.export.dataset import vectors_of
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.request import ExportRequest
 from rs_embed.search.concepts import Concept, Concepts, learn
-from rs_embed.search.query import NEGATIVE_WEIGHT, query_vector, text_query, word_odds
+from rs_embed.search.found import JUDGED_BY, Found, Hit, corners_of, day_of, notice_of
+from rs_embed.search.query import NEGATIVE_WEIGHT, odds_of, query_vector, word_odds, word_query
 from rs_embed.search.vectors import EXACT_UP_TO, Nearest, VectorFile
 from rs_embed.specs import BBox, OutputSpec, TemporalSpec
 
 FloatArray = npt.NDArray[np.float32]
+Report = Callable[[int, int], None]
 
 MAX_HITS = 1000
-_UNLIKELY = 0.5
-_JUDGED_BY = 20
-NOTHING_LIKE_IT = "probably nothing like this here"
 _COLUMNS = (
     "unique_id",
     "id",
@@ -52,58 +49,16 @@ _STORED = [*_COLUMNS, "part"]
 """Of the rows' facts; `part` is the dataset's file that a row came from."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hit:
-    """One row that was found."""
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What rows are ranked by."""
 
-    rank: int
-    """From 1."""
-    score: float
-    """Only its order means anything."""
-    percentile: float
-    """Share of the rows searched that score lower, per cent."""
-    probability: float | None
-    """Of the words against the background vocabulary; None where nothing was asked in words."""
-    unique_id: str
-    id: str
-    lon: float
-    lat: float
-    bounds: tuple[float, float, float, float]
-    """West, south, east, north."""
-    footprint: tuple[tuple[float, float], ...]
-    """Corners (longitude, latitude): north-west, north-east, south-east, south-west of the place's own UTM square."""
-    start: str
-    end: str
-    status: str
-    scene_ids: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """An answer."""
-
-    hits: tuple[Hit, ...]
-    notice: str | None
-    """A warning about the whole answer: that nothing here is like what was asked, or that it is not exact."""
-    searched: int
-    """Rows that the filters left."""
-    exact: bool
-    recall: float | None
-    """Of an answer that is not exact: the share of the truly best that such answers hold, measured at the build."""
-
-    def facts(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "results": [asdict(hit) for hit in self.hits],
-            "notice": self.notice,
-            "searched": self.searched,
-            "exact": self.exact,
-            "recall": self.recall,
-        }
-
-    def to_geojson(self) -> dict[str, Any]:
-        """Footprints as a GeoJSON FeatureCollection."""
-        return {"type": "FeatureCollection", "features": [_feature(hit) for hit in self.hits]}
+    query: FloatArray
+    centred: bool
+    """Whether the direction is a difference already, as words minus their background are."""
+    words: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    """Rows that were named as examples: they are no answer."""
 
 
 class EmbeddingIndex:
@@ -111,12 +66,13 @@ class EmbeddingIndex:
 
     Args:
         folder: what `rs-embed export` wrote.
+        report: is called with files read and files to read, while the index is built.
 
     Raises:
         RSEmbedError: when the folder holds no dataset, or an index of other weights.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, report: Report | None = None) -> None:
         self.folder = DatasetFolder(Path(folder))
         self.request: ExportRequest = self.folder.request
         self.concepts = Concepts(self.folder)
@@ -127,7 +83,7 @@ class EmbeddingIndex:
                 f"the index of {folder} is of other weights: delete {self._file.folder} and build it again"
             )
         self._drop_outdated()
-        self.add()
+        self.add(report)
 
     def _drop_outdated(self) -> None:
         """What an earlier version wrote is made again: it is made of the dataset."""
@@ -149,7 +105,18 @@ class EmbeddingIndex:
     def __repr__(self) -> str:
         return f"EmbeddingIndex({str(self.folder.path)!r}, {len(self):,} rows, {self.request.model})"
 
-    def add(self, report: Callable[[int, int], None] | None = None) -> int:
+    def build(self, report: Report | None = None) -> int:
+        """Make the index anew from the dataset, as after rows were changed by hand; returns how many rows it has.
+
+        Args:
+            report: is called with files read and files to read.
+        """
+        with self.folder.lock("index"):
+            shutil.rmtree(self._file.folder, ignore_errors=True)
+            self._forget()
+        return self.add(report)
+
+    def add(self, report: Report | None = None) -> int:
         """Take in rows that the dataset has and the index does not; returns how many. Does nothing the second time.
 
         Args:
@@ -249,6 +216,7 @@ class EmbeddingIndex:
         concept: str | None = None,
         negative: str | Sequence[str] = (),
         background: npt.ArrayLike | None = None,
+        logit_scale: float | None = None,
         bbox: BBox | tuple[float, float, float, float] | None = None,
         time: TemporalSpec | None = None,
         k: int = 20,
@@ -266,7 +234,8 @@ class EmbeddingIndex:
                 the two apart.
             concept: the name of what `train` saved; instead of words and examples.
             negative: words for what is not wanted.
-            background: (b, d) vectors of other concepts, instead of the background vocabulary.
+            background: (b, d) vectors of other texts, instead of the background vocabulary, where `vector` is a text's.
+            logit_scale: of the model that made them: gives hits of `vector` and `background` their probabilities.
             bbox: only rows whose footprint meets this box.
             time: only rows whose time range lies inside of this one.
             k: how many, at most 1,000.
@@ -279,25 +248,41 @@ class EmbeddingIndex:
         """
         if not 1 <= k <= MAX_HITS:
             raise SpecError(f"k must be 1 to {MAX_HITS}, got {k}")
+        asked = self._asked(text, image, vector, id, unlike, concept, negative, background)
+        among = self._among(bbox, time, asked.own)
+        found = self._nearest(asked, k, among, exact, every_window)
+        odds = self._odds(asked, vector, background, logit_scale, found.positions)
+        return Found(
+            hits=self._hits(found, odds, k, every_window),
+            notice=notice_of(odds, self._remarks([*asked.words, *_names(negative)])),
+            searched=len(self) if among is None else len(among),
+            exact=found.exact,
+            recall=None if found.exact else self._file.facts.get("recall"),
+        )
+
+    def _asked(
+        self,
+        text: str | Sequence[str] | None,
+        image: npt.ArrayLike | None,
+        vector: Embedding | npt.ArrayLike | None,
+        id: str | Sequence[str] | None,
+        unlike: str | Sequence[str],
+        concept: str | None,
+        negative: str | Sequence[str],
+        background: npt.ArrayLike | None,
+    ) -> _Asked:
+        """One direction out of all that was said."""
         words = [] if text is None else check_texts(text)
         likes, unlikes = _names(id), _names(unlike)
         if concept is not None:
             if words or likes or unlikes or image is not None or vector is not None:
                 raise SpecError(f"concept {concept!r} stands for itself: leave out text, image, vector, id and unlike")
-            query = self._direction(concept)
-        else:
-            example = self._example(image, vector, likes)
-            query = self._query(words, check_texts(negative) if negative else [], example, background)
-            if unlikes:
-                query = self._learn(query, words, example, unlikes)
-        among = self._among(bbox, time, (*likes, *unlikes))
-        centred = bool(words or unlikes or concept)
-        found = self._nearest(query, k, among, centred, exact, every_window)
-        odds = self._odds(words, found.positions) if words else None
-        hits = self._hits(found, odds, k, every_window)
-        searched = len(self) if among is None else len(among)
-        recall = None if found.exact else self._file.facts.get("recall")
-        return Found(hits=hits, notice=_notice(odds), searched=searched, exact=found.exact, recall=recall)
+            return _Asked(self._direction(concept), centred=True)
+        example = self._example(image, vector, likes)
+        query = self._query(words, check_texts(negative) if negative else [], example, background)
+        if unlikes:
+            query = self._learn(query, words, example, unlikes)
+        return _Asked(query, centred=bool(words or unlikes), words=tuple(words), own=(*likes, *unlikes))
 
     def train(
         self, positives: str | Sequence[str], negatives: str | Sequence[str], *, name: str, text: str | None = None
@@ -391,15 +376,14 @@ class EmbeddingIndex:
     def _query(
         self, words: list[str], negative: list[str], example: FloatArray | None, background: npt.ArrayLike | None
     ) -> FloatArray:
-        model, checkpoint = self.request.model, self.request.checkpoint
         if words:
-            return text_query(model, words, negatives=negative, images=example, checkpoint=checkpoint)
+            return word_query(self._texts, words, negative, images=example)
         if example is None:
             raise ModelError("nothing was asked: give a text, an image, a vector or an id")
         if background is not None:
             return query_vector(texts=example, background=np.asarray(background, np.float32))
         if negative:
-            away = text_query(model, negative, checkpoint=checkpoint)
+            away = word_query(self._texts, negative)
             return unit(unit(example).mean(axis=0) - NEGATIVE_WEIGHT * away)
         return unit(unit(example).mean(axis=0))
 
@@ -431,21 +415,44 @@ class EmbeddingIndex:
         found = {row["unique_id"]: parts[row["part"]].get(row["unique_id"]) for row in rows}
         return {unique_id: png for unique_id, png in found.items() if png is not None}
 
-    def places(self, bbox: BBox | None = None, *, limit: int = 1000, offset: int = 0, spread: bool = False) -> Found:
-        """Rows in the order of the dataset, without a score.
+    def places(
+        self,
+        bbox: BBox | tuple[float, float, float, float] | None = None,
+        *,
+        time: TemporalSpec | None = None,
+        limit: int = 1000,
+        offset: int = 0,
+        spread: bool = False,
+        text: str | Sequence[str] | None = None,
+        id: str | Sequence[str] | None = None,
+        unlike: str | Sequence[str] = (),
+        concept: str | None = None,
+        negative: str | Sequence[str] = (),
+    ) -> Found:
+        """Rows in the order of the dataset; with a question, each with its percentile: how well every place answers it.
 
         Args:
             bbox: only rows whose footprint meets this box.
+            time: only rows whose time range lies inside of this one.
             limit: how many.
             offset: how many to pass over.
             spread: of more than `limit`, take some from everywhere instead of the first.
+            text: as for `search`, like those that follow.
+            id: rows as the example.
+            unlike: rows that are not meant.
+            concept: what `train` saved.
+            negative: words for what is not wanted.
         """
-        among = self._among(bbox, None, ())
+        among = self._among(bbox, time, ())
         positions = np.arange(len(self)) if among is None else among
         some = positions[offset:]
         some = some[:: -(-len(some) // limit) or 1][:limit] if spread else some[:limit]
         nothing = np.zeros(len(some), np.float32)
-        hits = self._hits(Nearest(some, nothing, nothing, exact=True), None, limit, every_window=True)
+        scored = Nearest(some, nothing, nothing, exact=True)
+        if text is not None or id or concept is not None:
+            asked = self._asked(text, None, None, id, unlike, concept, negative, None)
+            scored = self._file.compare(asked.query, some)
+        hits = self._hits(scored, None, limit, every_window=True)
         return Found(hits=hits, notice=None, searched=len(positions), exact=True, recall=None)
 
     def _among(
@@ -467,17 +474,16 @@ class EmbeddingIndex:
 
     def _nearest(
         self,
-        query: FloatArray,
+        asked: _Asked,
         k: int,
         among: npt.NDArray[np.int64] | None,
-        centred: bool,
         exact: bool | None,
         every_window: bool,
     ) -> Nearest:
         """As many as `k` places need: windows of one place are one answer, so more may have to be looked at."""
-        n, wanted = len(self) if among is None else len(among), max(k, _JUDGED_BY)
+        n, wanted = len(self) if among is None else len(among), max(k, JUDGED_BY)
         while True:
-            found = self._file.nearest(query, wanted, among=among, centred=centred, exact=exact)
+            found = self._file.nearest(asked.query, wanted, among=among, centred=asked.centred, exact=exact)
             if every_window or wanted >= n or len(set(self._places_of(found.positions))) >= k:
                 return found
             wanted = min(2 * wanted, n)
@@ -487,10 +493,32 @@ class EmbeddingIndex:
         some = self._table.select(["id", "centre_lon", "centre_lat"]).take(pa.array(positions))
         return list(zip(*(column.to_pylist() for column in some.columns), strict=True))
 
-    def _odds(self, words: list[str], positions: npt.NDArray[np.int64]) -> FloatArray:
-        """Probability of the words against the background vocabulary, for rows in the order of their scores."""
-        embedder = load_text_embedder(find_card(self.request.model), checkpoint=self.request.checkpoint, device="auto")
-        return word_odds(embedder, words, np.asarray(self._file.vectors[positions], np.float32))
+    @property
+    def _texts(self) -> TextEmbedder:
+        """The model's text side; it stays loaded."""
+        return load_text_embedder(find_card(self.request.model), checkpoint=self.request.checkpoint, device="auto")
+
+    def _remarks(self, words: Sequence[str]) -> list[str]:
+        """What the model cannot read of the words."""
+        return [remark for word in words for remark in self._texts.remarks(word)]
+
+    def _odds(
+        self,
+        asked: _Asked,
+        vector: Embedding | npt.ArrayLike | None,
+        background: npt.ArrayLike | None,
+        logit_scale: float | None,
+        positions: npt.NDArray[np.int64],
+    ) -> FloatArray | None:
+        """Probability of what was asked against the background, for rows in the order of their scores."""
+        images = np.asarray(self._file.vectors[positions], np.float32)
+        if asked.words:
+            return word_odds(self._texts, asked.words, images)
+        if vector is None or background is None or logit_scale is None:
+            return None
+        return odds_of(
+            unit(self._checked(vector)).mean(axis=0), np.asarray(background, np.float32), images, logit_scale
+        )
 
     def _hits(self, found: Nearest, odds: FloatArray | None, k: int, every_window: bool) -> tuple[Hit, ...]:
         hits: list[Hit] = []
@@ -514,9 +542,9 @@ class EmbeddingIndex:
                     lon=facts["centre_lon"],
                     lat=facts["centre_lat"],
                     bounds=(box["xmin"], box["ymin"], box["xmax"], box["ymax"]),
-                    footprint=_corners(facts["geometry"]),
-                    start=_day(facts["datetime_start"]),
-                    end=_day(facts["datetime_end"]),
+                    footprint=corners_of(facts["geometry"]),
+                    start=day_of(facts["datetime_start"]),
+                    end=day_of(facts["datetime_end"]),
                     status=facts["status"],
                     scene_ids=tuple(facts["scene_ids"]),
                 )
@@ -535,39 +563,9 @@ def _read_thumbnails(file: Path, changed_ns: int) -> dict[str, bytes]:
     return dict(zip(table["unique_id"].to_pylist(), table["thumbnail"].to_pylist(), strict=True))
 
 
-def _notice(odds: FloatArray | None) -> str | None:
-    """Percentiles are high for anything; the words' odds among the best tell whether it is there at all."""
-    if odds is None or not len(odds):
-        return None
-    mean = float(odds[:_JUDGED_BY].mean())
-    if mean >= _UNLIKELY:
-        return None
-    return f"{NOTHING_LIKE_IT}: the best {min(len(odds), _JUDGED_BY)} are like these words with {mean:.0%} on average"
-
-
 def _rows(file: Path) -> int:
     return int(pq.read_metadata(file).num_rows)
 
 
-def _day(moment: datetime) -> str:
-    return moment.astimezone(UTC).date().isoformat()
-
-
 def _names(given: str | Sequence[str] | None) -> list[str]:
     return [given] if isinstance(given, str) else list(given or ())
-
-
-def _corners(wkb: bytes) -> tuple[tuple[float, float], ...]:
-    """North-west, north-east, south-east, south-west; the export writes them from the south-east, anticlockwise."""
-    south_east, north_east, north_west, south_west = shapely.get_coordinates(shapely.from_wkb(wkb))[:4].tolist()
-    return tuple((x, y) for x, y in (north_west, north_east, south_east, south_west))
-
-
-def _feature(hit: Hit) -> dict[str, Any]:
-    north_west, *others = hit.footprint
-    return {
-        "type": "Feature",
-        "id": hit.unique_id,
-        "geometry": {"type": "Polygon", "coordinates": [[north_west, *reversed(others), north_west]]},
-        "properties": asdict(hit),
-    }

@@ -7,6 +7,7 @@ mean average precision rises from 0.84 to 0.96 (`benchmarks/bench_whurs19.py`).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
@@ -19,9 +20,11 @@ from rs_embed.embedders.catalog import find_card
 from rs_embed.embedders.loading import load_text_embedder
 from rs_embed.embedders.text import TextEmbedder, check_texts, frames_of, unit
 from rs_embed.errors import ModelError
-from rs_embed.texts import embed_text, likelihoods
+from rs_embed.texts import likelihoods
 
 FloatArray = npt.NDArray[np.float32]
+
+_log = logging.getLogger("rs_embed")
 
 NEGATIVE_WEIGHT = 0.5
 _VOCABULARY = "background.txt"
@@ -78,6 +81,8 @@ def text_query(
 ) -> FloatArray:
     """`query_vector` from words, against the background words that the model knows and the query does not hold.
 
+    Words that the model's vocabulary does not have are a warning of the logger "rs_embed".
+
     Returns:
         (d,) float32.
 
@@ -85,18 +90,30 @@ def text_query(
         ModelError: for an empty text.
     """
     wanted, unwanted = check_texts(texts), check_texts(negatives) if negatives else []
-    asked = _words_in((*wanted, *unwanted))
     embedder = load_text_embedder(find_card(model), checkpoint=checkpoint, device="auto")
-    words, vectors = _background(embedder, frames_of(template))
+    for text in (*wanted, *unwanted):
+        for remark in embedder.remarks(text):
+            _log.warning("%s", remark)
+    return word_query(embedder, wanted, unwanted, template=template, images=images, image_weight=image_weight)
+
+
+def word_query(
+    embedder: TextEmbedder,
+    wanted: Sequence[str],
+    unwanted: Sequence[str] = (),
+    *,
+    template: str | Sequence[str] | None = "rs",
+    images: FloatArray | None = None,
+    image_weight: float = 0.5,
+) -> FloatArray:
+    """`text_query` by a text side that is loaded; what it cannot read of the words is not told here."""
+    frames, asked = frames_of(template), _words_in((*wanted, *unwanted))
+    words, vectors = _background(embedder, frames)
     others = [not asked & set(word.split()) for word in words]
-
-    def embed(own: Sequence[str]) -> FloatArray:
-        return embed_text(model, own, template=template, checkpoint=checkpoint)
-
     return query_vector(
-        embed(wanted),
+        embedder.embed(wanted, frames),
         background=vectors[others],
-        negatives=embed(unwanted) if unwanted else None,
+        negatives=embedder.embed(unwanted, frames) if unwanted else None,
         images=images,
         image_weight=image_weight,
     )

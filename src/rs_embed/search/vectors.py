@@ -158,17 +158,25 @@ class VectorFile:
         count = max(_RESCORED, _RESCORED_A_HIT * k) if rescored is None else rescored
         return self._by_signs(query, min(k, n), among, centred, min(max(count, k), n))
 
+    def compare(self, query: FloatArray, positions: IndexArray) -> Nearest:
+        """Vectors at some positions, in that order, scored and set against all (against some of all where many)."""
+        scores = self._scores(query, positions)
+        others = self._scores(query, None) if len(self) <= EXACT_UP_TO else self._sample @ query
+        return Nearest(positions, scores, _percentiles(scores, others), exact=True)
+
     def _exact(self, query: FloatArray, k: int, among: IndexArray | None) -> Nearest:
-        positions = np.arange(len(self)) if among is None else among
-        scores = np.empty(len(positions), np.float32)
-        for start in range(0, len(positions), _CHUNK):
-            rows = slice(start, start + _CHUNK)
-            part = self.vectors[rows] if among is None else self.vectors[positions[rows]]
-            scores[rows] = np.asarray(part, np.float32) @ query
+        scores = self._scores(query, among)
         best = _best(scores, k)
-        ordered = np.sort(scores)
-        below = np.searchsorted(ordered, scores[best]) * (100.0 / max(len(scores), 1))
-        return Nearest(positions[best], scores[best], below.astype(np.float32), exact=True)
+        positions = best if among is None else among[best]
+        return Nearest(positions, scores[best], _percentiles(scores[best], scores), exact=True)
+
+    def _scores(self, query: FloatArray, among: IndexArray | None) -> FloatArray:
+        scores = np.empty(len(self) if among is None else len(among), np.float32)
+        for start in range(0, len(scores), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            part = self.vectors[rows] if among is None else self.vectors[among[rows]]
+            scores[rows] = np.asarray(part, np.float32) @ query
+        return scores
 
     def _by_signs(self, query: FloatArray, k: int, among: IndexArray | None, centred: bool, rescored: int) -> Nearest:
         bits = np.packbits(query > (0 if centred else self.mean))[None]
@@ -180,8 +188,7 @@ class VectorFile:
         scores = np.asarray(self.vectors[positions], np.float32) @ query
         best = _best(scores, k)
         sample = self._sample if among is None else self._some_of(among)
-        below = np.searchsorted(np.sort(sample @ query), scores[best]) * (100.0 / len(sample))
-        return Nearest(positions[best], scores[best], below.astype(np.float32), exact=False)
+        return Nearest(positions[best], scores[best], _percentiles(scores[best], sample @ query), exact=False)
 
     @cached_property
     def _sample(self) -> FloatArray:
@@ -191,6 +198,12 @@ class VectorFile:
         """Some vectors from everywhere: what a score is compared with where not all are scored."""
         chosen = np.random.default_rng(0).choice(positions, min(_SAMPLE, len(positions)), replace=False)
         return np.asarray(self.vectors[np.sort(chosen)], np.float32)
+
+
+def _percentiles(scores: FloatArray, of: FloatArray) -> FloatArray:
+    """Share of the others that score lower, per cent."""
+    below = np.searchsorted(np.sort(of), scores)
+    return (below * (100.0 / max(len(of), 1))).astype(np.float32)
 
 
 def _hamming(bits: npt.NDArray[np.uint8]) -> Any:

@@ -15,7 +15,8 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, Field, StringConstraints
 
 from rs_embed.errors import RSEmbedError
-from rs_embed.search.index import EmbeddingIndex, Found
+from rs_embed.search.found import Found
+from rs_embed.search.index import EmbeddingIndex
 from rs_embed.search.query import background_words, known_words
 from rs_embed.specs import BBox, TemporalSpec
 
@@ -43,8 +44,8 @@ Day = Annotated[str | None, Query(max_length=10, description="YYYY-MM-DD; both o
 K = Annotated[int, Query(ge=1, le=MAX_K)]
 
 
-class Question(BaseModel):
-    """What a search may ask."""
+class Terms(BaseModel):
+    """What rows are ranked by, and among which."""
 
     text: Words | None = Field(None, description="Words, such as `river through forest`.")
     negative: list[Words] = Field([], max_length=MAX_WORDS, description="What is not wanted; may be repeated.")
@@ -54,20 +55,33 @@ class Question(BaseModel):
     bbox: Box = None
     start: Day = None
     end: Day = None
+
+    def facts(self) -> dict[str, Any]:
+        """As an index takes them."""
+        terms = self.model_dump(include={"text", "negative", "id", "unlike", "concept"})
+        return terms | {"bbox": _box(self.bbox), "time": _time(self.start, self.end)}
+
+
+class Question(Terms):
+    """A search."""
+
     k: K = 20
 
     def put_to(self, index: EmbeddingIndex) -> Found:
         """The answer."""
-        return index.search(
-            self.text,
-            id=self.id,
-            unlike=self.unlike,
-            concept=self.concept,
-            negative=self.negative,
-            bbox=_box(self.bbox),
-            time=_time(self.start, self.end),
-            k=self.k,
-        )
+        return index.search(**self.facts(), k=self.k)
+
+
+class Listing(Terms):
+    """Rows in their own order; with terms, each with its percentile."""
+
+    limit: Annotated[int, Field(ge=1, le=MAX_PLACES)] = 1000
+    offset: Annotated[int, Field(ge=0)] = 0
+    spread: bool = Field(False, description="Of more than `limit`, some from everywhere.")
+
+    def put_to(self, index: EmbeddingIndex) -> Found:
+        """The rows."""
+        return index.places(**self.facts(), limit=self.limit, offset=self.offset, spread=self.spread)
 
 
 def create_app(folder: Path) -> FastAPI:
@@ -105,14 +119,9 @@ def create_app(folder: Path) -> FastAPI:
         return (await ask(lambda: index.search(id=id, bbox=box, time=time, k=k))).facts()
 
     @app.get("/api/places")
-    def places(
-        bbox: Box = None,
-        limit: Annotated[int, Query(ge=1, le=MAX_PLACES)] = 1000,
-        offset: Annotated[int, Query(ge=0)] = 0,
-        spread: Annotated[bool, Query(description="Of more than `limit`, some from everywhere.")] = False,
-    ) -> dict[str, Any]:
-        """Rows in the order of the dataset."""
-        return index.places(_box(bbox), limit=limit, offset=offset, spread=spread).facts()
+    async def places(listing: Annotated[Listing, Query()]) -> dict[str, Any]:
+        """Rows in the order of the dataset; with words or examples, how well each of them answers."""
+        return (await ask(lambda: listing.put_to(index))).facts()
 
     @app.get("/api/dataset")
     def dataset() -> dict[str, Any]:

@@ -4,21 +4,23 @@ import * as maplibregl from "./vendor/maplibre-gl.mjs";
 const QUICKLOOKS = 300; // images drawn at a time
 const DIM = 0.45; // of quicklooks that are no result
 const PINS = 50;
-const DOT_PX = 14; // a footprint less wide than this is a dot
+const DOT_PX = 5; // a footprint less wide than this is a dot
+const QUICKLOOK_PX = 14; // and one this wide its quicklook; between the two it is a square of one colour
 const NEAR_PX = 60; // a footprint this wide has its pin in the corner
 const LOOK_PX = 120; // and one this wide can be looked at
 // Viridis; the best results of a large dataset differ only behind the comma, so the steps are shares that are left.
 export const STEPS = [
-  { from: 99.9, colour: "#fde725", label: "99.9 %" },
-  { from: 99, colour: "#7ad151", label: "99 %" },
-  { from: 90, colour: "#22a884", label: "90 %" },
-  { from: 50, colour: "#2a788e", label: "50 %" },
-  { from: 0, colour: "#440154", label: "less" },
+  { from: 99.9, colour: "#fde725", label: "99.9 %", radius: 7 },
+  { from: 99, colour: "#7ad151", label: "99 %", radius: 6 },
+  { from: 90, colour: "#22a884", label: "90 %", radius: 5 },
+  { from: 50, colour: "#2a788e", label: "50 %", radius: 3.5 },
+  { from: 0, colour: "#440154", label: "less", radius: 2 },
 ];
 const inkOn = (colour) => (["#fde725", "#7ad151", "#22a884"].includes(colour) ? "#10151a" : "#ffffff");
 
 export const thumbnail = (id) => `api/thumbnail/${encodeURIComponent(id)}`;
-export const colourOf = (percentile) => STEPS.find((step) => percentile >= step.from).colour;
+const stepOf = (percentile) => STEPS.find((step) => percentile >= step.from);
+export const colourOf = (percentile) => stepOf(percentile).colour;
 
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const none = { type: "FeatureCollection", features: [] };
@@ -28,6 +30,12 @@ function feature(place) {
   const ring = [...place.footprint, place.footprint[0]];
   const properties = { id: place.unique_id, colour: colourOf(place.percentile) };
   return { type: "Feature", geometry: { type: "Polygon", coordinates: [ring] }, properties };
+}
+
+function dot(place) {
+  const { colour, radius } = stepOf(place.percentile);
+  const properties = { id: place.unique_id, percentile: place.percentile, colour, radius };
+  return { type: "Feature", geometry: { type: "Point", coordinates: [place.lon, place.lat] }, properties };
 }
 
 function ringOf([west, south, east, north]) {
@@ -40,6 +48,7 @@ export class PlaceMap {
     this.pins = [];
     this.hits = [];
     this.places = [];
+    this.scored = false;
     this.thumbnails = true; // whether there are any
     const colour = (property) => ["get", property];
     this.map = new maplibregl.Map({
@@ -49,9 +58,10 @@ export class PlaceMap {
         sources: Object.fromEntries(["places", "dots", "hits", "area", "picked"].map((n) => [n, { type: "geojson", data: none }])),
         layers: [
           { id: "background", type: "background", paint: { "background-color": css("--map") } },
+          { id: "squares", type: "fill", source: "places", paint: { "fill-opacity": 0.9 } },
           { id: "places", type: "line", source: "places", paint: { "line-color": css("--map-line"), "line-width": 1 } },
-          { id: "dots", type: "circle", source: "dots", paint: { "circle-radius": 5, "circle-color": css("--quiet") } },
-          { id: "places-area", type: "fill", source: "places", paint: { "fill-opacity": 0 } },
+          { id: "dots", type: "circle", source: "dots", layout: { "circle-sort-key": ["get", "percentile"] }, paint: { "circle-stroke-width": 0.5 } },
+          { id: "places-area", type: "fill", source: "places", paint: { "fill-opacity": 0 } }, // takes the clicks
           { id: "hits-halo", type: "line", source: "hits", paint: { "line-color": "#10151a", "line-width": 5 } },
           { id: "hits", type: "line", source: "hits", paint: { "line-color": colour("colour"), "line-width": 3 } },
           { id: "area", type: "line", source: "area", paint: { "line-color": css("--accent"), "line-width": 2, "line-dasharray": [3, 2] } },
@@ -80,8 +90,13 @@ export class PlaceMap {
 
   #paint() {
     this.map.setPaintProperty("background", "background-color", css("--map"));
-    this.map.setPaintProperty("places", "line-color", css("--map-line"));
-    this.map.setPaintProperty("dots", "circle-color", css("--quiet"));
+    const either = (property, otherwise) => (this.scored ? ["get", property] : otherwise);
+    this.map.setPaintProperty("places", "line-color", either("colour", css("--map-line")));
+    this.map.setPaintProperty("squares", "fill-color", either("colour", css("--map-line")));
+    this.map.setPaintProperty("squares", "fill-outline-color", css("--map"));
+    this.map.setPaintProperty("dots", "circle-color", either("colour", css("--quiet")));
+    this.map.setPaintProperty("dots", "circle-radius", either("radius", 4));
+    this.map.setPaintProperty("dots", "circle-stroke-color", css("--map"));
     this.map.setPaintProperty("area", "line-color", css("--accent"));
   }
 
@@ -105,14 +120,21 @@ export class PlaceMap {
     if (this.map.getLayer("basemap")) this.map.setLayoutProperty("basemap", "visibility", on ? "visible" : "none");
   }
 
-  setPlaces(places) {
+  // What lies around the results; `scored` where each has a percentile, and is drawn in its colour.
+  setPlaces(places, scored) {
     this.places = places;
+    this.scored = scored;
     this.#draw();
+    this.#paint();
     this.map.getSource("places").setData({ type: "FeatureCollection", features: places.map(feature) });
-    const dots = places.map((p) => ({ type: "Feature", geometry: { type: "Point", coordinates: [p.lon, p.lat] }, properties: { id: p.unique_id } }));
-    this.map.getSource("dots").setData({ type: "FeatureCollection", features: dots });
-    const [west, , east] = places[0]?.footprint ?? [];
-    if (west) this.map.setLayerZoomRange("dots", 0, Math.min(24, Math.log2((DOT_PX * 360) / (512 * Math.abs(east[0] - west[0])))));
+    this.map.getSource("dots").setData({ type: "FeatureCollection", features: places.map(dot) });
+    if (!places.length) return;
+    const [[west], , [east]] = places[0].footprint;
+    const zoomAt = (px) => Math.max(0, Math.min(24, Math.log2((px * 360) / (512 * Math.abs(east - west)))));
+    const near = this.thumbnails ? zoomAt(QUICKLOOK_PX) : 24;
+    this.map.setLayerZoomRange("dots", 0, zoomAt(DOT_PX));
+    this.map.setLayerZoomRange("squares", zoomAt(DOT_PX), near);
+    this.map.setLayerZoomRange("places", near, 24);
   }
 
   setArea(bbox) {
@@ -178,7 +200,7 @@ export class PlaceMap {
   #inView(place) {
     const [west, south, east, north] = this.bounds;
     const [[left, top], , [right, bottom]] = place.footprint;
-    return left < east && right > west && bottom < north && top > south && this.#width(place) > DOT_PX;
+    return left < east && right > west && bottom < north && top > south && this.#width(place) > QUICKLOOK_PX;
   }
 
   // A pin sits on its place, or in the corner of one that is large enough to be looked at.

@@ -1,7 +1,7 @@
 // The page: what is asked lives in the address, so that a link shows the same; everything else follows from it.
 import { PlaceMap, STEPS, colourOf, thumbnail } from "./map.mjs";
 
-const ALL_AT_ONCE = 2000; // places drawn without a search; of a larger dataset those in view
+const ALL_AT_ONCE = 6000; // places drawn without a search; of a larger dataset those in view
 const $ = (id) => document.getElementById(id);
 const LISTS = ["id", "unlike"];
 const WORDS = ["text", "negative", "start", "end", "concept", "bbox", "k"];
@@ -12,6 +12,7 @@ let shown = new Map(); // places that the page knows, by unique_id
 let hits = [];
 let picked = null;
 let asked = 0; // only the last answer counts
+let lit = null; // the question by which all places are coloured
 
 // ---- what is asked
 
@@ -77,7 +78,8 @@ async function answer({ keepView = false } = {}) {
     say(hits.length ? found.notice ?? "" : "No place is left by these filters.");
     list(hits);
     map.setHits(hits, pick);
-    legend(true);
+    lit = query;
+    await surroundings();
     if (!keepView) map.fit(hits);
   } catch (error) {
     if (number !== asked) return;
@@ -85,8 +87,9 @@ async function answer({ keepView = false } = {}) {
     $("head").hidden = true;
     list([]);
     map.setHits([], pick);
-    legend(false);
     say(error.message);
+    lit = null;
+    await surroundings();
   } finally {
     if (number === asked) $("panel").setAttribute("aria-busy", "false");
   }
@@ -97,20 +100,28 @@ async function showAll(query, keepView) {
   hits = [];
   list([]);
   map.setHits([], pick);
-  legend(false);
+  lit = null;
   const places = await surroundings();
   if (!keepView) map.fit(facts.rows <= ALL_AT_ONCE ? places : [], facts.extent);
   suggest();
   say(facts.rows ? "Ask in words, or click a place and ask for more like it." : "This dataset has no rows yet.", true);
 }
 
-// Footprints to click on: all of a small dataset, those in view of a large one.
+// Footprints to click on, coloured by what was asked: all of a small dataset, those in view of a large one.
 async function surroundings() {
-  const all = facts.rows <= ALL_AT_ONCE;
-  const found = await get(`api/places?spread=true&limit=${ALL_AT_ONCE}${all ? "" : `&bbox=${map.bounds}`}`);
-  found.results.forEach((place) => shown.has(place.unique_id) || shown.set(place.unique_id, place));
-  map.setPlaces(found.results);
-  return found.results;
+  const [number, question] = [asked, lit];
+  const params = question ? toRequest(question) : new URLSearchParams();
+  for (const name of ["k", "bbox"]) params.delete(name);
+  params.set("spread", "true");
+  params.set("limit", ALL_AT_ONCE);
+  if (facts.rows > ALL_AT_ONCE) params.set("bbox", map.bounds.join(","));
+  const found = await get(`api/places?${params}`);
+  if (number !== asked) return [];
+  const drawn = found.results;
+  drawn.forEach((place) => shown.has(place.unique_id) || shown.set(place.unique_id, place));
+  map.setPlaces(drawn, question !== null);
+  legend(question !== null, drawn.length < found.searched ? `${drawn.length.toLocaleString("en")} of ${found.searched.toLocaleString("en")} places here drawn: zoom in for all` : "");
+  return drawn;
 }
 
 // ---- marks
@@ -205,10 +216,11 @@ function chips(query) {
   $("chips").replaceChildren(...found);
 }
 
-function legend(on) {
+function legend(on, note) {
   const parts = STEPS.map((step) => make("span", {}, make("i"), step.label));
   parts.forEach((part, i) => (part.firstChild.style.background = STEPS[i].colour));
-  $("legend").replaceChildren(...(on ? ["scores above ", ...parts] : []));
+  const colours = on ? [make("div", {}, "scores above ", ...parts)] : [];
+  $("legend").replaceChildren(...colours, ...(note ? [make("div", { className: "hint", textContent: note })] : []));
 }
 
 function pick(id) {
@@ -294,7 +306,6 @@ async function start() {
   addEventListener("keydown", onKey);
   addEventListener("popstate", () => answer());
   await map.ready;
-  await surroundings();
   await answer();
   document.documentElement.dataset.ready = "true";
 }

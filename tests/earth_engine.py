@@ -14,13 +14,14 @@ import operator
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import reduce
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Refused(Exception):
 
 @dataclass
 class Band:
-    """Values on the grid that was asked for, and where there are any."""
+    """Values on the grid that was asked for, and how far there are any: 0 to 1, between where copies were averaged."""
 
     values: np.ndarray
     mask: np.ndarray
@@ -61,6 +62,7 @@ class Picture:
 
     bands: dict[str, Band]
     scene: ArchiveScene | None = None
+    index: str = ""
 
 
 @dataclass
@@ -82,8 +84,12 @@ class Service:
     """Scenes, and the evaluation of expressions over them."""
 
     def __init__(self, folder: Path) -> None:
-        self.scenes = {index_of(scene): scene for scene in open_local(str(folder)).scenes}
+        self.scenes: dict[str, ArchiveScene] = {}
+        for scene in open_local(str(folder)).scenes:
+            self.scenes[index_of(scene, taken=self.scenes)] = scene
         self.max_elements, self.max_bytes = MAX_ELEMENTS, MAX_BYTES
+        self.partly = 1.0
+        """Mask of observed pixels; under 1 it is that of averaged copies, at the edge of what was seen."""
 
     # --- evaluation: of a node, with what names stand for, on a grid (None where no pixels are asked for)
 
@@ -139,19 +145,20 @@ class Service:
             "Image.select": lambda input, bandSelectors, newNames=None: self._select(
                 input, bandSelectors, newNames, grid
             ),
-            "Image.mask": lambda image: _each(image, lambda b: Band(b.mask.astype(np.float64), np.ones_like(b.mask))),
+            "Image.mask": lambda image: _each(image, lambda b: Band(b.mask, np.ones_like(b.mask))),
             "Image.updateMask": lambda image, mask: _each(
-                image, lambda b: Band(b.values, b.mask & (_only(mask).values > 0) & _only(mask).mask)
+                image, lambda b: Band(b.values, np.minimum(b.mask, _only(mask).values * _only(mask).mask))
             ),
             "Image.unmask": lambda input, value=None: _each(
                 input,
                 lambda b: Band(
-                    np.where(b.mask, b.values, _only(value or _constant(0, grid)).values), np.ones_like(b.mask)
+                    np.where(b.mask > 0, b.values, _only(value or _constant(0, grid)).values), np.ones_like(b.mask)
                 ),
             ),
             "Image.constant": lambda value: _constant(value, grid),
             "Image.remap": lambda image, **given: _each(image, lambda b: _remapped(b, **given)),
             "Image.and": lambda image1, image2: _both(image1, image2, lambda a, b: ((a != 0) & (b != 0)).astype(float)),
+            "Image.gt": lambda image1, image2: _both(image1, image2, lambda a, b: (a > b).astype(float)),
             "Image.multiply": lambda image1, image2: _both(image1, image2, operator.mul),
             "Image.rename": lambda input, names: Picture(dict(zip(_listed(names), input.bands.values(), strict=True))),
             "Image.addBands": lambda dstImg, srcImg: Picture(_joined(dstImg.bands, srcImg.bands)),
@@ -170,15 +177,16 @@ class Service:
     def _collection(self, id: str) -> Iterator[Picture]:
         if id != COLLECTION:
             raise Refused(404, f"ImageCollection.load: ImageCollection asset '{id}' not found.")
-        return (Picture({}, scene) for scene in self.scenes.values())
+        return (Picture({}, scene, index) for index, scene in self.scenes.items())
 
     def _image(self, id: str) -> Picture:
-        scene = self.scenes.get(id.removeprefix(f"{COLLECTION}/"))
+        index = id.removeprefix(f"{COLLECTION}/")
+        scene = self.scenes.get(index)
         if scene is None:
             raise Refused(
                 404, f"Image.load: Image asset '{id}' not found (does not exist or caller does not have access)."
             )
-        return Picture({}, scene)
+        return Picture({}, scene, index)
 
     def _select(self, image: Picture, selectors: list[Any], names: list[str] | None, grid: GeoBox | None) -> Picture:
         if grid is None:
@@ -197,9 +205,9 @@ class Service:
         file = scene.files[name]
         read = read_onto(file.path, [file.index], grid)
         if name == "SCL":
-            return Band(read.values[0].astype(np.float64), read.valid & (read.values[0] > 0))
+            return Band(read.values[0].astype(np.float64), (read.valid & (read.values[0] > 0)).astype(np.float64))
         rule = scene_radiometry(scene, file, read.scale, read.offset)  # the collection is harmonised
-        return Band(harmonise(read.values, rule)[0].astype(np.float64), read.valid)
+        return Band(harmonise(read.values, rule)[0].astype(np.float64), read.valid * self.partly)
 
     # --- answers
 
@@ -234,17 +242,19 @@ class Service:
         dtype = [(name, band.values.dtype) for name, band in image.bands.items()]
         array = np.zeros((height, width), dtype)
         for name, band in image.bands.items():
-            array[name] = np.where(band.mask, band.values, 0)
+            array[name] = np.where(band.mask > 0, band.values, 0)
         stream = io.BytesIO()
         np.save(stream, array)
         return stream.getvalue()
 
 
-def index_of(scene: ArchiveScene) -> str:
-    """The `system:index` of a scene, as in S2_SR_HARMONIZED: sensing time, again, tile."""
+def index_of(scene: ArchiveScene, taken: Container[str] = ()) -> str:
+    """The `system:index` of a scene, as in S2_SR_HARMONIZED: sensing time, the product's time (the next free), tile."""
     tile = re.search(r"_T(\d\d[A-Z]{3})", " ".join((scene.id, *scene.names)))
     assert tile is not None, scene.id
-    return f"{scene.acquired:%Y%m%dT%H%M%S}_{scene.acquired:%Y%m%dT%H%M%S}_T{tile[1]}"
+    times = (scene.acquired + timedelta(seconds=s) for s in count())
+    names = (f"{scene.acquired:%Y%m%dT%H%M%S}_{time:%Y%m%dT%H%M%S}_T{tile[1]}" for time in times)
+    return next(name for name in names if name not in taken)
 
 
 def properties(element: Any) -> dict[str, Any]:
@@ -256,7 +266,7 @@ def properties(element: Any) -> dict[str, Any]:
     facts: dict[str, Any] = {"PRODUCT_ID": scene.id, "PROCESSING_BASELINE": baseline}
     if scene.cloud_pct is not None:
         facts["CLOUDY_PIXEL_PERCENTAGE"] = scene.cloud_pct
-    return {"system:time_start": int(scene.acquired.timestamp() * 1000), "system:index": index_of(scene), **facts}
+    return {"system:time_start": int(scene.acquired.timestamp() * 1000), "system:index": element.index, **facts}
 
 
 def _copied(destination: Feature, source: Any, names: list[str]) -> Feature:
@@ -289,16 +299,16 @@ def _each(image: Picture, change: Callable[[Band], Band]) -> Picture:
 
 def _both(one: Picture, other: Picture, combine: Callable[[Any, Any], Any]) -> Picture:
     b = _only(other)
-    return _each(one, lambda a: Band(combine(a.values, b.values), a.mask & b.mask))
+    return _each(one, lambda a: Band(combine(a.values, b.values), np.minimum(a.mask, b.mask)))
 
 
 def _unmasked(band: Band, value: np.ndarray) -> Band:
-    return Band(np.where(band.mask, band.values, value), np.ones_like(band.mask))
+    return Band(np.where(band.mask > 0, band.values, value), np.ones_like(band.mask))
 
 
 def _constant(value: float, grid: GeoBox | None) -> Picture:
     assert grid is not None
-    return Picture({"constant": Band(np.full(grid.shape, float(value)), np.ones(grid.shape, bool))})
+    return Picture({"constant": Band(np.full(grid.shape, float(value)), np.ones(grid.shape))})
 
 
 def _remapped(band: Band, **given: Any) -> Band:
@@ -318,7 +328,7 @@ def _joined(one: dict[str, Band], other: dict[str, Band]) -> dict[str, Band]:
 
 
 def least(bands: list[Band]) -> Band:
-    return Band(reduce(np.minimum, (b.values for b in bands)), reduce(operator.and_, (b.mask for b in bands)))
+    return Band(reduce(np.minimum, (b.values for b in bands)), reduce(np.minimum, (b.mask for b in bands)))
 
 
 least.__name__ = "min"
@@ -329,7 +339,7 @@ def _over(images: list[Picture], combine: Callable[[np.ndarray, np.ndarray], np.
     found = {}
     for name in images[0].bands:
         values, masks = (np.stack([getattr(i.bands[name], part) for i in images]) for part in ("values", "mask"))
-        found[name] = Band(combine(values, masks), masks.any(axis=0))
+        found[name] = Band(combine(values, masks > 0), masks.max(axis=0))
     return Picture(found)
 
 
@@ -366,6 +376,8 @@ class EarthEngine:
     asked: list[str] = field(default_factory=list)
     pixel_sizes: list[tuple[int, int]] = field(default_factory=list)
     most_in_flight: int = 0
+    start_fault: int | None = None
+    """Status of what is asked to begin with."""
     faults: list[Any] = field(default_factory=list)
     """Statuses (or "cut") to answer the next requests with, in this order."""
     delay_s: float = 0.0
@@ -414,6 +426,9 @@ def serving(folder: Path) -> Iterator[EarthEngine]:
                 self.reply(200, text.replace("https://earthengine.googleapis.com", engine.url).encode())
             elif self.path.split("?")[0].endswith("/algorithms"):
                 engine.asked.append("algorithms")
+                if engine.start_fault is not None:
+                    self.reply(engine.start_fault, _error(engine.start_fault, _MESSAGES[engine.start_fault]))
+                    return
                 self.reply(200, (files / "algorithms.json").read_bytes())
             else:
                 self.reply(404, _error(404, f"no route {self.path}"))

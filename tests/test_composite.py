@@ -94,6 +94,19 @@ def test_clear_statistics_count_observations_and_never_claim_what_nobody_classif
     assert clear_statistics(images[2:]) == (None, None)
 
 
+def test_clear_statistics_of_a_mosaic_look_at_what_lies_on_top():
+    """Under a cloudy scene the clear ones are hidden: a cloudy mosaic must not look like a clean one."""
+    dn, all_of_it = np.ones((3, 1, 4), np.float32), np.ones((1, 4), bool)
+    half = np.array([[True, True, False, False]])
+    images = [
+        SceneImage(dn, half, np.full((1, 4), 9, np.uint8)),
+        SceneImage(dn, all_of_it, np.full((1, 4), 4, np.uint8)),
+    ]
+    assert clear_statistics(images) == (1.0, 1.0)
+    assert clear_statistics(images, on_top=True) == (0.5, 0.5)
+    assert clear_statistics([i.masked() for i in images], on_top=True) == (1.0, 1.0)
+
+
 def test_a_real_time_series_needs_its_mask(shared):
     file = shared / "time_series" / "l2a_scl_19_dates.nc"
     stored = {}

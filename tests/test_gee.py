@@ -12,6 +12,7 @@ from pathlib import Path
 import ee
 import numpy as np
 import pytest
+import requests
 from google.auth.credentials import AnonymousCredentials
 
 from archive_server import FileServer, Tile, serve_files, serve_stac, write_items, write_scene
@@ -30,9 +31,10 @@ from rs_embed import (
     inspect_gee_patch,
     plan_export,
 )
+from rs_embed.cli import doctor
 from rs_embed.grid import place_geobox, transformer
 from rs_embed.patch import Patch
-from rs_embed.providers import gee_image, gee_session
+from rs_embed.providers import catalog, gee_image, gee_session
 from rs_embed.providers.base import PatchRequest, Provider
 from rs_embed.providers.catalog import resolve
 from rs_embed.providers.gee import plan_jobs
@@ -40,7 +42,6 @@ from rs_embed.providers.gee_session import explained, open_client
 
 MODEL = "clip_eurosat_s2rgb"
 HOME = Tile("33UVP", 32633, 499_980, 5_320_020, side_px=1024)
-EAST = Tile("34UCU", 32634, 58_980, 5_324_020, side_px=1024)
 JUNE = TemporalSpec.range("2022-06-01", "2022-07-01")
 
 
@@ -61,6 +62,7 @@ def archive(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def engine(archive) -> Iterator[EarthEngine]:
+    catalog._open_gee.cache_clear()  # what other tests listed
     with serving(archive / "items.json") as running:
         ee.Initialize(AnonymousCredentials(), project="test", url=running.url)
         yield running
@@ -113,11 +115,12 @@ def test_it_gives_what_local_files_and_a_stac_api_give(engine, archive, tmp_path
         np.testing.assert_array_equal(mine.dn, third.dn)
         facts = [[(s.datetime[:10], s.cloud_pct, s.processing_baseline) for s in p.scenes] for p in (mine, theirs)]
         assert {s.dn_offset for s in mine.scenes} == {0.0}
+        assert (mine.clear_frac, mine.n_clear) == (theirs.clear_frac, theirs.n_clear)
+        assert (mine.clear_frac, mine.n_clear) == (third.clear_frac, third.n_clear)
         if sensor.composite == "mosaic":  # local files name those that were read, Earth Engine those that are seen
             assert set(facts[0]) <= set(facts[1])
         else:
             assert facts[0] == facts[1]
-            assert (mine.clear_frac, mine.n_clear) == (theirs.clear_frac, theirs.n_clear)
     assert np.isnan(ours[2].dn).any()
 
 
@@ -142,6 +145,50 @@ def test_a_mosaic_names_the_scenes_that_lie_on_top(engine):
     [masked] = patches(resolve("gee"), [PLACES[0]], SensorSpec(composite="mosaic", cloud_mask="scl"))
     assert [s.datetime[:10] for s in masked.scenes] == ["2022-06-23", "2022-06-13", "2022-06-03"]
     assert masked.dropped == ()
+
+
+@pytest.mark.parametrize("composite", ["median", "mosaic"])
+def test_what_the_service_saw_a_part_of_was_observed(engine, composite):
+    """Above 10 m it reads copies whose masks are means, between 0 and 1 at the edge of what was seen."""
+    sensor = SensorSpec(scale_m=20, composite=composite, cloudy_pct=100)
+    [whole] = patches(resolve("gee"), [PLACES[0]], sensor)
+    engine.service.partly = 0.4
+    [partly] = patches(resolve("gee"), [PLACES[0]], sensor)
+    np.testing.assert_array_equal(whole.dn, partly.dn)
+    assert partly.scenes == whole.scenes
+    assert (partly.clear_frac, partly.n_clear) == (whole.clear_frac, whole.n_clear)
+
+
+def test_more_scenes_than_one_band_has_bits(tmp_path):
+    catalog._open_gee.cache_clear()
+    days = [f"2022-06-{day:02d}" for day in range(1, 29)]
+    scenes = [write_scene(tmp_path, ".", HOME, day, seed=i, cloudy_share=0.3) for i, day in enumerate(days)]
+    write_items(tmp_path / "items.json", scenes)
+    with serving(tmp_path / "items.json") as running:
+        ee.Initialize(AnonymousCredentials(), project="test", url=running.url)
+        for sensor in (SensorSpec(), SensorSpec(composite="mosaic", cloud_mask="scl")):
+            [mine] = patches(resolve("gee"), [PLACES[0]], sensor)
+            [local] = patches(resolve(f"local:{tmp_path / 'items.json'}"), [PLACES[0]], sensor)
+            np.testing.assert_array_equal(mine.dn, local.dn)
+            assert (mine.clear_frac, mine.n_clear) == (local.clear_frac, local.n_clear)
+        assert len(patches(resolve("gee"), [PLACES[0]], SensorSpec())[0].scenes) == 28
+        ee.Reset()
+
+
+def test_a_scene_that_was_processed_twice_counts_once(tmp_path):
+    catalog._open_gee.cache_clear()
+    twice = [
+        write_scene(tmp_path, ".", HOME, "2022-06-03", seed=seed, baseline=baseline)
+        for seed, baseline in enumerate(("02.00", "05.09"))
+    ]
+    write_items(tmp_path / "items.json", twice)
+    with serving(tmp_path / "items.json") as running:
+        ee.Initialize(AnonymousCredentials(), project="test", url=running.url)
+        [patch] = patches(resolve("gee"), [PLACES[0]], SensorSpec())
+        ee.Reset()
+    assert isinstance(patch, Patch), patch
+    assert [s.processing_baseline for s in patch.scenes] == ["05.09"]
+    assert patch.n_clear == 1
 
 
 # --- as few requests as will do -------------------------------------------------------------------------
@@ -209,6 +256,22 @@ def test_a_plan_computes_no_pixel(engine, archive):
     assert engine.count("computePixels") == 0
 
 
+def test_what_was_listed_is_not_listed_again(engine):
+    provider = resolve("gee")
+    patches(provider, PLACES, SensorSpec())
+    patches(resolve("gee"), PLACES[1:2], SensorSpec(max_scenes=1))  # inside of it
+    assert engine.count("value:compute") == 1
+
+
+def test_a_plan_counts_the_parts_of_a_large_place(engine):
+    requests = [PatchRequest(place_geobox(at(5100, 5100, 40_000), 10), JUNE, SensorSpec())]
+    plan = resolve("gee").plan(requests)
+    pixel_bytes = gee_image.bytes_a_pixel(plan.scenes_of[0], SensorSpec())
+    assert plan.read_bytes == 8000 * 8000 * pixel_bytes
+    assert plan.requests >= plan.read_bytes / gee_image.REQUEST_BYTES
+    assert plan.requests == 32
+
+
 def test_what_was_fetched_is_taken_from_the_cache(engine, tmp_path):
     provider = resolve("gee", tmp_path / "cache")
     first, second = (patches(provider, PLACES[:2], SensorSpec()) for _ in range(2))
@@ -244,11 +307,11 @@ def test_a_request_that_is_over_the_services_limit_after_all_is_asked_for_in_hal
 @pytest.mark.parametrize("message", ["User memory limit exceeded.", "Computation timed out."])
 def test_what_is_too_much_at_once_is_asked_for_in_halves(engine, message):
     whole = patches(resolve("gee"), [PLACES[1]], SensorSpec())[0]
-    engine.faults = [None, (400, message)]
+    engine.faults = [(400, message)]  # what was listed is remembered
     halves = patches(resolve("gee"), [PLACES[1]], SensorSpec())[0]
     np.testing.assert_array_equal(whole.dn, halves.dn)
     assert engine.pixel_sizes[-2:] == [(80, 160), (80, 160)]
-    engine.faults = [None, *[(400, message)] * 50]
+    engine.faults = [(400, message)] * 50
     [refused] = patches(resolve("gee"), [PLACES[1]], SensorSpec())
     assert isinstance(refused, ProviderError)
     assert "max_scenes" in str(refused)
@@ -289,6 +352,56 @@ def test_a_refusal_is_one_error_with_its_remedy(engine, fault, says):
     assert "\n" not in str(found)
 
 
+def test_a_failure_of_one_request_does_not_take_all_its_places_along(engine):
+    places = [at(1000 + 400 * i, 2000, 150) for i in range(6)]
+    whole = patches(resolve("gee"), places, SensorSpec())
+    engine.pixel_sizes.clear()
+    engine.faults = [(400, "Internal error.")] * 2
+    found = patches(resolve("gee"), places, SensorSpec())
+    for mine, theirs in zip(found, whole, strict=True):
+        np.testing.assert_array_equal(mine.dn, theirs.dn)
+    assert len(engine.pixel_sizes) > 1
+    engine.faults = [(400, "Internal error.")] * 30
+    assert all(isinstance(p, ProviderError) for p in patches(resolve("gee"), places, SensorSpec()))
+
+
+def test_a_service_that_cannot_be_reached_is_no_question_of_size(archive, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda *_: None)
+    catalog._open_gee.cache_clear()
+    with serving(archive / "items.json") as running:
+        ee.Initialize(AnonymousCredentials(), project="test", url=running.url)
+    tries: list[object] = []
+    monkeypatch.setattr("requests.Session.request", lambda *_, **__: tries.append(1) or refuse())
+    [found] = patches(resolve("gee"), [PLACES[0]], SensorSpec())
+    ee.Reset()
+    assert "cannot be reached" in str(found)
+    assert len(tries) == 6  # the client's own
+
+
+def refuse() -> None:
+    raise requests.exceptions.ConnectTimeout("timed out")
+
+
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        ("requires a quota project, which is not set by default", "EE_PROJECT"),
+        ("Project 12 not found or deleted.", "EE_PROJECT"),
+        ("Permission 'earthengine.computations.create' denied on resource 'projects/p'", "Service Usage Consumer"),
+        ("Request had insufficient authentication scopes.", "earthengine authenticate"),
+        ("Service account is disabled.", "earthengine authenticate"),
+        ("Earth Engine API is disabled in project 1.", "enable the API"),
+        ("Earth Engine capacity exceeded.", "EECU"),
+        ("Request payload size exceeds the limit: 10485760 bytes.", "max_scenes"),
+        ("x" * 400 + " quota exceeded", "EECU"),
+    ],
+)
+def test_what_the_service_says_becomes_what_to_do(said, remedy):
+    found = explained(ee.EEException(said))
+    assert remedy in str(found)
+    assert not isinstance(found, gee_session.TooMuch)
+
+
 def test_a_quota_that_stays_exhausted_is_told(engine, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda *_: None)
     engine.faults = [None, *[429] * 10]
@@ -319,6 +432,18 @@ def test_without_credentials_it_says_how_to_get_them_and_asks_nobody(monkeypatch
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a library call asked a person"))
     with pytest.raises(ProviderError, match="earthengine authenticate"):
         inspect_gee_patch(spatial=PLACES[0], temporal=JUNE)
+
+
+def test_the_doctor_looks_where_the_client_will_look(monkeypatch, tmp_path):
+    stored = tmp_path / ".config" / "earthengine" / "credentials"
+    stored.parent.mkdir(parents=True)
+    stored.write_text("{}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    assert doctor._earth_engine().ok
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "gone.json"))
+    found = doctor._earth_engine()
+    assert (found.ok, "gone.json" in found.found) == (False, True)
 
 
 def test_without_a_project_it_says_how_to_name_one(monkeypatch, tmp_path):
@@ -353,6 +478,24 @@ def test_the_project_comes_from_the_name_or_the_environment(engine, monkeypatch)
     assert [project for project, _ in started] == ["second", "first", "named"]
     with pytest.raises(ProviderError, match="cannot change to 'other'"):
         open_client("other")
+
+
+def test_a_start_that_failed_fails_again_with_its_remedy(engine, monkeypatch):
+    ee.Reset()
+    monkeypatch.setattr(ee.data, "get_persistent_credentials", AnonymousCredentials)
+    monkeypatch.setattr(ee.data, "HIGH_VOLUME_API_BASE_URL", engine.url)
+    engine.start_fault = 403
+    for _ in range(2):
+        with pytest.raises(ProviderError, match="enable the API"):
+            patches(resolve("gee:p"), [PLACES[0]], SensorSpec())
+    engine.start_fault = None
+    assert isinstance(patches(resolve("gee:p"), [PLACES[0]], SensorSpec())[0], Patch)
+
+
+def test_a_client_of_the_same_project_is_used(engine):
+    assert isinstance(patches(resolve("gee:test"), [PLACES[0]], SensorSpec())[0], Patch)
+    with pytest.raises(ProviderError, match="for the project 'test'"):
+        patches(resolve("gee:other"), [PLACES[0]], SensorSpec())
 
 
 def test_a_service_accounts_key_file_is_used(monkeypatch, tmp_path):

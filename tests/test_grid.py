@@ -92,3 +92,17 @@ def test_a_place_over_8192_px_is_refused_with_its_size_and_remedies():
 def test_the_same_place_gives_the_same_grid():
     assert place_geobox(PointBuffer(10, 50, 600), 10) == place_geobox(PointBuffer(10.0, 50.0, 600.0), 10.0)
     assert CRS.from_epsg(32632) == CRS.from_user_input(str(place_geobox(PointBuffer(10, 50, 600), 10).crs))
+
+
+@pytest.mark.parametrize(
+    ("place", "west", "east"),
+    [
+        (BBox(179.98, -17.0, 180.0, -16.98), 179.98, 180.0),
+        (BBox(-180.0, 50.0, -179.98, 50.02), -180.0, -179.98),
+    ],
+)
+def test_a_grid_on_the_antimeridian_does_not_span_the_globe(place, west, east):
+    found = lonlat_bounds(place_geobox(place, 10))
+    assert found[0] == pytest.approx(west, abs=0.003)
+    assert found[2] == pytest.approx(east, abs=0.003)
+    assert -180 <= found[0] < found[2] <= 180

@@ -28,10 +28,11 @@ from rs_embed.providers.archive import ArchiveScene
 from rs_embed.providers.base import PatchRequest, Provider
 from rs_embed.providers.cache import CachedProvider
 from rs_embed.providers.catalog import resolve
+from rs_embed.providers.duplicates import unique
 from rs_embed.providers.items import scene_of_item
 from rs_embed.providers.offsets import dark_end, offset_seen
 from rs_embed.providers.stac import StacProvider
-from rs_embed.providers.stac_search import CATALOGS, StacCatalog, unique
+from rs_embed.providers.stac_search import CATALOGS, StacCatalog
 
 HOME = Tile("33UVP", 32633, 499_980, 5_300_040)
 EAST = Tile("33UWP", 32633, 499_980 + 15_360 - 980, 5_300_040)  # overlaps its neighbour, as tiles do
@@ -328,7 +329,7 @@ def test_what_was_searched_is_not_searched_again(archive):
     provider.plan(asked)
     searcher = provider._memory.searcher
     provider.plan([request(6000, 6000)])  # inside of what was searched
-    assert len(searcher._answers) == 1
+    assert len(searcher._recent._listings) == 1
 
 
 # --- the offset against the pixels -------------------------------------------------------------------

@@ -78,16 +78,31 @@ def mosaic(images: Iterable[SceneImage]) -> npt.NDArray[np.float32]:
     return out
 
 
-def clear_statistics(images: Sequence[SceneImage]) -> tuple[float, float] | tuple[None, None]:
+def clear_statistics(images: Sequence[SceneImage], *, on_top: bool = False) -> tuple[float, float] | tuple[None, None]:
     """Share of pixels seen clear at least once, and the median number of clear observations.
 
     An image without a scene classification counts as never clear; None when no image has one.
+
+    Args:
+        images: those of the composite, for a mosaic the first on top.
+        on_top: count the observation that a mosaic shows, not what lies hidden under it.
     """
-    masks = [image.clear for image in images if image.clear is not None]
-    if not masks:
+    if all(image.scl is None for image in images):
         return None, None
-    count = np.sum(masks, axis=0)
+    never = np.zeros(images[0].valid.shape, dtype=bool)
+    clear = [never if image.clear is None else image.clear for image in images]
+    if on_top:
+        clear = list(shown(clear, [image.valid for image in images]))
+    count = np.sum(clear, axis=0)
     return float((count > 0).mean()), float(np.median(count))
+
+
+def shown(marks: Sequence[BoolArray], valid: Sequence[BoolArray]) -> Iterator[BoolArray]:
+    """Of each scene's mark (y, x), what a mosaic shows of it: the first valid scene of a pixel lies on top."""
+    free = np.ones(valid[0].shape, dtype=bool)
+    for mark, sees in zip(marks, valid, strict=True):
+        yield mark & sees & free
+        free &= ~sees
 
 
 def _median_strip(dn: list[DnArray], valid: list[BoolArray]) -> npt.NDArray[np.float32]:

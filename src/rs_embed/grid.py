@@ -59,10 +59,11 @@ def place_geobox(place: Place, scale_m: float) -> GeoBox:
 
 
 def lonlat_bounds(geobox: GeoBox) -> tuple[float, float, float, float]:
-    """(west, south, east, north) in degrees of a grid's outline."""
-    box = geobox.boundingbox
-    outline = _outline(box.left, box.bottom, box.right, box.top)
-    lon, lat = transformer(epsg_of(geobox), 4326).transform(*outline)
+    """(west, south, east, north) in degrees of a grid's outline; what lies beyond the antimeridian is left out."""
+    box, epsg = geobox.boundingbox, epsg_of(geobox)
+    lon, lat = transformer(epsg, 4326).transform(*_outline(box.left, box.bottom, box.right, box.top))
+    side = np.sign(6 * (epsg % 100) - 183)  # of the zone: 180.001 must not become -179.999
+    lon = np.where(lon * side < -90, 180.0 * side, lon) if epsg % 100 in (1, 60) else lon
     return float(np.min(lon)), float(np.min(lat)), float(np.max(lon)), float(np.max(lat))
 
 

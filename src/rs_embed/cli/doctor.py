@@ -162,14 +162,13 @@ def _earth_engine() -> Finding:
         return Finding("Earth Engine", False, "its client is not installed", pip_line("gee"))
     from rs_embed.providers.gee_session import PROJECT_VARIABLES
 
-    stores = (
-        Path.home() / ".config" / "earthengine" / "credentials",
-        Path.home() / ".config" / "gcloud" / "application_default_credentials.json",
-        Path(os.environ.get("GOOGLE_APPLICATION_CREDENTIALS") or "/nowhere"),
-    )
-    stored = next((str(path) for path in stores if path.is_file()), None)
+    key = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")  # where it is set, nothing else is looked at
+    config = Path.home() / ".config"
+    stores = config / "earthengine" / "credentials", config / "gcloud" / "application_default_credentials.json"
+    stored = next((str(path) for path in ([Path(key)] if key else stores) if path.is_file()), None)
     project = next((os.environ[name] for name in PROJECT_VARIABLES if os.environ.get(name)), None)
-    found = f"credentials {stored or 'missing'}, project {project or 'of the credentials'}"
+    missing = f"missing: {key}" if key else "missing"
+    found = f"credentials {stored or missing}, project {project or 'of the credentials'}"
     return Finding("Earth Engine", stored is not None, found, "earthengine authenticate; docs/earth-engine.md")
 
 

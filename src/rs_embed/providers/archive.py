@@ -197,7 +197,8 @@ def build_patch(
     dn = _composite(images, request.sensor)
     if dn is None or np.isnan(dn[0]).all():
         raise NoImageryError(nothing_valid(name, request, choice, dropped))
-    clear_frac, n_clear = clear_statistics([read.image for read in used])
+    seen = [masked_for(read.image, request.sensor) for read in used]
+    clear_frac, n_clear = clear_statistics(seen, on_top=request.sensor.composite == "mosaic")
     return Patch(
         dn=dn,
         geobox=request.geobox,

@@ -28,7 +28,7 @@ from rs_embed.patch import DroppedScene, Patch, Scene
 from rs_embed.providers.archive import NOTHING_SEEN
 from rs_embed.providers.base import FetchPlan, PatchRequest, Provider
 
-_FORMAT = 1
+_FORMAT = 2
 """Changes when the same request would give other pixels."""
 _SETTLED = timedelta(days=7)
 """Scenes of a day may still be added to a catalog for so long."""

@@ -39,11 +39,7 @@ def resolve(backend: str | Provider, cache_dir: Path | None = None) -> Provider:
     if name.partition("?")[0] in ("earth-search", "planetary-computer") or name.startswith("stac:"):
         return _cached(_open_stac(name), cache_dir or settings.cache_dir())
     if name == "gee" or name.startswith("gee:"):
-        from rs_embed.providers.gee import GeeProvider
-
-        return _cached(
-            GeeProvider(name.removeprefix("gee").removeprefix(":") or None), cache_dir or settings.cache_dir()
-        )
+        return _cached(_open_gee(name), cache_dir or settings.cache_dir())
     if cache_dir is not None:
         raise ProviderError(f"backend {name!r} reads no network: leave out the cache {cache_dir}")
     if name == "sample":
@@ -76,6 +72,14 @@ def _open_stac(name: str) -> Provider:
         raise ProviderError(f"backend {name!r}: offset must be 'item' or 'pixels', got {option!r}")
     catalog = CATALOGS.get(known) or parse_backend(known)
     return StacProvider(catalog, "pixels" if option == "pixels" else "item")
+
+
+@lru_cache(maxsize=8)
+def _open_gee(name: str) -> Provider:
+    """One provider a project: it remembers what it listed."""
+    from rs_embed.providers.gee import GeeProvider
+
+    return GeeProvider(name.removeprefix("gee").removeprefix(":") or None)
 
 
 def _unknown(name: str, asked: str) -> str:

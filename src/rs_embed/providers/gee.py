@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 
 import numpy as np
@@ -27,8 +27,17 @@ from rs_embed.providers.archive import (
     provenance,
 )
 from rs_embed.providers.base import FetchPlan, PatchRequest, in_threads
-from rs_embed.providers.gee_image import Bounds, bytes_a_pixel, composite, list_scenes, read_answer, read_pixels
-from rs_embed.providers.gee_session import IN_FLIGHT, open_client
+from rs_embed.providers.gee_image import (
+    Bounds,
+    bytes_a_pixel,
+    composite,
+    count_requests,
+    list_scenes,
+    read_answer,
+    read_pixels,
+)
+from rs_embed.providers.gee_session import IN_FLIGHT, Unexplained, open_client
+from rs_embed.providers.recent import Listing, Recent
 from rs_embed.sentinel2 import HARMONIZED_COLLECTION, radiometry
 
 _JOINT_PX = 1 << 20
@@ -58,6 +67,7 @@ class GeeProvider:
     """
 
     project: str | None = None
+    _recent: Recent = field(default_factory=Recent, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -68,7 +78,7 @@ class GeeProvider:
         """Yield patches as they arrive, a group of near places at a time."""
         ee = open_client(self.project)
         choices: dict[int, Choice] = {}
-        for position, result in _choose_all(ee, requests):
+        for position, result in self._choose_all(ee, requests):
             if isinstance(result, ProviderError):
                 yield position, result
             else:
@@ -84,7 +94,7 @@ class GeeProvider:
     def plan(self, requests: Sequence[PatchRequest]) -> FetchPlan:
         """Scenes from the listing, and requests from how places are joined; no pixel is computed."""
         ee = open_client(self.project)
-        found = dict(_choose_all(ee, requests))
+        found = dict(self._choose_all(ee, requests))
         choices = {i: c for i, c in found.items() if isinstance(c, Choice)}
         for result in found.values():
             if isinstance(result, ProviderError) and not isinstance(result, NoImageryError):
@@ -95,34 +105,39 @@ class GeeProvider:
             scenes_of=tuple(map(len, chosen)),
             covered=coverage(chosen, requests),
             read_bytes=sum(_answer_bytes(requests, choices, job) for job in jobs),
-            requests=len(jobs),
+            requests=sum(_count_requests(requests, choices, job) for job in jobs),
         )
+
+    def _choose_all(
+        self, ee: ModuleType, requests: Sequence[PatchRequest]
+    ) -> Iterator[tuple[int, Choice | ProviderError]]:
+        """Each request's scenes; one listing for each neighbourhood and time range."""
+        places = [lonlat_bounds(request.geobox) for request in requests]
+        ranges = _grouped(range(len(requests)), lambda i: (requests[i].temporal.start, requests[i].temporal.end))
+        areas = [area for same in ranges for area in _neighbourhoods(same, places)]
+
+        def scenes_of(number: int) -> list[ArchiveScene]:
+            bounds, temporal = _around([places[i] for i in areas[number]]), requests[areas[number][0]].temporal
+            known = self._recent.find(bounds, temporal, frozenset())
+            if known is not None:
+                return known
+            found = list_scenes(ee, bounds, temporal.start, temporal.end)
+            return self._recent.keep(Listing(bounds, temporal, frozenset(), found))
+
+        for number, scenes in in_threads([0] * len(areas), scenes_of, _workers()):
+            for position in areas[number]:
+                if isinstance(scenes, ProviderError):
+                    yield position, scenes
+                    continue
+                choice = choose(scenes, requests[position])
+                if choice.chosen:
+                    yield position, choice
+                else:
+                    yield position, NoImageryError(nothing_found("gee", scenes, requests[position], choice))
 
 
 def _workers() -> int:
     return min(settings.fetch_workers(), IN_FLIGHT)
-
-
-def _choose_all(ee: ModuleType, requests: Sequence[PatchRequest]) -> Iterator[tuple[int, Choice | ProviderError]]:
-    """Each request's scenes; one listing for each neighbourhood and time range."""
-    places = [lonlat_bounds(request.geobox) for request in requests]
-    ranges = _grouped(range(len(requests)), lambda i: (requests[i].temporal.start, requests[i].temporal.end))
-    areas = [area for same in ranges for area in _neighbourhoods(same, places)]
-
-    def scenes_of(number: int) -> list[ArchiveScene]:
-        temporal = requests[areas[number][0]].temporal
-        return list_scenes(ee, _around([places[i] for i in areas[number]]), temporal.start, temporal.end)
-
-    for number, scenes in in_threads([0] * len(areas), scenes_of, _workers()):
-        for position in areas[number]:
-            if isinstance(scenes, ProviderError):
-                yield position, scenes
-                continue
-            choice = choose(scenes, requests[position])
-            if choice.chosen:
-                yield position, choice
-            else:
-                yield position, NoImageryError(nothing_found("gee", scenes, requests[position], choice))
 
 
 def _grouped(positions: Iterable[int], key: Callable[[int], Hashable]) -> list[list[int]]:
@@ -180,27 +195,51 @@ def _joined(members: Sequence[int], corners: Mapping[int, Bounds], requests: Seq
     distinct = {corners[i] for i in members}
     asked = sum((r - x) * (b - y) for x, y, r, b in distinct)
     if len(distinct) == 1 or (width * height <= _JOINT_PX and asked >= _FILLED * width * height):
-        first = requests[members[0]].geobox
-        affine = first.transform * Affine.translation(left - corners[members[0]][0], top - corners[members[0]][1])
-        yield Job(tuple(members), GeoBox((height, width), affine, first.crs))
+        yield _job(members, requests)
         return
     axis = 0 if width >= height else 1
     for half in _halves(members, lambda i: corners[i][axis] + corners[i][axis + 2]):
         yield from _joined(half, corners, requests)
 
 
+def _job(members: Sequence[int], requests: Sequence[PatchRequest]) -> Job:
+    """The box around some places."""
+    corners = [_pixel_box(requests[i].geobox) for i in members]
+    left, top, right, bottom = _around(corners)
+    first = requests[members[0]].geobox
+    affine = first.transform * Affine.translation(left - corners[0][0], top - corners[0][1])
+    return Job(tuple(members), GeoBox((int(bottom - top), int(right - left)), affine, first.crs))
+
+
+def _pixel_bytes(requests: Sequence[PatchRequest], choices: Mapping[int, Choice], job: Job) -> int:
+    first = job.members[0]
+    return bytes_a_pixel(len(choices[first].chosen), requests[first].sensor)
+
+
+def _count_requests(requests: Sequence[PatchRequest], choices: Mapping[int, Choice], job: Job) -> int:
+    height, width = job.geobox.shape
+    return count_requests(height, width, _pixel_bytes(requests, choices, job))
+
+
 def _answer_bytes(requests: Sequence[PatchRequest], choices: Mapping[int, Choice], job: Job) -> int:
-    first, (height, width) = job.members[0], job.geobox.shape
-    return height * width * bytes_a_pixel(len(choices[first].chosen), requests[first].sensor)
+    height, width = job.geobox.shape
+    return height * width * _pixel_bytes(requests, choices, job)
 
 
 def _run(
     ee: ModuleType, requests: Sequence[PatchRequest], choices: Mapping[int, Choice], job: Job
 ) -> list[tuple[int, Patch | ProviderError]]:
-    """Ask for a job's pixels and give each place its own."""
+    """Ask for a job's pixels and give each place its own; what fails for reasons unknown is tried with fewer places."""
     scenes, sensor = choices[job.members[0]].chosen, requests[job.members[0]].sensor
-    image = composite(ee, [scene.id for scene in scenes], sensor)
-    answer = read_pixels(ee, image, job.geobox, bytes_a_pixel(len(scenes), sensor))
+    names = [scene.id for scene in scenes]
+    try:
+        answer = read_pixels(ee, lambda: composite(ee, names, sensor), job.geobox, _pixel_bytes(requests, choices, job))
+    except Unexplained as error:
+        if len(job.members) == 1:
+            return [(job.members[0], error)]
+        middle = len(job.members) // 2
+        halves = (_job(part, requests) for part in (job.members[:middle], job.members[middle:]))
+        return [found for half in halves for found in _run(ee, requests, choices, half)]
     left, top, *_ = (int(v) for v in _pixel_box(job.geobox))
     found: list[tuple[int, Patch | ProviderError]] = []
     for position in job.members:

@@ -5,7 +5,7 @@ The images of a composite are named one by one, so that what was listed is what 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from types import ModuleType
@@ -16,8 +16,10 @@ import numpy.typing as npt
 from odc.geo.geobox import GeoBox
 from shapely.geometry import shape
 
+from rs_embed.composite import shown
 from rs_embed.grid import epsg_of
 from rs_embed.providers.archive import ArchiveScene
+from rs_embed.providers.duplicates import unique
 from rs_embed.providers.gee_session import TooMuch, ask
 from rs_embed.sentinel2 import CLEAR_SCL, HARMONIZED_COLLECTION
 from rs_embed.specs import SensorSpec
@@ -39,17 +41,24 @@ def list_scenes(ee: ModuleType, bounds: Bounds, start: str, end: str) -> list[Ar
 
     A time range with more than Earth Engine lists at once is asked for in halves.
     """
-    images = ee.ImageCollection(HARMONIZED_COLLECTION).filterBounds(ee.Geometry.BBox(*bounds)).filterDate(start, end)
-    rows = images.map(lambda image: ee.Feature(image.geometry(), None).copyProperties(image, list(_PROPERTIES)))
+
+    def listed() -> dict[str, Any]:
+        area = ee.Geometry.BBox(*bounds)
+        images = ee.ImageCollection(HARMONIZED_COLLECTION).filterBounds(area).filterDate(start, end)
+        rows = images.map(lambda image: ee.Feature(image.geometry(), None).copyProperties(image, list(_PROPERTIES)))
+        answer: dict[str, Any] = ee.FeatureCollection(rows).getInfo()
+        return answer
+
     try:
-        found = ask(ee.FeatureCollection(rows).getInfo)
+        found = ask(listed)
     except TooMuch:
         first, last = date.fromisoformat(start), date.fromisoformat(end)
         if last - first < timedelta(days=2):
             raise
         middle = (first + (last - first) / 2).isoformat()
         return [*list_scenes(ee, bounds, start, middle), *list_scenes(ee, bounds, middle, end)]
-    return [_scene(feature) for feature in found["features"]]
+    told = (f for f in found["features"] if f["properties"].get("system:time_start") is not None)
+    return unique(map(_scene, told), (HARMONIZED_COLLECTION,))
 
 
 def _scene(feature: dict[str, Any]) -> ArchiveScene:
@@ -72,30 +81,34 @@ def composite(ee: ModuleType, scene_ids: Sequence[str], sensor: SensorSpec) -> A
     """The composite of some scenes, newest first, as an `ee.Image` whose bands `read_answer` knows.
 
     A pixel of a scene counts where all bands are observed (and with a cloud mask, where it is clear), as everywhere.
+    Above 10 m the service reads copies whose masks are means: whatever it saw a part of was observed.
     """
     pixels, clear, seen = [], [], []
     for number, scene_id in enumerate(scene_ids):
         image = ee.Image(f"{HARMONIZED_COLLECTION}/{scene_id}")
         raw = image.select(list(sensor.bands))
-        observed = raw.mask().reduce(ee.Reducer.min())
+        observed = raw.mask().reduce(ee.Reducer.min()).gt(0)
         classes = image.select("SCL")
         is_clear = classes.remap(list(CLEAR_SCL), [1] * len(CLEAR_SCL), 0).unmask(0).And(observed)
         kept = is_clear if sensor.cloud_mask == "scl" else observed
         pixels.append(raw.updateMask(kept))
-        clear.append(is_clear)
+        clear.append(is_clear.multiply(1 << number % _BITS))
         seen.append((kept if sensor.composite == "mosaic" else observed).multiply(1 << number % _BITS))
     stack = ee.ImageCollection.fromImages(pixels[::-1])  # a mosaic has its last image on top
     made = stack.mosaic() if sensor.composite == "mosaic" else stack.median()
     return ee.Image.cat(
         made.select(list(range(len(sensor.bands))), _band_names(sensor)).unmask(0).toFloat(),
-        made.select(0).mask().rename("valid").toUint8(),
-        _total(ee, clear).rename("n_clear").toUint16(),
-        *(_total(ee, seen[i : i + _BITS]).rename(f"seen_{i}").toUint32() for i in range(0, len(seen), _BITS)),
+        made.select(0).mask().gt(0).rename("valid").toUint8(),
+        *_bits(ee, "clear", clear),
+        *_bits(ee, "seen", seen),
     )
 
 
-def _total(ee: ModuleType, images: Sequence[Any]) -> Any:
-    return ee.ImageCollection.fromImages([image.rename("n") for image in images]).sum().unmask(0)
+def _bits(ee: ModuleType, name: str, images: Sequence[Any]) -> list[Any]:
+    """Bands whose bits are those of the scenes."""
+    groups = {i: [image.rename("n") for image in images[i : i + _BITS]] for i in range(0, len(images), _BITS)}
+    collection = ee.ImageCollection.fromImages
+    return [collection(group).sum().unmask(0).rename(f"{name}_{i}").toUint32() for i, group in groups.items()]
 
 
 def _band_names(sensor: SensorSpec) -> list[str]:
@@ -103,14 +116,26 @@ def _band_names(sensor: SensorSpec) -> list[str]:
 
 
 def bytes_a_pixel(scenes: int, sensor: SensorSpec) -> int:
-    """Of the answer: float32 bands, `valid`, `n_clear`, and which scenes were seen."""
-    return 4 * len(sensor.bands) + 1 + 2 + 4 * -(-scenes // _BITS)
+    """Of the answer: float32 bands, `valid`, and which scenes were seen, and seen clear."""
+    return 4 * len(sensor.bands) + 1 + 2 * 4 * -(-scenes // _BITS)
 
 
-def read_pixels(ee: ModuleType, image: Any, geobox: GeoBox, pixel_bytes: int) -> npt.NDArray[np.void]:
-    """The image on a grid, (y, x) of one field a band; a grid over the limits is asked for in halves and joined."""
+def count_requests(height: int, width: int, pixel_bytes: int) -> int:
+    """How many requests `read_pixels` makes of a grid at least."""
+    if not _over_limits(height, width, pixel_bytes):
+        return 1
+    longer, shorter = max(height, width), min(height, width)
+    return sum(count_requests(part, shorter, pixel_bytes) for part in (longer // 2, longer - longer // 2))
+
+
+def _over_limits(height: int, width: int, pixel_bytes: int) -> bool:
+    return height * width * pixel_bytes > REQUEST_BYTES or max(height, width) > MAX_SIDE_PX
+
+
+def read_pixels(ee: ModuleType, image: Callable[[], Any], geobox: GeoBox, pixel_bytes: int) -> npt.NDArray[np.void]:
+    """What `image` makes on a grid, (y, x) of one field a band; a grid over the limits is asked for in halves."""
     height, width = geobox.shape
-    if height * width * pixel_bytes > REQUEST_BYTES or max(height, width) > MAX_SIDE_PX:
+    if _over_limits(height, width, pixel_bytes):
         return _in_halves(ee, image, geobox, pixel_bytes)
     affine = geobox.transform
     grid = {
@@ -125,9 +150,9 @@ def read_pixels(ee: ModuleType, image: Any, geobox: GeoBox, pixel_bytes: int) ->
         },
         "crsCode": f"EPSG:{epsg_of(geobox)}",
     }
-    question = {"expression": image, "fileFormat": "NUMPY_NDARRAY", "grid": grid}
 
     def pixels() -> npt.NDArray[np.void]:
+        question = {"expression": image(), "fileFormat": "NUMPY_NDARRAY", "grid": grid}
         found: npt.NDArray[np.void] = ee.data.computePixels(question)
         if found.shape != (height, width):
             raise ValueError(f"{found.shape} pixels came, {(height, width)} were asked for")
@@ -141,7 +166,7 @@ def read_pixels(ee: ModuleType, image: Any, geobox: GeoBox, pixel_bytes: int) ->
         return _in_halves(ee, image, geobox, pixel_bytes)
 
 
-def _in_halves(ee: ModuleType, image: Any, geobox: GeoBox, pixel_bytes: int) -> npt.NDArray[np.void]:
+def _in_halves(ee: ModuleType, image: Callable[[], Any], geobox: GeoBox, pixel_bytes: int) -> npt.NDArray[np.void]:
     height, width = geobox.shape
     axis = 0 if height >= width else 1
     cut = max(height, width) // 2
@@ -156,7 +181,7 @@ class Answer:
     dn: npt.NDArray[np.float32]
     """(bands, y, x), NaN where nothing was observed."""
     n_clear: npt.NDArray[np.uint16]
-    """(y, x), clear observations of all scenes."""
+    """(y, x), clear observations: of all scenes in a median, of the one on top in a mosaic."""
     entered: list[bool]
     """Of each scene, newest first: whether it saw a pixel of a median's place, or lies on top somewhere in a mosaic."""
 
@@ -166,12 +191,14 @@ def read_answer(answer: npt.NDArray[np.void], scenes: int, sensor: SensorSpec) -
     valid = answer["valid"] > 0
     dn = np.stack([answer[name] for name in _band_names(sensor)]).astype(np.float32)
     dn[:, ~valid] = np.nan
-    left = np.ones(valid.shape, dtype=bool)  # pixels that no newer scene has taken
-    entered = []
-    for number in range(scenes):
-        band = answer[f"seen_{number - number % _BITS}"].astype(np.uint32)
-        sees = (band >> np.uint32(number % _BITS) & np.uint32(1)).astype(bool)
-        entered.append(bool((sees & left).any()))
-        if sensor.composite == "mosaic":
-            left &= ~sees
-    return Answer(dn, answer["n_clear"], entered)
+    seen, clear = (_scenes_of(answer, name, scenes) for name in ("seen", "clear"))
+    if sensor.composite == "mosaic":
+        seen, clear = (list(shown(marks, seen)) for marks in (seen, clear))
+    n_clear: npt.NDArray[np.uint16] = np.stack(clear).sum(axis=0, dtype=np.uint16)
+    return Answer(dn, n_clear, [bool(sees.any()) for sees in seen])
+
+
+def _scenes_of(answer: npt.NDArray[np.void], name: str, scenes: int) -> list[npt.NDArray[np.bool_]]:
+    """What the bits of bands say of each scene, (y, x)."""
+    bands = [answer[f"{name}_{i}"].astype(np.uint32) for i in range(0, scenes, _BITS)]
+    return [(bands[i // _BITS] >> np.uint32(i % _BITS) & np.uint32(1)).astype(bool) for i in range(scenes)]

@@ -34,7 +34,8 @@ from rs_embed.providers.base import FetchPlan, PatchRequest
 from rs_embed.providers.blocks import BlockReader, Layer, ReadPlace
 from rs_embed.providers.cog import look_at
 from rs_embed.providers.offsets import MANY_DARK, DarkEnd, confront
-from rs_embed.providers.stac_search import Bounds, Searcher, StacCatalog
+from rs_embed.providers.recent import Bounds
+from rs_embed.providers.stac_search import Searcher, StacCatalog
 from rs_embed.sentinel2 import OFFSET_2022, Radiometry, may_carry_offset
 from rs_embed.specs import TemporalSpec
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import re
-import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -19,20 +16,16 @@ from urllib3 import Retry
 
 from rs_embed.errors import ProviderError
 from rs_embed.providers.archive import ArchiveScene
+from rs_embed.providers.duplicates import unique
 from rs_embed.providers.http import SasTokens
 from rs_embed.providers.items import scene_of_item
-from rs_embed.sentinel2 import asset_keys, processing_baseline
+from rs_embed.providers.recent import Bounds, Listing, Recent
+from rs_embed.sentinel2 import asset_keys
 from rs_embed.specs import TemporalSpec
 
 _PAGE = 100
 """Items a page; larger pages crash Earth Search."""
 _TIMEOUT_S = (4.0, 10.0)
-_KEPT_S = 600.0
-"""An answer is used again for so long: a plan and its run, or neighbouring partitions."""
-_TILE = re.compile(r"(?<![A-Z0-9])T?(\d{2}[A-Z]{3})(?![A-Z0-9])")
-
-Bounds = tuple[float, float, float, float]
-"""West, south, east, north, degrees."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,30 +80,13 @@ def _shown(url: str) -> str:
     return urlunsplit((parts.scheme, f"{parts.hostname or ''}{port}", parts.path, "", ""))
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """What a search brought."""
-
-    bounds: Bounds
-    temporal: TemporalSpec
-    bands: frozenset[str]
-    at_s: float
-    scenes: list[ArchiveScene]
-
-    def covers(self, bounds: Bounds, temporal: TemporalSpec, bands: frozenset[str]) -> bool:
-        """Whether it holds all that another search would bring."""
-        own, same = self.bounds, temporal == self.temporal and bands <= self.bands
-        inside = own[0] <= bounds[0] and own[1] <= bounds[1] and bounds[2] <= own[2] and bounds[3] <= own[3]
-        return same and inside and time.monotonic() - self.at_s < _KEPT_S
-
-
 @dataclass(slots=True)
 class Searcher:
     """Searches one catalog; opens it once, and asks nothing twice within minutes."""
 
     catalog: StacCatalog
     _client: Client | None = None
-    _answers: deque[_Answer] = field(default_factory=lambda: deque(maxlen=64))
+    _recent: Recent = field(default_factory=Recent)
 
     def search(self, bounds: Bounds, temporal: TemporalSpec, bands: frozenset[str]) -> list[ArchiveScene]:
         """All scenes of the catalog's collections in a box and time range, each one once.
@@ -121,11 +97,10 @@ class Searcher:
         Raises:
             ProviderError: when the catalog cannot be reached or understood.
         """
-        known = next((a for a in tuple(self._answers) if a.covers(bounds, temporal, bands)), None)
-        if known is None:
-            known = _Answer(bounds, temporal, bands, time.monotonic(), self._ask(bounds, temporal, bands))
-            self._answers.append(known)
-        return known.scenes
+        known = self._recent.find(bounds, temporal, bands)
+        if known is not None:
+            return known
+        return self._recent.keep(Listing(bounds, temporal, bands, self._ask(bounds, temporal, bands)))
 
     def _ask(self, bounds: Bounds, temporal: TemporalSpec, bands: frozenset[str]) -> list[ArchiveScene]:
         try:
@@ -167,28 +142,6 @@ def _fields(bands: Iterable[str]) -> dict[str, list[str]]:
     """Only what is read of an item: it is mostly assets of other bands."""
     assets = [f"assets.{key}" for band in sorted(bands) for key in asset_keys(band)]
     return {"include": ["id", "type", "collection", "bbox", "geometry", "properties", *assets], "exclude": ["links"]}
-
-
-def unique(scenes: Iterable[ArchiveScene], collections: Sequence[str]) -> list[ArchiveScene]:
-    """One scene for each tile and second: the newest processing baseline, then the first collection."""
-    best: dict[tuple[str, str], ArchiveScene] = {}
-
-    def rank(scene: ArchiveScene) -> tuple[str, int]:
-        baseline = processing_baseline(scene.properties, (scene.id, *scene.names)) or ""
-        place = collections.index(scene.collection) if scene.collection in collections else len(collections)
-        return baseline, -place
-
-    for scene in scenes:
-        key = _tile(scene), scene.acquired.isoformat(timespec="seconds")
-        if key not in best or rank(scene) > rank(best[key]):
-            best[key] = scene
-    return list(best.values())
-
-
-def _tile(scene: ArchiveScene) -> str:
-    told = scene.properties.get("grid:code") or scene.properties.get("s2:mgrs_tile") or scene.id
-    match = _TILE.search(str(told).upper().replace("MGRS-", "").replace("_", " "))
-    return match[1] if match else scene.id
 
 
 def _scenes(items: Iterable[Mapping[str, Any]]) -> Iterator[ArchiveScene]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,8 @@ def test_words_that_the_model_does_not_know_are_told_in_the_answer(sample):
     glacier = index.search("glacier").notice
     assert glacier.startswith(NOTHING_LIKE_IT)
     assert "'glacier'" in glacier
-    assert "know" not in (index.search("forest").notice or "")
+    for words in ("forest", "river by a forest", "houses, with lake"):
+        assert "know" not in (index.search(words).notice or "")
 
 
 def test_places_tell_how_well_each_answers_a_question(sample):
@@ -109,6 +111,131 @@ def test_an_index_that_is_built_again_holds_what_the_dataset_holds_now(tmp_path)
     assert index.build(lambda done, total: seen.append((done, total))) == 20
     assert seen == [(1, 1)]
     assert index.search(vector=vectors[0], k=1).hits[0].id == "r19"
+
+
+def test_searches_beside_an_index_that_grows_get_whole_answers(tmp_path):
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(40, 600, 64)).astype(np.float32)
+    folder = write_vectors(tmp_path / "ds", vectors[0])
+    index, stop, wrong = EmbeddingIndex(folder), threading.Event(), []
+
+    def searcher() -> None:
+        while not stop.is_set():
+            try:
+                found = index.search(vector=vectors[0, 5], k=5, bbox=(0, 40, 11, 50))
+                assert found.hits[0].id == "v0-5"
+            except Exception as error:  # noqa: BLE001  (told below)
+                wrong.append(error)
+
+    threads = [threading.Thread(target=searcher) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for part in vectors[1:]:
+        write_vectors(folder, part)
+        assert index.add() == 600
+    index.build()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert len(index) == 24_000
+
+
+def test_an_index_sees_what_another_process_added(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(3, 10, 64)).astype(np.float32)
+    folder = write_vectors(tmp_path / "ds", vectors[0])
+    index, other = EmbeddingIndex(folder), EmbeddingIndex(folder)
+    write_vectors(folder, vectors[1])
+    assert other.add() == 10
+    index.refresh()
+    assert len(index) == 20
+    assert index.search(vector=vectors[1, 3], k=1).hits[0].id == "v1-3"
+    other.build()
+    index.refresh()
+    assert len(index) == 20
+
+
+@pytest.mark.parametrize("name", ["index.json", "vectors.f16", "signs.u1", "mean.npy", "rows-000000000.parquet"])
+@pytest.mark.parametrize("damage", ["short", "gone"])
+def test_a_damaged_index_is_built_again(tmp_path, name, damage, caplog):
+    vectors = np.random.default_rng(0).normal(size=(30, 64)).astype(np.float32)
+    folder = write_vectors(tmp_path / "ds", vectors)
+    EmbeddingIndex(folder)
+    file = folder / ".rs-embed" / "index" / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]) if damage == "short" else file.unlink()
+    index = EmbeddingIndex(folder)
+    assert len(index) == 30
+    assert index.search(vector=vectors[7], k=1).hits[0].id == "v0-7"
+    assert index._rows.file.nearest(unit(vectors[7]), 1, centred=False, exact=False).positions.tolist() == [7]
+    assert ("is damaged" in caplog.text) == ((name, damage) != ("index.json", "gone"))  # that one is none at all
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(tmp_path):
+    folder = write_vectors(tmp_path / "ds", np.eye(8, 16, dtype=np.float32))
+    (folder / ".rs-embed" / "locks").rmdir() if (folder / ".rs-embed" / "locks").exists() else None
+    (folder / ".rs-embed" / "locks").write_text("in the way")
+    with pytest.raises(RSEmbedError, match="cannot be written to"):
+        EmbeddingIndex(folder)
+
+
+def test_vectors_of_any_length_are_found_by_sign_bits(tmp_path):
+    vectors = unit(np.random.default_rng(0).normal(size=(500, 50)).astype(np.float32))
+    file = VectorFile(tmp_path / "index").append(vectors[:300], {}).append(vectors[300:], {})
+    assert file.nearest(vectors[420], 1, centred=False, exact=False).positions.tolist() == [420]
+
+
+def test_a_dataset_without_rows_and_filters_that_leave_none_say_so(tmp_path, sample):
+    empty = EmbeddingIndex(write_vectors(tmp_path / "ds", np.empty((0, 64), np.float32)))
+    assert (empty.search("forest").hits, empty.search(id="x").notice) == ((), "this dataset has no rows yet")
+    assert empty.places(text="forest").hits == ()
+    found = EmbeddingIndex(sample).search("forest", bbox=(100, 0, 101, 1))
+    assert (found.hits, found.searched) == ((), 0)
+    assert "no row is left by these filters: the dataset lies in" in found.notice
+
+
+def test_an_example_finds_other_places_not_its_own_other_time_ranges(tmp_path):
+    base = np.random.default_rng(0).normal(size=(6, 64)).astype(np.float32)
+    for _ in range(3):
+        write_vectors(tmp_path / "ds", base, [f"p{i}" for i in range(6)])
+    index = EmbeddingIndex(tmp_path / "ds")
+    assert "p2" not in {h.id for h in index.search(id="p2", k=6).hits}
+    assert [h.id for h in index.search(id="0-p2", k=2, every_window=True).hits] == ["p2", "p2"]
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"concept": "x", "negative": "forest"},
+        {"text": "forest", "background": np.ones((2, 128))},
+        {"vector": np.ones(128), "background": np.ones((2, 128)), "negative": "forest"},
+        {"text": "forest", "k": 2.5},
+    ],
+)
+def test_terms_that_do_not_go_together_are_refused_not_ignored(sample, terms):
+    with pytest.raises(SpecError):
+        EmbeddingIndex(sample).search(**terms)
+
+
+@pytest.mark.parametrize("facts", [b"\xff\xfe", b"null", b'{"name": 1}', b"[]"])
+def test_a_concept_that_is_none_is_told(sample, facts):
+    (sample / "concepts").mkdir(exist_ok=True)
+    file = sample / "concepts" / "odd.json"
+    file.write_bytes(facts)
+    with pytest.raises(RSEmbedError, match="is no concept"):
+        EmbeddingIndex(sample).search(concept="odd")
+    for direction, says in (
+        ([], "is no concept"),
+        (["a"], "is no concept"),
+        ([1.0], "has shape"),
+        ([float("nan")] * 128, "NaN"),
+    ):
+        concept = {"name": "odd", "model": MODEL, "positives": ["a"], "negatives": ["b"], "direction": direction}
+        file.write_text(json.dumps(concept | {"weights_sha256": EmbeddingIndex(sample).request.weights_sha256}))
+        with pytest.raises(RSEmbedError, match=says):
+            EmbeddingIndex(sample).search(concept="odd")
+    file.unlink()
+    with pytest.raises(SpecError, match="letters, digits"):
+        EmbeddingIndex(sample).search(concept="𒀀" * 63)
 
 
 def test_what_is_not_wanted_goes_down(sample):
@@ -165,7 +292,7 @@ def test_rows_that_were_added_are_taken_in_once(tmp_path):
     assert len(again) == 12
     vectors, ids = projected(tmp_path / "ds")
     for i, unique in enumerate(ids):
-        np.testing.assert_allclose(again._file.vectors[again.position_of(unique)], vectors[i], atol=1e-3)
+        np.testing.assert_allclose(again._rows.file.vectors[again.position_of(unique)], vectors[i], atol=1e-3)
 
 
 def test_a_part_that_was_written_again_adds_only_what_is_new(tmp_path):
@@ -204,7 +331,7 @@ def test_what_cannot_be_asked_is_refused(sample, tmp_path):
     for how, error, says in (
         ({}, ModelError, "nothing was asked"),
         ({"text": " "}, ModelError, "must be a text"),
-        ({"text": "x", "k": 0}, SpecError, "k must be 1 to 1000"),
+        ({"text": "x", "k": 0}, SpecError, "from 1 to 1000"),
         ({"id": "nobody"}, SpecError, "has no row 'nobody'"),
         ({"vector": mean}, ModelError, "is a token_mean"),
         ({"vector": np.zeros(3)}, ModelError, "has shape"),
@@ -223,7 +350,7 @@ def test_an_index_of_other_weights_is_refused(tmp_path):
     EmbeddingIndex(folder)
     notes = folder / ".rs-embed" / "index" / "index.json"
     notes.write_text(notes.read_text().replace("0" * 64, "1" * 64))
-    with pytest.raises(RSEmbedError, match="is of other weights: delete"):
+    with pytest.raises(RSEmbedError, match="is of other weights"):
         EmbeddingIndex(folder)
 
 
@@ -231,11 +358,11 @@ def test_a_process_that_died_while_adding_left_nothing_that_counts(tmp_path):
     rng = np.random.default_rng(0)
     vectors = unit(rng.normal(size=(100, 64)).astype(np.float32))
     file = VectorFile(tmp_path / "index")
-    file.append(vectors[:60], {})
+    file = file.append(vectors[:60], {})
     with (tmp_path / "index" / "vectors.f16").open("ab") as stream:
         stream.write(b"half of what came next")
     file = VectorFile(tmp_path / "index")
-    file.append(vectors[60:], {})
+    file = file.append(vectors[60:], {})
     found = VectorFile(tmp_path / "index").nearest(vectors[80], 1, centred=False)
     assert found.positions.tolist() == [80]
     assert len(file) == 100
@@ -246,7 +373,7 @@ def test_exact_search_is_brute_force(tmp_path, n):
     rng = np.random.default_rng(n)
     vectors = unit(rng.normal(size=(n, 64)).astype(np.float32))
     file = VectorFile(tmp_path / "index")
-    file.append(vectors, {})
+    file = file.append(vectors, {})
     query = unit(rng.normal(size=64).astype(np.float32))
     stored = vectors.astype(np.float16).astype(np.float32) @ query
     found = file.nearest(query, min(10, n), centred=False, exact=True)
@@ -262,7 +389,7 @@ def test_sign_bits_find_what_exact_search_finds(tmp_path):
         centres[rng.integers(0, 100, 20_000)] + 0.6 * unit(rng.normal(size=(20_000, 256)).astype(np.float32))
     )
     file = VectorFile(tmp_path / "index")
-    file.append(vectors, {})
+    file = file.append(vectors, {})
     hits = 0
     for i in range(50):
         exact = file.nearest(vectors[i], 10, centred=False, exact=True)
@@ -303,7 +430,7 @@ def test_real_vectors_are_ranked_by_words_minus_a_background(whurs19, tmp_path):
 def test_text_queries_on_real_vectors_are_found_by_sign_bits(whurs19, tmp_path):
     vectors, texts = unit(whurs19["image_embeddings"]), unit(whurs19["text_embeddings"].mean(axis=0))
     file = VectorFile(tmp_path / "index")
-    file.append(vectors, {})
+    file = file.append(vectors, {})
     common, hits = texts.mean(axis=0), 0
     for text in texts:
         query = unit(text - common)
@@ -429,7 +556,7 @@ def test_a_concept_that_cannot_be_is_refused(sample):
 
 def test_an_answer_that_is_not_exact_tells_its_recall(tmp_path, monkeypatch):
     monkeypatch.setattr("rs_embed.search.vectors.EXACT_UP_TO", 1000)
-    monkeypatch.setattr("rs_embed.search.index.EXACT_UP_TO", 1000)
+    monkeypatch.setattr("rs_embed.search.store.EXACT_UP_TO", 1000)
     rng = np.random.default_rng(0)
     centres = unit(rng.normal(size=(50, 64)).astype(np.float32))
     vectors = unit(centres[rng.integers(0, 50, 4000)] + 0.6 * unit(rng.normal(size=(4000, 64)).astype(np.float32)))
@@ -442,7 +569,7 @@ def test_an_answer_that_is_not_exact_tells_its_recall(tmp_path, monkeypatch):
     assert 0.8 < whole.recall <= 1
     assert whole.facts()["recall"] == whole.recall
     noise = VectorFile(tmp_path / "noise")
-    noise.append(unit(rng.normal(size=(8000, 64)).astype(np.float32)), {})
+    noise = noise.append(unit(rng.normal(size=(8000, 64)).astype(np.float32)), {})
     assert noise.recall() < whole.recall  # isotropic noise is what sign bits cannot do
 
 
@@ -492,6 +619,7 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
 
 
 def test_the_command_finds_writes_and_draws(sample, tmp_path, capsys):
+    _, out_of_index, _ = run(capsys, "index", str(sample), "--json")
     code, out, _ = run(capsys, "index", str(sample))
     assert (code, "54 row(s)" in out) == (0, True)
     hits, sheet = tmp_path / "hits.geojson", tmp_path / "hits.png"
@@ -507,6 +635,10 @@ def test_the_command_finds_writes_and_draws(sample, tmp_path, capsys):
     code, out, _ = run(capsys, "search", str(sample), "--like", document["features"][0]["id"], "--json")
     assert code == 0
     assert len(json.loads(out)["results"]) == 20
+    assert run(capsys, "search", str(sample), "forest", "--out", str(tmp_path / "new" / "hits.json"))[0] == 0
+    code, _, err = run(capsys, "search", str(sample), "forest", "--plot", str(tmp_path / "hits.bmpx"))
+    assert (code, "must end in one of .png" in err) == (2, True)
+    assert run(capsys, "index", str(sample), "--rebuild", "--json")[:2] == (0, out_of_index)
     code, _, err = run(capsys, "search", str(sample), "--like", "../../etc/passwd")
     assert code == 2
     assert "has no row" in err

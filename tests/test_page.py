@@ -102,7 +102,7 @@ def test_a_search_lists_and_draws_what_the_index_finds(visit, folder):
     assert found == [h.unique_id for h in hits]
     expect(visit.page.locator("#count")).to_have_text("18 of 18")
     expect(visit.page.locator(".pin")).to_have_count(18)
-    expect(visit.page.locator("#legend")).to_contain_text("scores above")
+    expect(visit.page.locator("#legend")).to_contain_text("better match than")
     visit.page.locator("#results li").first.click()
     expect(visit.page.locator("#results li").first).to_have_attribute("aria-current", "true")
     expect(visit.page.locator(".popup")).to_contain_text(f"{hits[0].lat:.4f}, {hits[0].lon:.4f}")
@@ -206,6 +206,60 @@ def test_the_answer_downloads_as_geojson(visit, url):
     assert requests.get(f"{url}/api/search.geojson?text=forest").headers["content-type"].startswith("application/geo")
 
 
+def test_a_view_of_the_whole_world_keeps_what_was_found(browser, tmp_path):
+    vectors = unit(np.random.default_rng(0).normal(size=(6500, 512)).astype(np.float32))
+    with serving(write_vectors(tmp_path / "ds", vectors)) as url:
+        visit = Visit(browser, f"{url}/?id=v0-3")
+        for _ in range(8):
+            visit.page.get_by_role("button", name="Zoom out").click()
+        visit.page.wait_for_timeout(1500)
+        assert len(visit.ids()) == 20
+        visit.page.get_by_role("button", name="Search this area").click()
+        expect(visit.page.locator("#count")).to_contain_text("20 of ")
+        assert not visit.complaints
+        visit.page.close()
+
+
+def test_an_answer_that_comes_late_does_not_replace_a_newer_one(browser, url):
+    visit = Visit(browser, f"{url}/?text=forest")
+    visit.page.evaluate(
+        """() => {
+            const fetched = window.fetch;
+            const late = (path) => new Promise((go) => setTimeout(go, 1500)).then(() => fetched(path));
+            window.fetch = (path) => (String(path).includes("text=lake") ? late(path) : fetched(path));
+        }"""
+    )
+    for words in ("lake", "river"):
+        visit.page.get_by_label("Show every place that looks like").fill(words)
+        visit.page.get_by_label("Show every place that looks like").press("Enter")
+    visit.page.wait_for_timeout(3000)
+    assert visit.asked["text"] == ["river"]
+    assert visit.ids() == [r["unique_id"] for r in requests.get(f"{url}/api/search?text=river").json()["results"]]
+    visit.page.close()
+
+
+def test_a_server_that_is_gone_is_told(browser, folder):
+    with serving(folder) as address:
+        visit = Visit(browser, address)
+    visit.page.get_by_label("Show every place that looks like").fill("forest")
+    visit.page.get_by_role("button", name="Search", exact=True).click()
+    expect(visit.page.locator("#notice")).to_contain_text("is rs-embed serve still running?")
+    visit.page.close()
+
+
+def test_an_area_without_words_shows_what_lies_in_it(visit, folder):
+    visit.page.get_by_text("Filters").click()
+    visit.page.get_by_label("From").fill("2018-01-01")
+    visit.page.wait_for_timeout(500)
+    assert "No place" not in visit.page.locator("#notice").inner_text()
+    visit.page.get_by_label("From").fill("2031-01-01")
+    expect(visit.page.locator("#notice")).to_have_text("No place is left by these filters.")
+    visit.page.get_by_label("From").fill("")
+    visit.page.get_by_label("but not like").fill("forest")
+    visit.page.get_by_label("but not like").press("Enter")
+    expect(visit.page.locator("#notice")).to_contain_text("Say what it should look like first")
+
+
 def test_words_that_are_markup_stay_words(browser, url):
     visit = Visit(browser, f"{url}/?text=%3Cimg%20src%3Dx%20onerror%3Ddocument.title%3D1%3E&id=%3Cb%3E")
     expect(visit.page.locator("#notice")).to_contain_text("the dataset has no row '<b>'")
@@ -229,6 +283,20 @@ def test_it_is_accessible_light_and_dark_wide_and_narrow(browser, url, scheme, w
     assert map_box["height"] > 250
     beside = list_box["x"] + list_box["width"] <= map_box["x"]
     assert beside == (width > 760)
+    visit.page.close()
+
+
+@pytest.mark.parametrize(("width", "height"), [(320, 256), (740, 360)])
+def test_a_small_screen_scrolls_to_form_and_results(browser, url, width, height):
+    visit = Visit(browser, f"{url}/?text=forest", viewport={"width": width, "height": height})
+    visit.ids()
+    for name in ("#text", "#results li:nth-child(3) .place"):
+        visit.page.locator(name).scroll_into_view_if_needed()
+        box = visit.page.locator(name).bounding_box()
+        middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        on_top = visit.page.evaluate("([x, y]) => document.elementFromPoint(x, y)?.closest('#panel') !== null", middle)
+        assert on_top, name  # not covered by the map
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
     visit.page.close()
 
 

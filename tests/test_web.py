@@ -5,18 +5,21 @@ from __future__ import annotations
 import io
 import json
 import re
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 import requests
 from PIL import Image
 
 from rs_embed import EmbeddingIndex, RSEmbedError, TemporalSpec, export_embeddings, list_samples
-from rs_embed.web.server import create_app
+from rs_embed.web.server import create_app, listen
+from vector_dataset import write_vectors
 from web_server import serving
 
 MODEL = "clip_eurosat_s2rgb"
@@ -110,6 +113,8 @@ def test_places_similar_ones_and_thumbnails(url):
         ("/api/search?unlike=nobody", 400),
         ("/api/search?concept=" + quote("../../x", safe=""), 400),
         ("/api/search?concept=none&text=a", 400),
+        ("/api/search?concept=" + quote("𒀀" * 63), 400),
+        ("/api/search?negative=a", 400),
         ("/api/search.geojson?text=a&bbox=nan,nan,nan,nan", 400),
         ("/..%2Fserver.py", 404),
         ("/vendor/..%2F..%2Fserver.py", 404),
@@ -140,6 +145,32 @@ def test_the_page_takes_nothing_from_elsewhere_and_says_so(url):
         assert sources <= {"tile.openstreetmap.org", "www.openstreetmap.org"}  # the basemap, once it is asked for
     assert requests.get(f"{url}/vendor/maplibre-gl.mjs").status_code == 200
     assert requests.get(f"{url}/api/dataset").json()["rows"] == 18
+
+
+def test_rows_that_are_added_while_it_runs_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr("rs_embed.web.server._LOOK_EVERY_S", 0.0)
+    vectors = np.random.default_rng(0).normal(size=(2, 20, 64)).astype(np.float32)
+    folder = write_vectors(tmp_path / "ds", vectors[0], [f"a/b #{i}?%2F" for i in range(20)])
+    with serving(folder) as address:
+        assert requests.get(f"{address}/api/similar/" + quote("a/b #3?%2F", safe="")).status_code == 200
+        write_vectors(folder, vectors[1])
+        assert requests.get(f"{address}/api/places").json()["searched"] == 40
+        assert len(requests.get(f"{address}/api/similar/v1-3", params={"k": 5}).json()["results"]) == 5
+
+
+def test_a_dataset_without_rows_is_served(tmp_path):
+    with serving(write_vectors(tmp_path / "ds", np.empty((0, 64), np.float32))) as address:
+        assert requests.get(f"{address}/api/search?text=forest").json()["notice"] == "this dataset has no rows yet"
+        assert requests.get(f"{address}/api/places?text=forest").json()["results"] == []
+        assert requests.get(f"{address}/api/dataset").json()["extent"] is None
+
+
+def test_a_port_that_is_taken_is_told_before_anything_else():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(RSEmbedError, match="take another --port"):
+            listen("127.0.0.1", taken.getsockname()[1])
 
 
 def test_many_clients_at_once_get_answers(url):

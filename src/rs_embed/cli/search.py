@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rs_embed.cli import options
+from rs_embed.errors import SpecError
 
 if TYPE_CHECKING:
+    from PIL import ImageDraw
+
     from rs_embed.search.found import Found, Hit
 
 Dataset = Annotated[Path, typer.Argument(metavar="DATASET", help="A folder that `rs-embed export` wrote.")]
 _COLUMNS, _SIDE, _LINE = 5, 192, 40
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @contextmanager
@@ -45,9 +49,7 @@ def index(
     from rs_embed.search.index import EmbeddingIndex
 
     with building() as report:
-        found = EmbeddingIndex(dataset, report)
-        if rebuild:
-            found.build(report)
+        found = EmbeddingIndex(dataset, report, rebuild=rebuild)
     facts = {"rows": len(found), "model": found.request.model, "folder": str(dataset)}
     typer.echo(json.dumps(facts) if as_json else f"{len(found):,} row(s) of {found.request.model} can be searched")
 
@@ -79,6 +81,8 @@ def search(
     """Find the rows most like some words, other rows, or a saved concept."""
     from rs_embed.search.index import EmbeddingIndex
 
+    if plot is not None and plot.suffix.lower() not in _PICTURES:
+        raise SpecError(f"--plot {plot} must end in one of {', '.join(_PICTURES)}")
     with building() as report:
         rows = EmbeddingIndex(dataset, report)
     found = rows.search(
@@ -97,6 +101,7 @@ def search(
         rows.train(like or (), unlike or (), name=save, text=text)
         print(f"saved the concept {save!r}: rs-embed search {dataset} --concept '{save}'", file=sys.stderr)
     if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(found.to_geojson(), indent=1) + "\n", encoding="utf-8")
         print(f"wrote {len(found.hits)} footprint(s) to {out}", file=sys.stderr)
     if plot is not None:
@@ -133,8 +138,8 @@ def _draw(found: Found, pictures: Mapping[str, bytes], path: Path, title: str) -
     step, rows = _SIDE + 16, -(-max(len(found.hits), 1) // _COLUMNS)
     sheet = Image.new("RGB", (LEFT + _COLUMNS * step + 8, 90 + rows * (_SIDE + _LINE + 10)), PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((LEFT, 16), f"“{title}”", INK, font=font(26))
-    pen.text((LEFT, 52), found.notice or f"the best of {found.searched:,}", GREY, font=font(15))
+    _line(pen, 16, f"“{title}”", INK, 26)
+    _line(pen, 52, found.notice or f"the best of {found.searched:,}", GREY, 15)
     for number, hit in enumerate(found.hits):
         x, y = LEFT + number % _COLUMNS * step, 90 + number // _COLUMNS * (_SIDE + _LINE + 10)
         if hit.unique_id in pictures:
@@ -146,6 +151,16 @@ def _draw(found: Found, pictures: Mapping[str, bytes], path: Path, title: str) -
         pen.text((x, y + _SIDE + 4), _caption(hit), INK, font=font(14))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
+
+
+def _line(pen: ImageDraw.ImageDraw, y: int, text: str, colour: str, size: int) -> None:
+    """A line of text, shortened where it is longer than the sheet is wide."""
+    from rs_embed.cli.demo_picture import LEFT, font
+
+    width, letters = _COLUMNS * (_SIDE + 16) - LEFT, len(text)
+    while letters and pen.textlength(text[:letters] + "…", font=font(size)) > width:
+        letters -= 1
+    pen.text((LEFT, y), text if letters == len(text) else text[:letters] + "…", colour, font=font(size))
 
 
 def _caption(hit: Hit) -> str:

@@ -30,6 +30,9 @@ RS_TEMPLATES = (
 _BATCH = 256
 
 
+_SMALL_WORDS = frozenset({"a", "an", "the", "of", "in", "on", "at", "by", "with", "and", "or", "to", "from", "its"})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextEmbedder:
     """A text tower with its tokenizer."""
@@ -53,8 +56,9 @@ class TextEmbedder:
         return unit(unit(framed).reshape(len(texts), len(frames), -1).mean(axis=1))
 
     def unknown_words(self, text: str) -> tuple[str, ...]:
-        """Words of a text that the vocabulary does not have."""
-        return self.tokenizer.unknown_words(text)
+        """Words of a text that the vocabulary does not have, and that say something of what a place looks like."""
+        unknown = self.tokenizer.unknown_words(text)
+        return tuple(word for word in unknown if word not in _SMALL_WORDS and any(map(str.isalnum, word)))
 
     def remarks(self, text: str) -> list[str]:
         """What is lost of a text, one sentence each."""

@@ -24,6 +24,8 @@ FloatArray = npt.NDArray[np.float32]
 _STRENGTH, _WEIGHT_DECAY = 10.0, 0.1
 """How long the direction that was asked is, and how firmly it is held on to."""
 _NAME = re.compile(r"\w[\w -]{0,62}")
+_NAME_BYTES = 200
+"""File systems take 255 a name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +83,7 @@ class Concepts:
         return sorted(f.stem for f in (self._folder.path / "concepts").glob("*.json"))
 
     def _file(self, name: str) -> Path:
-        if not _NAME.fullmatch(name):
+        if not _NAME.fullmatch(name) or len(name.encode()) > _NAME_BYTES:
             raise SpecError(f"a concept's name is letters, digits, spaces, _ and -, 63 at most, got {name!r}")
         return self._folder.path / "concepts" / f"{name}.json"
 
@@ -104,9 +106,12 @@ class Concepts:
         try:
             facts = json.loads(file.read_text(encoding="utf-8"))
             lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
-            return Concept(**lists)
+            found = Concept(**lists)
+            if not found.direction or not all(isinstance(v, float | int) for v in found.direction):
+                raise ValueError("its direction is no list of numbers")
+            return found
         except FileNotFoundError:
             known = ", ".join(map(repr, self.names())) or "none yet, EmbeddingIndex.train makes one"
             raise SpecError(f"there is no concept {name!r} here; known: {known}") from None
-        except (json.JSONDecodeError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:  # ValueError: also of JSON and of its encoding
             raise RSEmbedError(f"{file} is no concept ({error}): delete it and train it again") from None

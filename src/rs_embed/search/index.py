@@ -2,63 +2,27 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rs_embed.api import get_embedding
-from rs_embed.embedders.catalog import find_card
-from rs_embed.embedders.loading import load_text_embedder
-from rs_embed.embedders.text import TextEmbedder, check_texts, unit
 from rs_embed.embedding import Embedding
-from rs_embed.errors import ModelError, RSEmbedError, SpecError
-from rs_embed.export.dataset import vectors_of
+from rs_embed.errors import SpecError
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.request import ExportRequest
-from rs_embed.search.concepts import Concept, Concepts, learn
-from rs_embed.search.found import JUDGED_BY, Found, Hit, corners_of, day_of, notice_of
-from rs_embed.search.query import NEGATIVE_WEIGHT, odds_of, query_vector, word_odds, word_query
-from rs_embed.search.vectors import EXACT_UP_TO, Nearest, VectorFile
-from rs_embed.specs import BBox, OutputSpec, TemporalSpec
-
-FloatArray = npt.NDArray[np.float32]
-Report = Callable[[int, int], None]
+from rs_embed.search.asked import Asker, Terms, names
+from rs_embed.search.concepts import Concept, Concepts
+from rs_embed.search.found import Found, notice_of
+from rs_embed.search.store import Report, Store
+from rs_embed.search.vectors import Nearest
+from rs_embed.specs import BBox, TemporalSpec
 
 MAX_HITS = 1000
-_COLUMNS = (
-    "unique_id",
-    "id",
-    "centre_lon",
-    "centre_lat",
-    "bbox",
-    "geometry",
-    "datetime_start",
-    "datetime_end",
-    "status",
-    "scene_ids",
-)
-_STORED = [*_COLUMNS, "part"]
-"""Of the rows' facts; `part` is the dataset's file that a row came from."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What rows are ranked by."""
-
-    query: FloatArray
-    centred: bool
-    """Whether the direction is a difference already, as words minus their background are."""
-    words: tuple[str, ...] = ()
-    own: tuple[str, ...] = ()
-    """Rows that were named as examples: they are no answer."""
 
 
 class EmbeddingIndex:
@@ -67,40 +31,22 @@ class EmbeddingIndex:
     Args:
         folder: what `rs-embed export` wrote.
         report: is called with files read and files to read, while the index is built.
+        rebuild: make the index anew, whatever is there.
 
     Raises:
         RSEmbedError: when the folder holds no dataset, or an index of other weights.
     """
 
-    def __init__(self, folder: str | Path, report: Report | None = None) -> None:
+    def __init__(self, folder: str | Path, report: Report | None = None, *, rebuild: bool = False) -> None:
         self.folder = DatasetFolder(Path(folder))
         self.request: ExportRequest = self.folder.request
         self.concepts = Concepts(self.folder)
-        self._file = VectorFile(self.folder.path / ".rs-embed" / "index")
-        known = self._file.facts.get("weights_sha256", self.request.weights_sha256)
-        if known != self.request.weights_sha256:
-            raise RSEmbedError(
-                f"the index of {folder} is of other weights: delete {self._file.folder} and build it again"
-            )
-        self._drop_outdated()
-        self.add(report)
-
-    def _drop_outdated(self) -> None:
-        """What an earlier version wrote is made again: it is made of the dataset."""
-
-        def outdated() -> bool:
-            return len(self._file) > 0 and self._file.facts.get("columns") != _STORED
-
-        if not outdated():
-            return
-        with self.folder.lock("index"):
-            self._forget()  # another process may have made it while this one waited
-            if outdated():
-                shutil.rmtree(self._file.folder, ignore_errors=True)
-                self._forget()
+        self._store = Store(self.folder, self.request)
+        self._rows = self._store.build(report) if rebuild else self._store.open(report)
+        self._seen = self._store.signature()
 
     def __len__(self) -> int:
-        return len(self._file)
+        return len(self._rows)
 
     def __repr__(self) -> str:
         return f"EmbeddingIndex({str(self.folder.path)!r}, {len(self):,} rows, {self.request.model})"
@@ -111,10 +57,8 @@ class EmbeddingIndex:
         Args:
             report: is called with files read and files to read.
         """
-        with self.folder.lock("index"):
-            shutil.rmtree(self._file.folder, ignore_errors=True)
-            self._forget()
-        return self.add(report)
+        self._rows = self._store.build(report)
+        return len(self)
 
     def add(self, report: Report | None = None) -> int:
         """Take in rows that the dataset has and the index does not; returns how many. Does nothing the second time.
@@ -122,88 +66,42 @@ class EmbeddingIndex:
         Args:
             report: is called with files read and files to read.
         """
-        if not self._new_files():
-            return 0
-        added = 0
-        with self.folder.lock("index"):
-            self._forget()  # another process may have added them while this one waited
-            files = self._new_files()
-            for number, file in enumerate(files):
-                added += self._add_file(file)
-                if report is not None:
-                    report(number + 1, len(files))
-            if added and len(self) > EXACT_UP_TO:
-                self._file.note({"recall": round(self._file.recall(), 4)})
-        return added
+        before = len(self)
+        self._rows = self._store.add(self._rows, report)
+        return len(self) - before
 
-    def _new_files(self) -> list[Path]:
-        """Parts of the dataset that the index does not hold, or not as they are now."""
-        known = self._file.facts.get("parts", {})
-        return [f for f in sorted((self.folder.path / "embeddings").glob("*.parquet")) if _rows(f) != known.get(f.name)]
-
-    def _forget(self) -> None:
-        """Read again from disk what is asked for next."""
-        self._file.forget()
-        for name in ("_table", "_places"):
-            self.__dict__.pop(name, None)
-
-    def _add_file(self, file: Path) -> int:
-        parts = self._file.facts.get("parts", {})
-        column = "embedding" if self.request.output.pooling == "projected" else "embedding_projected"
-        table = pq.read_table(file, columns=[*_COLUMNS, column])
-        if file.name in parts:  # written again since: only what is new in it
-            known = set(self._table["unique_id"].to_pylist())
-            table = table.filter(pa.array([u not in known for u in table["unique_id"].to_pylist()]))
-        note = {
-            "parts": parts | {file.name: _rows(file)},
-            "columns": _STORED,
-            "model": self.request.model,
-            "weights_sha256": self.request.weights_sha256,
-        }
-        rows = self._file.folder / f"rows-{len(self):09d}.parquet"
-        rows.parent.mkdir(parents=True, exist_ok=True)
-        table = table.append_column("part", pa.array([file.name] * len(table)).dictionary_encode())
-        pq.write_table(table.drop_columns([column]), rows, compression="zstd")
-        self._file.append(unit(vectors_of(table, column)), note)
-        self._forget()
-        return int(table.num_rows)
-
-    @cached_property
-    def _table(self) -> pa.Table:
-        """The rows' facts, in the order of the vectors."""
-        files = sorted(self._file.folder.glob("rows-*.parquet"))
-        tables = [pq.read_table(f) for f in files if int(f.stem.removeprefix("rows-")) < len(self)]
-        return pa.concat_tables(tables).combine_chunks() if tables else pa.table({name: [] for name in _COLUMNS})
-
-    @cached_property
-    def _places(self) -> dict[str, npt.NDArray[Any]]:
-        """What filters look at, as arrays."""
-        boxes = self._table["bbox"].combine_chunks()
-        found = {n: boxes.field(n).to_numpy() for n in ("xmin", "ymin", "xmax", "ymax")} if len(self) else {}
-        days = {n: self._table[n].to_numpy() for n in ("datetime_start", "datetime_end")}
-        return found | days
+    def refresh(self) -> None:
+        """See what other processes added to the dataset or its index; costs a look at the folder when they did not."""
+        signature = self._store.signature()
+        if signature != self._seen:
+            self._rows = self._store.open(None)
+            self._seen = self._store.signature()
 
     @property
     def extent(self) -> tuple[float, float, float, float] | None:
         """West, south, east, north of all rows; None without any."""
-        if not len(self):
-            return None
-        places = self._places
-        west, south, east, north = (
-            places["xmin"].min(),
-            places["ymin"].min(),
-            places["xmax"].max(),
-            places["ymax"].max(),
-        )
-        return float(west), float(south), float(east), float(north)
+        return self._rows.extent
 
     @property
     def time_range(self) -> tuple[str, str] | None:
         """The first and the last day of all rows, the last not included."""
-        if not len(self):
-            return None
-        start, end = self._places["datetime_start"].min(), self._places["datetime_end"].max()
-        return str(start.astype("M8[D]")), str(end.astype("M8[D]"))
+        return self._rows.time_range
+
+    def position_of(self, id: str) -> int:
+        """Where a row is, by its `unique_id` or `id`.
+
+        Raises:
+            SpecError: when there is none.
+        """
+        return self._rows.position_of(id)
+
+    def unique_id(self, id: str) -> str:
+        """The `unique_id` of a row, by that or by its `id`.
+
+        Raises:
+            SpecError: when there is none.
+        """
+        return self._rows.unique_id(self._rows.position_of(id))
 
     def search(
         self,
@@ -246,43 +144,36 @@ class EmbeddingIndex:
             SpecError: for a `k` that is none, or an id that the dataset does not have.
             ModelError: when nothing was asked, or with a vector of another model or weights.
         """
-        if not 1 <= k <= MAX_HITS:
-            raise SpecError(f"k must be 1 to {MAX_HITS}, got {k}")
-        asked = self._asked(text, image, vector, id, unlike, concept, negative, background)
-        among = self._among(bbox, time, asked.own)
-        found = self._nearest(asked, k, among, exact, every_window)
-        odds = self._odds(asked, vector, background, logit_scale, found.positions)
-        return Found(
-            hits=self._hits(found, odds, k, every_window),
-            notice=notice_of(odds, self._remarks([*asked.words, *_names(negative)])),
-            searched=len(self) if among is None else len(among),
-            exact=found.exact,
-            recall=None if found.exact else self._file.facts.get("recall"),
+        if not isinstance(k, int) or not 1 <= k <= MAX_HITS:
+            raise SpecError(f"k must be a whole number from 1 to {MAX_HITS}, got {k!r}")
+        rows = self._rows
+        terms = Terms(
+            text=text,
+            image=image,
+            vector=vector,
+            id=id,
+            unlike=unlike,
+            concept=concept,
+            negative=negative,
+            background=background,
+            logit_scale=logit_scale,
         )
-
-    def _asked(
-        self,
-        text: str | Sequence[str] | None,
-        image: npt.ArrayLike | None,
-        vector: Embedding | npt.ArrayLike | None,
-        id: str | Sequence[str] | None,
-        unlike: str | Sequence[str],
-        concept: str | None,
-        negative: str | Sequence[str],
-        background: npt.ArrayLike | None,
-    ) -> _Asked:
-        """One direction out of all that was said."""
-        words = [] if text is None else check_texts(text)
-        likes, unlikes = _names(id), _names(unlike)
-        if concept is not None:
-            if words or likes or unlikes or image is not None or vector is not None:
-                raise SpecError(f"concept {concept!r} stands for itself: leave out text, image, vector, id and unlike")
-            return _Asked(self._direction(concept), centred=True)
-        example = self._example(image, vector, likes)
-        query = self._query(words, check_texts(negative) if negative else [], example, background)
-        if unlikes:
-            query = self._learn(query, words, example, unlikes)
-        return _Asked(query, centred=bool(words or unlikes), words=tuple(words), own=(*likes, *unlikes))
+        asker = Asker(self.request, self.concepts, rows)
+        if not len(rows):
+            return Found(hits=(), notice="this dataset has no rows yet", searched=0, exact=True, recall=None)
+        asked = asker.ask(terms)
+        among = rows.among(bbox, time, asked.own, every_window)
+        if among is not None and not len(among):
+            return Found(hits=(), notice=rows.span, searched=0, exact=True, recall=None)
+        found = rows.nearest(asked.query, k, among, centred=asked.centred, exact=exact, every_window=every_window)
+        odds = asker.odds(asked, terms, found.positions)
+        return Found(
+            hits=rows.hits(found, odds, k, every_window),
+            notice=notice_of(odds, asker.remarks(terms)),
+            searched=len(rows) if among is None else len(among),
+            exact=found.exact,
+            recall=None if found.exact else rows.file.facts.get("recall"),
+        )
 
     def train(
         self, positives: str | Sequence[str], negatives: str | Sequence[str], *, name: str, text: str | None = None
@@ -299,109 +190,27 @@ class EmbeddingIndex:
             SpecError: for a name that is no file's name, a row that the dataset does not have, one that is both, or
                 none on a side.
         """
-        wanted, unwanted = ([self.unique_id(self.position_of(n)) for n in _names(g)] for g in (positives, negatives))
+        rows = self._rows
+        wanted, unwanted = (
+            [rows.unique_id(rows.position_of(name)) for name in names(given)] for given in (positives, negatives)
+        )
         if not wanted or not unwanted:
             raise SpecError(f"a concept needs rows on both sides, got {len(wanted)} positive, {len(unwanted)} negative")
         if both := sorted(set(wanted) & set(unwanted)):
             raise SpecError(f"a row cannot be positive and negative: {', '.join(both)}")
-        words = [] if text is None else check_texts(text)
-        examples = self._vectors(wanted)
-        asked = self._query(words, [], None if words else examples, None)
+        asker = Asker(self.request, self.concepts, rows)
+        asked = asker.ask(Terms(text=text) if text is not None else Terms(id=wanted))
         found = Concept(
             name=name,
             model=self.request.model,
             weights_sha256=self.request.weights_sha256,
-            direction=tuple(self._learn(asked, words, examples, unwanted).tolist()),
+            direction=tuple(asker.learn(asked.query, asked.words, rows.vectors(wanted), unwanted).tolist()),
             positives=tuple(wanted),
             negatives=tuple(unwanted),
-            text=tuple(words),
+            text=asked.words,
         )
         self.concepts.save(found)
         return found
-
-    def _direction(self, concept: str) -> FloatArray:
-        found = self.concepts.read(concept)
-        if found.weights_sha256 != self.request.weights_sha256:
-            raise ModelError(f"the concept {concept!r} is of other weights ({found.model}): train it again")
-        return np.asarray(found.direction, np.float32)
-
-    def _learn(
-        self, asked: FloatArray, words: list[str], example: FloatArray | None, unlikes: Sequence[str]
-    ) -> FloatArray:
-        """What tells the examples from rows that are not meant, starting from what was asked."""
-        mean = self._file.mean
-        start = asked if words else unit(asked - mean)  # words are a difference already
-        nothing = np.empty((0, len(mean)), np.float32)
-        return learn(start, nothing if example is None else unit(example), self._vectors(unlikes), mean)
-
-    def _vectors(self, names: Sequence[str]) -> FloatArray:
-        return np.asarray(self._file.vectors[[self.position_of(name) for name in names]], np.float32)
-
-    def _example(
-        self, image: npt.ArrayLike | None, vector: Embedding | npt.ArrayLike | None, likes: Sequence[str]
-    ) -> FloatArray | None:
-        """The examples as (n, d)."""
-        if sum((image is not None, vector is not None, bool(likes))) > 1:
-            raise SpecError("one kind of example is enough: image, vector or id")
-        if likes:
-            return self._vectors(likes)
-        if image is not None:
-            made = get_embedding(
-                self.request.model,
-                input_chw=np.asarray(image),
-                output=OutputSpec.pooled("projected"),
-                checkpoint=self.request.checkpoint,
-            )
-            return np.asarray(made.data, np.float32)[None]
-        return None if vector is None else self._checked(vector)
-
-    def _checked(self, vector: Embedding | npt.ArrayLike) -> FloatArray:
-        if isinstance(vector, Embedding):
-            sha256, pooling = vector.meta.get("weights_sha256"), vector.meta.get("pooling")
-            if (sha256, pooling) != (self.request.weights_sha256, "clip_projection"):
-                raise ModelError(
-                    f"the vector is a {pooling} of {vector.meta.get('model')}, the index holds CLIP projections of "
-                    f"{self.request.model}: embed with the same model and OutputSpec.pooled('projected')"
-                )
-            vector = np.asarray(vector.data)
-        array = np.atleast_2d(np.asarray(vector, np.float32))
-        if len(self) and array.shape[1:] != (self._file.facts["dim"],):
-            raise ModelError(
-                f"the vector has shape {array.shape[1:]}, the index holds {self._file.facts['dim']} numbers"
-            )
-        if not np.isfinite(array).all():
-            raise ModelError("the vector holds NaN or infinity")
-        return array
-
-    def _query(
-        self, words: list[str], negative: list[str], example: FloatArray | None, background: npt.ArrayLike | None
-    ) -> FloatArray:
-        if words:
-            return word_query(self._texts, words, negative, images=example)
-        if example is None:
-            raise ModelError("nothing was asked: give a text, an image, a vector or an id")
-        if background is not None:
-            return query_vector(texts=example, background=np.asarray(background, np.float32))
-        if negative:
-            away = word_query(self._texts, negative)
-            return unit(unit(example).mean(axis=0) - NEGATIVE_WEIGHT * away)
-        return unit(unit(example).mean(axis=0))
-
-    def position_of(self, id: str) -> int:
-        """Where a row is, by its `unique_id` or `id`.
-
-        Raises:
-            SpecError: when there is none.
-        """
-        for column in ("unique_id", "id"):
-            position = self._table[column].combine_chunks().index(id).as_py() if len(self) else -1
-            if position >= 0:
-                return int(position)
-        raise SpecError(f"the dataset has no row {id!r}")
-
-    def unique_id(self, position: int) -> str:
-        """The `unique_id` of the row at a position."""
-        return str(self._table["unique_id"][position].as_py())
 
     def thumbnails(self, ids: Sequence[str]) -> dict[str, bytes]:
         """PNGs of rows by `unique_id`, from the parts that hold them; a row without one is missing.
@@ -409,8 +218,9 @@ class EmbeddingIndex:
         Raises:
             SpecError: for a row that the dataset does not have.
         """
-        positions = [self.position_of(id) for id in ids]
-        rows = self._table.select(["unique_id", "part"]).take(pa.array(positions, pa.int64())).to_pylist()
+        now = self._rows
+        positions = [now.position_of(id) for id in ids]
+        rows = now.table.select(["unique_id", "part"]).take(pa.array(positions, pa.int64())).to_pylist()
         parts = {part: _thumbnails_in(self.folder.path / "thumbnails" / part) for part in {r["part"] for r in rows}}
         found = {row["unique_id"]: parts[row["part"]].get(row["unique_id"]) for row in rows}
         return {unique_id: png for unique_id, png in found.items() if png is not None}
@@ -443,113 +253,19 @@ class EmbeddingIndex:
             concept: what `train` saved.
             negative: words for what is not wanted.
         """
-        among = self._among(bbox, time, ())
-        positions = np.arange(len(self)) if among is None else among
+        rows = self._rows
+        among = rows.among(bbox, time, ())
+        positions = np.arange(len(rows)) if among is None else among
         some = positions[offset:]
         some = some[:: -(-len(some) // limit) or 1][:limit] if spread else some[:limit]
         nothing = np.zeros(len(some), np.float32)
         scored = Nearest(some, nothing, nothing, exact=True)
-        if text is not None or id or concept is not None:
-            asked = self._asked(text, None, None, id, unlike, concept, negative, None)
-            scored = self._file.compare(asked.query, some)
-        hits = self._hits(scored, None, limit, every_window=True)
+        terms = Terms(text=text, id=id, unlike=unlike, concept=concept, negative=negative)
+        if terms.says_something and len(rows):
+            asked = Asker(self.request, self.concepts, rows).ask(terms)
+            scored = rows.file.compare(asked.query, some)
+        hits = rows.hits(scored, None, limit, every_window=True)
         return Found(hits=hits, notice=None, searched=len(positions), exact=True, recall=None)
-
-    def _among(
-        self, bbox: BBox | tuple[float, float, float, float] | None, time: TemporalSpec | None, own: Sequence[str]
-    ) -> npt.NDArray[np.int64] | None:
-        """Positions that the filters leave; None for all."""
-        if not len(self) or (bbox is None and time is None and not own):
-            return None
-        keep, places = np.ones(len(self), bool), self._places
-        if bbox is not None:
-            box = bbox if isinstance(bbox, BBox) else BBox(*bbox)
-            keep &= (places["xmin"] < box.maxlon) & (places["xmax"] > box.minlon)
-            keep &= (places["ymin"] < box.maxlat) & (places["ymax"] > box.minlat)
-        if time is not None:
-            keep &= places["datetime_start"] >= np.datetime64(time.start)
-            keep &= places["datetime_end"] <= np.datetime64(time.end)
-        keep[[self.position_of(name) for name in own]] = False
-        return np.flatnonzero(keep)
-
-    def _nearest(
-        self,
-        asked: _Asked,
-        k: int,
-        among: npt.NDArray[np.int64] | None,
-        exact: bool | None,
-        every_window: bool,
-    ) -> Nearest:
-        """As many as `k` places need: windows of one place are one answer, so more may have to be looked at."""
-        n, wanted = len(self) if among is None else len(among), max(k, JUDGED_BY)
-        while True:
-            found = self._file.nearest(asked.query, wanted, among=among, centred=asked.centred, exact=exact)
-            if every_window or wanted >= n or len(set(self._places_of(found.positions))) >= k:
-                return found
-            wanted = min(2 * wanted, n)
-
-    def _places_of(self, positions: npt.NDArray[np.int64]) -> list[tuple[Any, ...]]:
-        """What makes rows windows of one place: the same id on the same spot (ids are unique within one input)."""
-        some = self._table.select(["id", "centre_lon", "centre_lat"]).take(pa.array(positions))
-        return list(zip(*(column.to_pylist() for column in some.columns), strict=True))
-
-    @property
-    def _texts(self) -> TextEmbedder:
-        """The model's text side; it stays loaded."""
-        return load_text_embedder(find_card(self.request.model), checkpoint=self.request.checkpoint, device="auto")
-
-    def _remarks(self, words: Sequence[str]) -> list[str]:
-        """What the model cannot read of the words."""
-        return [remark for word in words for remark in self._texts.remarks(word)]
-
-    def _odds(
-        self,
-        asked: _Asked,
-        vector: Embedding | npt.ArrayLike | None,
-        background: npt.ArrayLike | None,
-        logit_scale: float | None,
-        positions: npt.NDArray[np.int64],
-    ) -> FloatArray | None:
-        """Probability of what was asked against the background, for rows in the order of their scores."""
-        images = np.asarray(self._file.vectors[positions], np.float32)
-        if asked.words:
-            return word_odds(self._texts, asked.words, images)
-        if vector is None or background is None or logit_scale is None:
-            return None
-        return odds_of(
-            unit(self._checked(vector)).mean(axis=0), np.asarray(background, np.float32), images, logit_scale
-        )
-
-    def _hits(self, found: Nearest, odds: FloatArray | None, k: int, every_window: bool) -> tuple[Hit, ...]:
-        hits: list[Hit] = []
-        seen: set[tuple[Any, ...]] = set()
-        rows = self._table.take(pa.array(found.positions)).to_pylist()
-        for i, (facts, place) in enumerate(zip(rows, self._places_of(found.positions), strict=True)):
-            if len(hits) == k:
-                break
-            if place in seen and not every_window:
-                continue
-            seen.add(place)
-            box = facts["bbox"]
-            hits.append(
-                Hit(
-                    rank=len(hits) + 1,
-                    score=float(found.scores[i]),
-                    percentile=float(found.percentiles[i]),
-                    probability=None if odds is None else float(odds[i]),
-                    unique_id=facts["unique_id"],
-                    id=facts["id"],
-                    lon=facts["centre_lon"],
-                    lat=facts["centre_lat"],
-                    bounds=(box["xmin"], box["ymin"], box["xmax"], box["ymax"]),
-                    footprint=corners_of(facts["geometry"]),
-                    start=day_of(facts["datetime_start"]),
-                    end=day_of(facts["datetime_end"]),
-                    status=facts["status"],
-                    scene_ids=tuple(facts["scene_ids"]),
-                )
-            )
-        return tuple(hits)
 
 
 def _thumbnails_in(file: Path) -> dict[str, bytes]:
@@ -561,11 +277,3 @@ def _thumbnails_in(file: Path) -> dict[str, bytes]:
 def _read_thumbnails(file: Path, changed_ns: int) -> dict[str, bytes]:
     table = pq.read_table(file, columns=["unique_id", "thumbnail"])
     return dict(zip(table["unique_id"].to_pylist(), table["thumbnail"].to_pylist(), strict=True))
-
-
-def _rows(file: Path) -> int:
-    return int(pq.read_metadata(file).num_rows)
-
-
-def _names(given: str | Sequence[str] | None) -> list[str]:
-    return [given] if isinstance(given, str) else list(given or ())

@@ -24,6 +24,7 @@ IndexArray = npt.NDArray[np.int64]
 
 EXACT_UP_TO = 100_000
 """So many vectors are compared one by one in the time of a blink."""
+_FACTS = "index.json"
 _CHUNK = 65_536
 _SAMPLE = 4096
 _RESCORED_A_HIT, _RESCORED = 100, 1000
@@ -44,7 +45,10 @@ class Nearest:
 
 @dataclass(frozen=True)
 class VectorFile:
-    """Vectors of one length; a process that dies while it adds leaves what was there before."""
+    """Vectors of one length, as they were when they were first looked at: what is appended is in what `append` returns.
+
+    A process that dies while it adds leaves what was there before.
+    """
 
     folder: Path
 
@@ -52,13 +56,28 @@ class VectorFile:
     def facts(self) -> dict[str, Any]:
         """Count, length, and what the writer noted."""
         try:
-            found: dict[str, Any] = json.loads((self.folder / "index.json").read_text())
+            text = (self.folder / _FACTS).read_text(encoding="utf-8")
         except FileNotFoundError:
             return {"count": 0, "dim": 0}
+        found = json.loads(text)
+        if not isinstance(found, dict) or not all(isinstance(found.get(n), int) for n in ("count", "dim")):
+            raise ValueError(f"{_FACTS} holds no count and length")
         return found
 
     def __len__(self) -> int:
         return int(self.facts["count"])
+
+    def load(self) -> VectorFile:
+        """Map everything now, so that nothing of it changes under a search.
+
+        Raises:
+            ValueError: when a file is damaged or shorter than it should be.
+            OSError: when one is missing.
+        """
+        if len(self) and self.mean.shape != (self.facts["dim"],):
+            raise ValueError(f"mean.npy has the shape {self.mean.shape}")
+        _ = self.vectors, self._bits
+        return self
 
     @cached_property
     def vectors(self) -> npt.NDArray[np.float16]:
@@ -76,17 +95,22 @@ class VectorFile:
 
     @cached_property
     def _bits(self) -> npt.NDArray[np.uint8]:
-        """(n, d / 8) signs."""
-        width = self.facts["dim"] // 8
-        return np.fromfile(self.folder / "signs.u1", np.uint8, count=len(self) * width).reshape(-1, width)
+        """(n, d / 8, rounded up) signs."""
+        shape = len(self), _sign_bytes(self.facts["dim"])
+        if not len(self):
+            return np.empty(shape, np.uint8)
+        return np.memmap(self.folder / "signs.u1", np.uint8, "r", shape=shape)
 
     @cached_property
     def _signs(self) -> Any:
         """A faiss index over the sign bits: 64 MB for a million vectors of 512."""
         return _hamming(self._bits)
 
-    def append(self, vectors: FloatArray, note: Mapping[str, Any]) -> None:
+    def append(self, vectors: FloatArray, note: Mapping[str, Any]) -> VectorFile:
         """Add (n, d) unit vectors; they count once `index.json` says so.
+
+        Returns:
+            The file with them.
 
         Raises:
             ModelError: for vectors of another length.
@@ -99,20 +123,16 @@ class VectorFile:
             np.save(self.folder / "mean.npy", vectors[: 16 * _CHUNK].mean(axis=0, dtype=np.float64).astype(np.float32))
         mean: FloatArray = np.load(self.folder / "mean.npy", allow_pickle=False)
         _write_at(self.folder / "vectors.f16", count * dim * 2, vectors.astype(np.float16).tobytes())
-        _write_at(self.folder / "signs.u1", count * dim // 8, np.packbits(vectors > mean, axis=1).tobytes())
-        self.note({**note, "count": count + len(vectors), "dim": dim})
+        signs = np.packbits(vectors > mean, axis=1).tobytes()
+        _write_at(self.folder / "signs.u1", count * _sign_bytes(dim), signs)
+        return self.note({**note, "count": count + len(vectors), "dim": dim})
 
-    def note(self, facts: Mapping[str, Any]) -> None:
-        """Write facts beside those that are there, whole or not at all."""
-        part = self.folder / f"index.json.{os.getpid()}"
-        part.write_text(json.dumps({**self.facts, **facts}))
-        os.replace(part, self.folder / "index.json")
-        self.forget()
-
-    def forget(self) -> None:
-        """Read again from disk what is asked for next."""
-        for name in ("facts", "vectors", "mean", "_bits", "_signs", "_sample"):
-            self.__dict__.pop(name, None)
+    def note(self, facts: Mapping[str, Any]) -> VectorFile:
+        """Write facts beside those that are there, whole or not at all; returns the file with them."""
+        part = self.folder / f"{_FACTS}.{os.getpid()}"
+        part.write_text(json.dumps({**self.facts, **facts}), encoding="utf-8")
+        os.replace(part, self.folder / _FACTS)
+        return VectorFile(self.folder)
 
     def recall(self, k: int = 10, queries: int = 32) -> float:
         """Share of the `k` truly nearest that sign bits find, for vectors of the file and for differences of two."""
@@ -206,6 +226,10 @@ def _percentiles(scores: FloatArray, of: FloatArray) -> FloatArray:
     return (below * (100.0 / max(len(of), 1))).astype(np.float32)
 
 
+def _sign_bytes(dim: int) -> int:
+    return -(-dim // 8)
+
+
 def _hamming(bits: npt.NDArray[np.uint8]) -> Any:
     """Faiss's index of these signs."""
     try:
@@ -213,7 +237,7 @@ def _hamming(bits: npt.NDArray[np.uint8]) -> Any:
     except ModuleNotFoundError:
         raise RSEmbedError(missing_package("faiss", extra="search")) from None
     index = faiss.IndexBinaryFlat(bits.shape[1] * 8)
-    index.add(bits)
+    index.add(np.ascontiguousarray(bits))
     return index
 
 

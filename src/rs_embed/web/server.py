@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
 import anyio
+import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
@@ -26,6 +30,7 @@ MAX_MARKS = 50
 MAX_K = 500
 MAX_PLACES = 20_000
 MAX_ID = 200
+_LOOK_EVERY_S = 3.0
 _BUSY = 4
 """Searches at a time; others wait."""
 BASEMAP = "https://tile.openstreetmap.org"
@@ -90,14 +95,24 @@ def create_app(folder: Path) -> FastAPI:
     Raises:
         RSEmbedError: when the folder holds none.
     """
-    index = EmbeddingIndex(folder)
-    about = f"Search {len(index):,} places embedded by {index.request.model}."
+    return app_of(EmbeddingIndex(folder))
+
+
+def app_of(index: EmbeddingIndex) -> FastAPI:
+    """The service over an index; rows that are added to the dataset meanwhile are seen within seconds."""
+    about = f"Search places embedded by {index.request.model}."
     app = FastAPI(title="rs-embed", description=about, docs_url=None, redoc_url=None)  # those pages come from a CDN
-    busy = anyio.Semaphore(_BUSY)
+    busy, looked = anyio.Semaphore(_BUSY), [time.monotonic()]
+
+    def fresh(question: Callable[[], Found]) -> Found:
+        if time.monotonic() - looked[0] > _LOOK_EVERY_S:
+            looked[0] = time.monotonic()
+            index.refresh()
+        return question()
 
     async def ask(question: Callable[[], Found]) -> Found:
         async with busy:
-            return await anyio.to_thread.run_sync(question)
+            return await anyio.to_thread.run_sync(fresh, question)
 
     @app.get("/api/search")
     async def search(question: Annotated[Question, Query()]) -> dict[str, Any]:
@@ -111,12 +126,12 @@ def create_app(folder: Path) -> FastAPI:
         headers = {"Content-Disposition": 'attachment; filename="hits.geojson"'}
         return JSONResponse(found.to_geojson(), media_type="application/geo+json", headers=headers)
 
-    @app.get("/api/similar/{id}")
+    @app.get("/api/similar/{id:path}")
     async def similar(id: str, bbox: Box = None, start: Day = None, end: Day = None, k: K = 20) -> dict[str, Any]:
         """The rows most like another one."""
         _row(index, id)
-        box, time = _box(bbox), _time(start, end)
-        return (await ask(lambda: index.search(id=id, bbox=box, time=time, k=k))).facts()
+        box, days = _box(bbox), _time(start, end)
+        return (await ask(lambda: index.search(id=id, bbox=box, time=days, k=k))).facts()
 
     @app.get("/api/places")
     async def places(listing: Annotated[Listing, Query()]) -> dict[str, Any]:
@@ -136,7 +151,7 @@ def create_app(folder: Path) -> FastAPI:
             "concepts": index.concepts.names(),
         }
 
-    @app.get("/api/thumbnail/{id}", response_class=Response)
+    @app.get("/api/thumbnail/{id:path}", response_class=Response)
     def thumbnail(id: str) -> Response:
         """A row's quicklook, PNG."""
         unique_id = _row(index, id)
@@ -165,14 +180,29 @@ def map_is_there() -> bool:
     return (resources.files(__package__) / "page" / "vendor" / "maplibre-gl.mjs").is_file()
 
 
-def serve(folder: Path, host: str, port: int) -> None:
-    """Run until it is interrupted."""
-    import uvicorn
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that is bound.
 
-    app = create_app(folder)
-    if host not in ("127.0.0.1", "localhost", "::1"):
+    Raises:
+        RSEmbedError: when it cannot be.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise RSEmbedError(
+            f"{host}:{port} cannot be listened on ({os.strerror(error.errno or 0)}): take another --port"
+        ) from None
+    return listener
+
+
+def serve(index: EmbeddingIndex, listener: socket.socket) -> None:
+    """Run until it is interrupted."""
+    host, port = listener.getsockname()[:2]
+    if host not in ("127.0.0.1", "::1"):
         _log.warning("anyone who reaches %s:%s can read this dataset: there is no password", host, port)
-    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_keep_alive=5)
+    server = uvicorn.Server(uvicorn.Config(app_of(index), log_level="warning", timeout_keep_alive=5))
+    server.run(sockets=[listener])
 
 
 def _suggestions(index: EmbeddingIndex) -> Sequence[str]:
@@ -188,7 +218,7 @@ def _row(index: EmbeddingIndex, id: str) -> str:
     if len(id) > MAX_ID:
         raise HTTPException(404, f"the dataset has no row of a name of {len(id)} characters")
     try:
-        return index.unique_id(index.position_of(id))
+        return index.unique_id(id)
     except RSEmbedError as error:
         raise HTTPException(404, str(error)) from None
 

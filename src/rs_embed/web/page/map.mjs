@@ -7,6 +7,7 @@ const PINS = 50;
 const DOT_PX = 5; // a footprint less wide than this is a dot
 const QUICKLOOK_PX = 14; // and one this wide its quicklook; between the two it is a square of one colour
 const NEAR_PX = 60; // a footprint this wide has its pin in the corner
+const LATITUDES = [-80, 84]; // of UTM: no place is beyond
 const LOOK_PX = 120; // and one this wide can be looked at
 // Viridis; the best results of a large dataset differ only behind the comma, so the steps are shares that are left.
 export const STEPS = [
@@ -102,8 +103,9 @@ export class PlaceMap {
 
   get bounds() {
     const b = this.map.getBounds();
-    const clip = (value, most) => Math.max(-most, Math.min(most, value)).toFixed(5);
-    return [clip(b.getWest(), 180), clip(b.getSouth(), 90), clip(b.getEast(), 180), clip(b.getNorth(), 90)].map(Number);
+    const clip = (value, least, most) => Number(Math.max(least, Math.min(most, value)).toFixed(5));
+    const [south, north] = [b.getSouth(), b.getNorth()].map((value) => clip(value, ...LATITUDES));
+    return [clip(b.getWest(), -180, 180), south, clip(b.getEast(), -180, 180), north];
   }
 
   onPointer(tell) {
@@ -115,7 +117,7 @@ export class PlaceMap {
     if (on && !this.map.getSource("basemap")) {
       const attribution = '© <a href="https://www.openstreetmap.org/copyright">OpenStreetMap</a> contributors';
       this.map.addSource("basemap", { type: "raster", tiles: [`${this.basemap}/{z}/{x}/{y}.png`], tileSize: 256, maxzoom: 19, attribution });
-      this.map.addLayer({ id: "basemap", type: "raster", source: "basemap", paint: { "raster-opacity": 0.75 } }, "places");
+      this.map.addLayer({ id: "basemap", type: "raster", source: "basemap", paint: { "raster-opacity": 0.75 } }, "squares");
     }
     if (this.map.getLayer("basemap")) this.map.setLayoutProperty("basemap", "visibility", on ? "visible" : "none");
   }
@@ -209,6 +211,11 @@ export class PlaceMap {
       const near = this.#width(hit) > NEAR_PX;
       marker.setLngLat(near ? hit.footprint[0] : [hit.lon, hit.lat]).setOffset(near ? [18, 18] : [0, 0]);
     }
+  }
+
+  shows(places) {
+    const [west, south, east, north] = this.bounds;
+    return places.some(({ lon, lat }) => lon > west && lon < east && lat > south && lat < north);
   }
 
   fit(places, bounds) {

@@ -2,6 +2,7 @@
 import { PlaceMap, STEPS, colourOf, thumbnail } from "./map.mjs";
 
 const ALL_AT_ONCE = 6000; // places drawn without a search; of a larger dataset those in view
+const MARKS = 50; // a side, as the server has it
 const $ = (id) => document.getElementById(id);
 const LISTS = ["id", "unlike"];
 const WORDS = ["text", "negative", "start", "end", "concept", "bbox", "k"];
@@ -12,7 +13,8 @@ let shown = new Map(); // places that the page knows, by unique_id
 let hits = [];
 let picked = null;
 let asked = 0; // only the last answer counts
-let lit = null; // the question by which all places are coloured
+let looked = 0; // and only the last look around
+let lit; // the question by which all places are coloured
 
 // ---- what is asked
 
@@ -38,19 +40,23 @@ function go(changes, { keepView = false } = {}) {
 function toRequest(query) {
   const params = toParams(query);
   if (query.start || query.end) {
-    params.set("start", query.start || facts.time?.[0]);
-    params.set("end", query.end || facts.time?.[1]);
+    const [first, last] = facts.time ?? ["2015-01-01", "2100-01-01"];
+    params.set("start", query.start || (first < query.end ? first : "2015-01-01"));
+    params.set("end", query.end || (last > query.start ? last : "2100-01-01"));
   }
   return params;
 }
 
+const NOTHING = { ...Object.fromEntries(WORDS.map((n) => [n, ""])), ...Object.fromEntries(LISTS.map((n) => [n, []])) };
 const isQuestion = (query) => query.text || query.concept || query.id.length;
 
 async function get(path) {
-  const response = await fetch(path);
-  const body = await response.json();
+  const response = await fetch(path).catch(() => {
+    throw new Error("The server does not answer: is rs-embed serve still running?");
+  });
+  const body = await response.json().catch(() => ({ detail: `The server failed (${response.status}): its terminal says why.` }));
   if (response.ok) return body;
-  throw new Error(Array.isArray(body.detail) ? body.detail.map((d) => d.msg).join("; ") : body.detail);
+  throw new Error(Array.isArray(body.detail) ? body.detail.map((d) => `${d.loc?.at(-1) ?? ""}: ${d.msg}`).join("; ") : body.detail);
 }
 
 async function answer({ keepView = false } = {}) {
@@ -67,7 +73,7 @@ async function answer({ keepView = false } = {}) {
   const params = toRequest(query);
   $("head").hidden = !isQuestion(query);
   try {
-    if (!isQuestion(query)) return await showAll(query, keepView);
+    if (!isQuestion(query)) return await showAll(query, keepView, number);
     $("count").textContent = "Searching …";
     const found = await get(`api/search?${params}`);
     if (number !== asked) return;
@@ -75,12 +81,11 @@ async function answer({ keepView = false } = {}) {
     hits.forEach((hit) => shown.set(hit.unique_id, hit));
     $("count").textContent = `${hits.length} of ${found.searched.toLocaleString("en")}${found.exact ? "" : ` (recall ${found.recall})`}`;
     $("download").href = `api/search.geojson?${params}`;
-    say(hits.length ? found.notice ?? "" : "No place is left by these filters.");
-    list(hits);
+    say(found.notice ?? "");
+    list(hits, found.searched);
     map.setHits(hits, pick);
-    lit = query;
-    await surroundings();
-    if (!keepView) map.fit(hits);
+    if (!keepView || !map.shows(hits)) map.fit(hits, facts.extent);
+    await surroundings(query);
   } catch (error) {
     if (number !== asked) return;
     hits = [];
@@ -88,7 +93,6 @@ async function answer({ keepView = false } = {}) {
     list([]);
     map.setHits([], pick);
     say(error.message);
-    lit = null;
     await surroundings();
   } finally {
     if (number === asked) $("panel").setAttribute("aria-busy", "false");
@@ -96,41 +100,59 @@ async function answer({ keepView = false } = {}) {
 }
 
 // Nothing asked: the dataset itself.
-async function showAll(query, keepView) {
+async function showAll(query, keepView, number) {
   hits = [];
   list([]);
   map.setHits([], pick);
-  lit = null;
-  const places = await surroundings();
-  if (!keepView) map.fit(facts.rows <= ALL_AT_ONCE ? places : [], facts.extent);
+  if (!keepView) map.fit([], facts.extent);
+  const places = await surroundings({ ...NOTHING, start: query.start, end: query.end, bbox: query.bbox });
+  if (number !== asked) return;
   suggest();
-  say(facts.rows ? "Ask in words, or click a place and ask for more like it." : "This dataset has no rows yet.", true);
+  if (!facts.rows) say("This dataset has no rows yet.", true);
+  else if (query.negative || query.unlike.length) say("Say what it should look like first, then what it should not.");
+  else if (!places.length) say("No place is left by these filters.");
+  else say("Ask in words, or click a place and ask for more like it.", true);
 }
 
 // Footprints to click on, coloured by what was asked: all of a small dataset, those in view of a large one.
-async function surroundings() {
-  const [number, question] = [asked, lit];
-  const params = question ? toRequest(question) : new URLSearchParams();
-  for (const name of ["k", "bbox"]) params.delete(name);
+async function surroundings(question = NOTHING) {
+  lit = question;
+  const number = ++looked;
+  const params = toRequest({ ...question, k: "" });
+  const box = inside(facts.rows > ALL_AT_ONCE ? map.bounds : null, question.bbox && !isQuestion(question) ? question.bbox.split(",").map(Number) : null);
+  params.delete("bbox");
+  if (box) params.set("bbox", box.join(","));
   params.set("spread", "true");
   params.set("limit", ALL_AT_ONCE);
-  if (facts.rows > ALL_AT_ONCE) params.set("bbox", map.bounds.join(","));
-  const found = await get(`api/places?${params}`);
-  if (number !== asked) return [];
+  const empty = box && (box[0] >= box[2] || box[1] >= box[3]);
+  const found = empty ? { results: [], searched: 0 } : await get(`api/places?${params}`).catch((error) => {
+    say(error.message); // what was found stays: only the map around it is missing
+    return { results: [], searched: 0 };
+  });
+  if (number !== looked) return [];
   const drawn = found.results;
   drawn.forEach((place) => shown.has(place.unique_id) || shown.set(place.unique_id, place));
-  map.setPlaces(drawn, question !== null);
-  legend(question !== null, drawn.length < found.searched ? `${drawn.length.toLocaleString("en")} of ${found.searched.toLocaleString("en")} places here drawn: zoom in for all` : "");
+  const scored = Boolean(isQuestion(question));
+  map.setPlaces(drawn, scored);
+  legend(scored, drawn.length < found.searched ? `${drawn.length.toLocaleString("en")} of ${found.searched.toLocaleString("en")} places here drawn: zoom in for all` : "");
   return drawn;
+}
+
+// What two boxes have in common.
+function inside(one, other) {
+  if (!one || !other) return one ?? other;
+  return [Math.max(one[0], other[0]), Math.max(one[1], other[1]), Math.min(one[2], other[2]), Math.min(one[3], other[3])];
 }
 
 // ---- marks
 
 function mark(id, side) {
   const query = readAddress();
+  if (query[side].length >= MARKS && !query[side].includes(id)) return say(`${MARKS} marks a side are enough: take some away first.`);
   const other = side === "id" ? "unlike" : "id";
   const changes = { [side]: [...new Set([...query[side], id])], [other]: query[other].filter((n) => n !== id), concept: "" };
-  return go(changes, { keepView: true });
+  const fromList = $("results").contains(document.activeElement);
+  return go(changes, { keepView: true }).then(() => fromList && $("results").querySelector(".place")?.focus());
 }
 
 function markButtons(place) {
@@ -155,28 +177,35 @@ function make(tag, properties = {}, ...children) {
 
 const where = (place) => `${place.lat.toFixed(4)}, ${place.lon.toFixed(4)}`;
 
-const picture = (id, more = {}) => (facts.thumbnails ? [make("img", { src: thumbnail(id), alt: "", ...more })] : []);
+const picture = (id, more = {}) => {
+  if (!facts.thumbnails) return [];
+  const image = make("img", { src: thumbnail(id), alt: "", ...more });
+  image.addEventListener("error", () => image.remove()); // a place without a quicklook
+  return [image];
+};
 
 function say(text, plain = false) {
   $("notice").textContent = text;
   $("notice").className = plain ? "plain" : "";
 }
 
-function list(results) {
+function list(results, searched = 0) {
   $("results").replaceChildren(...results.map((hit) => {
+    const likely = hit.probability === null ? "" : `${Math.round(100 * hit.probability)} % likely`;
+    const better = searched > 1 ? `above ${hit.percentile.toFixed(hit.percentile > 99 ? 2 : 0)} % of places` : "";
     const bar = make("div", { className: "bar" }, make("i"));
-    bar.firstChild.style.width = `${hit.percentile}%`;
+    bar.firstChild.style.width = `${hit.probability === null ? hit.percentile : 100 * hit.probability}%`;
     bar.firstChild.style.background = colourOf(hit.percentile);
-    const odds = hit.probability === null ? "" : ` · ${Math.round(100 * hit.probability)} % likely`;
+    const place = make("button", { type: "button", className: "place" }, make("span", { className: "rank", textContent: hit.rank }), where(hit));
+    place.setAttribute("aria-label", `Result ${hit.rank}, ${where(hit)}${likely && `, ${likely}`}`);
     const card = make("div", { className: "card" },
-      make("strong", {}, make("span", { className: "rank", textContent: hit.rank }), where(hit)),
+      place,
       bar,
-      make("p", { textContent: `above ${hit.percentile.toFixed(hit.percentile > 99 ? 2 : 0)} %${odds}` }),
+      make("p", { textContent: [likely, better].filter(Boolean).join(" · ") }),
       make("p", { textContent: `${hit.start} to ${hit.end} · ${hit.id}`, title: hit.id }),
       markButtons(hit));
-    const item = make("li", { tabIndex: 0 }, ...picture(hit.unique_id, { loading: "lazy" }), card);
+    const item = make("li", {}, ...picture(hit.unique_id, { loading: "lazy" }), card);
     item.dataset.id = hit.unique_id;
-    item.setAttribute("aria-label", `Result ${hit.rank}, ${where(hit)}`);
     item.addEventListener("click", () => { pick(hit.unique_id); map.zoomTo(hit); });
     return item;
   }));
@@ -219,7 +248,7 @@ function chips(query) {
 function legend(on, note) {
   const parts = STEPS.map((step) => make("span", {}, make("i"), step.label));
   parts.forEach((part, i) => (part.firstChild.style.background = STEPS[i].colour));
-  const colours = on ? [make("div", {}, "scores above ", ...parts)] : [];
+  const colours = on ? [make("div", {}, "better match than ", ...parts)] : [];
   $("legend").replaceChildren(...colours, ...(note ? [make("div", { className: "hint", textContent: note })] : []));
 }
 
@@ -250,7 +279,7 @@ function step(by) {
   if (!items.length) return;
   const at = items.findIndex((item) => item.dataset.id === picked);
   const item = items[Math.max(0, Math.min(items.length - 1, at + by))];
-  item.focus();
+  item.querySelector(".place").focus();
   pick(item.dataset.id);
 }
 
@@ -263,7 +292,6 @@ function onKey(event) {
   const on = event.target.closest("li")?.dataset.id ?? picked;
   if (event.key === "/") { event.preventDefault(); $("text").focus(); }
   else if (!inMap && (event.key === "ArrowDown" || event.key === "ArrowUp")) { event.preventDefault(); step(event.key === "ArrowDown" ? 1 : -1); }
-  else if (on && event.key === "Enter" && event.target.matches("li")) { pick(on); map.zoomTo(shown.get(on)); }
   else if (on && event.key.toLowerCase() === "m") mark(on, "id");
   else if (on && event.key.toLowerCase() === "n" && isQuestion(readAddress())) mark(on, "unlike");
 }
@@ -282,13 +310,13 @@ async function start() {
   map = new PlaceMap("map", {
     basemap: "https://tile.openstreetmap.org",
     onPick: pick,
-    onMove: () => facts?.rows > ALL_AT_ONCE && surroundings(),
+    onMove: () => facts?.rows > ALL_AT_ONCE && lit && surroundings(lit),
   });
   map.onPointer((text) => ($("pointer").textContent = text));
   facts = await get("api/dataset");
   map.thumbnails = facts.thumbnails;
   const span = facts.time ? `${facts.time[0]} to ${facts.time[1]}` : "";
-  $("about").textContent = `${facts.rows.toLocaleString("en")} rows by ${facts.model}\n${span}`;
+  $("about").textContent = `${facts.rows.toLocaleString("en")} ${facts.rows === 1 ? "place" : "places"}, model ${facts.model}\n${span}`;
   $("words").replaceChildren(...facts.suggestions.map((value) => make("option", { value })));
   $("concept").append(...facts.concepts.map((value) => make("option", { value, textContent: value })));
   $("concepts").hidden = !facts.concepts.length;

@@ -306,7 +306,8 @@ def _run(
 ) -> list[Result]:
     """All results in the order of the requests."""
     results: list[Result | None] = [None] * len(requests)
-    embedded = embed_all(embedder, dict(enumerate(requests)), arrivals, stop_on_error=stop_on_error)
+    at_hand = all(request.backend is None for request in requests)
+    embedded = embed_all(embedder, dict(enumerate(requests)), arrivals, stop_on_error=stop_on_error, at_hand=at_hand)
     for outcome in _with_bar(embedded, len(requests)) if progress else embedded:
         results[outcome.position] = outcome.result
     log_warnings(results)

@@ -1,7 +1,4 @@
-"""From a checkpoint's reference to a file on this machine: a path, or a hub repo that is cached or downloaded.
-
-`repo[@revision][:file]`; an existing path wins over a repo of the same name. What is cached is used without a request.
-"""
+"""Weights of a hub repo, `repo[@revision][:file]`, cached or downloaded. What is cached is used without a request."""
 
 from __future__ import annotations
 
@@ -48,14 +45,14 @@ class HubRepo:
         return self.id + (f"@{self.revision}" if self.revision != "main" else "")
 
 
-def resolve(reference: str) -> Path:
-    """The weights file that a reference names, downloaded where it is not on this machine yet.
+def fetch(text: str) -> Path:
+    """The weights file of a repo, downloaded where it is not on this machine yet.
 
     Raises:
         CheckpointError: when it cannot be had, with how to get it.
     """
-    text = reference.removeprefix("hf:").strip()
-    return _local_file(text) or _hub_file(_parse(text))
+    repo = _parse(text)
+    return _cached_weights(repo) or _download_weights(repo)
 
 
 def resolve_tokenizer(weights: Path) -> Tokenizer:
@@ -83,21 +80,6 @@ def resolve_tokenizer(weights: Path) -> Tokenizer:
         return tokenizer
 
 
-def _local_file(text: str) -> Path | None:
-    """The file on this machine that a reference names, or None where it can only be a repo."""
-    if not text:
-        return None  # Path("") would be the working folder
-    path = Path(text).expanduser()
-    if path.is_file():
-        return path
-    if path.is_dir():
-        return find_file(path)
-    folder, colon, name = text.rpartition(":")
-    if colon and Path(folder).expanduser().is_dir():
-        return find_file(Path(folder).expanduser(), name)
-    return None
-
-
 def _parse(text: str) -> HubRepo:
     match = _REPO.fullmatch(text)
     if match is None:
@@ -108,10 +90,6 @@ def _parse(text: str) -> HubRepo:
     if file is not None and (PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts):
         raise CheckpointError(f"checkpoint {text!r} names a file outside of its repo")
     return HubRepo(match["id"], match["revision"] or "main", file)
-
-
-def _hub_file(repo: HubRepo) -> Path:
-    return _cached_weights(repo) or _download_weights(repo)
 
 
 def _cached_weights(repo: HubRepo) -> Path | None:

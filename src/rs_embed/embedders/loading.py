@@ -13,9 +13,9 @@ from typing import Generic, TypeVar
 import torch
 
 from rs_embed.clip.checkpoint import open_checkpoint
-from rs_embed.clip.hub import resolve, resolve_tokenizer
 from rs_embed.clip.kernels import PRECISIONS, has_bf16, quantise
 from rs_embed.clip.model import TextTower, VisionTower
+from rs_embed.clip.reference import resolve
 from rs_embed.clip.tokenizer import Tokenizer
 from rs_embed.embedders.card import ModelCard
 from rs_embed.embedders.catalog import shipped_folder
@@ -184,6 +184,8 @@ def _load_images(file: Path, device: torch.device, precision: str) -> _Images:
 
 
 def _load_texts(file: Path, device: torch.device) -> _Texts:
+    from rs_embed.clip.hub import resolve_tokenizer  # its client takes a tenth of a second to import
+
     checkpoint = open_checkpoint(file)
     tokenizer, vocabulary = resolve_tokenizer(file), checkpoint.config.text.vocabulary
     if tokenizer.rules.get_vocab_size() != vocabulary:

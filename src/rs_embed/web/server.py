@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -190,9 +189,8 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family)
     except OSError as error:
-        raise RSEmbedError(
-            f"{host}:{port} cannot be listened on ({os.strerror(error.errno or 0)}): take another --port"
-        ) from None
+        reason = (error.strerror or str(error)).partition(" (while")[0]
+        raise RSEmbedError(f"{host}:{port} cannot be listened on ({reason}): take another --port") from None
     return listener
 
 

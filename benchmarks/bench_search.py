@@ -43,7 +43,7 @@ def _measure(name: str, parts: Iterator[npt.NDArray[np.float32]], folder: Path) 
     file, build_s = VectorFile(folder), 0.0
     for part in parts:
         started = time.perf_counter()
-        file.append(part, {})
+        file = file.append(part, {})
         build_s += time.perf_counter() - started
     rng = np.random.default_rng(1)
     queries = np.asarray(file.vectors[np.sort(rng.choice(len(file), QUERIES, replace=False))], np.float32)

@@ -612,7 +612,7 @@ def test_a_plan_says_what_it_would_cost_and_what_would_cost_less(archive):
     assert facts["alternatives"]["half the chip"]["read_bytes"] == facts["read_bytes"] // 4
     assert facts["alternatives"]["max_scenes=3"]["scenes"] == 90
     gee = next(v for k, v in facts["alternatives"].items() if "gee" in k)
-    assert gee["read_bytes"] == 30 * 64 * 64 * (3 * 4 + 1 + 2 + 4)
+    assert gee["read_bytes"] == 30 * 64 * 64 * (3 * 4 + 1 + 2 * 4)
     assert facts["grid_bytes"] == 30 * 49 * 192 * 4
     with pytest.raises(SpecError, match="greater than 0 Mbit/s"):
         plan_export(file, temporal=JUNE, backend=backend, chip_m=CHIP, mbit_s=0)

@@ -5,21 +5,36 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from rs_embed.batch import Arrivals, Outcome, Pixels, Result, embed_all, from_provider, log_warnings
+from rs_embed.clip.reference import local_file
+from rs_embed.digest import digest_of
+from rs_embed.embedders.card import ModelCard
 from rs_embed.embedders.catalog import find_card
-from rs_embed.embedders.loading import load_embedder
-from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder, check_bands, check_input_chw
+from rs_embed.embedders.checks import check_bands, check_input_chw
 from rs_embed.embedding import Embedding, EmbeddingFailure, Request
-from rs_embed.errors import CheckpointError, ModelError, NoImageryError, ProviderError, RSEmbedError, SpecError
+from rs_embed.errors import (
+    CheckpointError,
+    ModelError,
+    NoImageryError,
+    ProviderError,
+    RSEmbedError,
+    SpecError,
+    missing_core,
+)
 from rs_embed.grid import place_geobox
 from rs_embed.inspection import inspect_array, save_quicklook
-from rs_embed.providers.base import PatchRequest, Provider
+from rs_embed.providers.base import Arrivals, PatchRequest, Pixels, Provider, from_provider
 from rs_embed.providers.catalog import resolve
 from rs_embed.specs import BBox, InputPrep, OutputSpec, Place, PointBuffer, SensorSpec, TemporalSpec
+
+if TYPE_CHECKING:
+    from rs_embed.batch import Outcome
+    from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
+
+Result = Embedding | EmbeddingFailure
 
 _POOLED = OutputSpec.pooled()
 
@@ -115,7 +130,7 @@ def get_embeddings_batch(
     provider = None if pixels is not None else resolve(backend)
     patches = [] if pixels is not None else _patch_requests(places, times, sensor)
     try:
-        embedder = load_embedder(card, checkpoint=_checkpoint(checkpoint, sensor), device=device, precision=precision)
+        embedder = _load(card, _checkpoint(checkpoint, sensor), device, precision)
     except CheckpointError:
         if provider is not None:
             refuse_without_imagery(provider, patches)
@@ -131,7 +146,7 @@ def get_embeddings_batch(
             backend=provider.name if provider else None,
             model=card.name,
             precision=precision,
-            weights_sha256=embedder.weights_sha256,
+            weights_sha256=embedder.digest,
             pixels_sha256=None if pixels is None else _digest(pixels[i]),
         )
         for i, (place, time) in enumerate(zip(places, times, strict=True))
@@ -290,6 +305,17 @@ def _checkpoint(checkpoint: object | None, sensor: SensorSpec) -> object | None:
     return sensor.checkpoint if checkpoint is None else checkpoint
 
 
+def _load(card: ModelCard, checkpoint: object | None, device: str, precision: str) -> RemoteClipEmbedder:
+    """The network; torch is imported here, after what can be refused without it, and beside the weights' digest."""
+    if isinstance(checkpoint, str) and (file := local_file(checkpoint.removeprefix("hf:"))) is not None:
+        digest_of(file)
+    try:
+        from rs_embed.embedders.loading import load_embedder
+    except ModuleNotFoundError as error:
+        raise missing_core(error) or error from error
+    return load_embedder(card, checkpoint=checkpoint, device=device, precision=precision)
+
+
 def _digest(array: Pixels) -> str:
     found = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
     found.update(np.ascontiguousarray(array).data)
@@ -305,6 +331,8 @@ def _run(
     progress: bool,
 ) -> list[Result]:
     """All results in the order of the requests."""
+    from rs_embed.batch import embed_all, log_warnings
+
     results: list[Result | None] = [None] * len(requests)
     at_hand = all(request.backend is None for request in requests)
     embedded = embed_all(embedder, dict(enumerate(requests)), arrivals, stop_on_error=stop_on_error, at_hand=at_hand)

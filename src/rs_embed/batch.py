@@ -24,17 +24,16 @@ from rs_embed import settings
 from rs_embed.embedders.chips import Chips, Preparation
 from rs_embed.embedders.onthefly_remoteclip import Encoded, RemoteClipEmbedder
 from rs_embed.embedding import Embedding, EmbeddingFailure, ModelFacts, ModelInput, Request, build_meta, token_grid
-from rs_embed.errors import ModelError, ProviderError, RSEmbedError
+from rs_embed.errors import ModelError, RSEmbedError
 from rs_embed.grid import epsg_of
 from rs_embed.inspection import PatchLook, inspect_array, save_quicklook
 from rs_embed.patch import Patch
-from rs_embed.providers.base import PatchRequest, Provider
+from rs_embed.providers.base import Arrivals, Pixeled, Pixels
 
 if TYPE_CHECKING:
     import xarray as xr
 
 T = TypeVar("T")
-Pixels = npt.NDArray[np.generic]
 Result = Embedding | EmbeddingFailure
 
 _log = logging.getLogger("rs_embed")
@@ -63,21 +62,6 @@ class Outcome:
     """Where it was asked for, and there were pixels."""
     tokens: xr.DataArray | None = None
     """The token grid beside a vector, where it was asked for."""
-
-
-Pixeled = Patch | Pixels | ProviderError
-Arrivals = Iterator[tuple[int, Pixeled]]
-
-
-def from_provider(provider: Provider, requests: Sequence[PatchRequest]) -> Arrivals:
-    """What a provider yields, each position once; a position that it forgets is its error."""
-    missing = set(range(len(requests)))
-    for position, result in provider.fetch(requests):
-        if position in missing:
-            missing.remove(position)
-            yield position, result
-    for position in sorted(missing):
-        yield position, ProviderError(f"the provider {provider.name!r} returned nothing for place {position}")
 
 
 def embed_all(

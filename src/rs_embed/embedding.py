@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from rs_embed.digest import FileDigest
 from rs_embed.errors import RSEmbedError, missing_core
 from rs_embed.grid import epsg_of
 from rs_embed.patch import Patch
@@ -85,7 +86,8 @@ class Request:
     """The provider's name; None where pixels were passed."""
     model: str
     precision: str
-    weights_sha256: str | None
+    weights_sha256: str | FileDigest | None
+    """A digest that is being computed is waited for when it is needed."""
     pixels_sha256: str | None = None
     """Digest of pixels that were passed."""
 
@@ -97,6 +99,7 @@ class Request:
             "temporal": None if temporal is None else flat(temporal),
             "sensor": {k: v for k, v in flat(self.sensor).items() if not k.startswith("check_")},
             "output": flat(self.output),
+            "weights_sha256": None if self.weights_sha256 is None else str(self.weights_sha256),
         }
         text = json.dumps(facts, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -5,12 +5,10 @@ Files are known by their first bytes, never by their suffix, and a pickle is onl
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
 
@@ -21,12 +19,10 @@ from torch import Tensor
 
 from rs_embed.clip.formats import Shape, Source, check_keys, infer_config, normal_names
 from rs_embed.clip.model import ClipConfig, TextTower, VisionTower
+from rs_embed.clip.reference import PREFERRED
 from rs_embed.errors import CheckpointError
 
-PREFERRED = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _VISION = "visual."
-_READ_BYTES = 1 << 20
 
 Tower = TypeVar("Tower", VisionTower, TextTower)
 
@@ -74,18 +70,6 @@ class Checkpoint:
             tower = TextTower(self.config.text, self.config.projection, self.config.activation)
         return self._filled(tower, "")
 
-    @cached_property
-    def _sha256(self) -> str:
-        digest = hashlib.sha256()
-        with self.file.open("rb") as stream:
-            while block := stream.read(_READ_BYTES):
-                digest.update(block)
-        return digest.hexdigest()
-
-    def sha256(self) -> str:
-        """Digest of the file, hexadecimal."""
-        return self._sha256
-
     def _filled(self, tower: Tower, prefix: str) -> Tower:
         state = {name: self._parameter(f"{prefix}{name}") for name in tower.state_dict()}
         tower.load_state_dict(state, strict=True, assign=True)
@@ -121,39 +105,6 @@ def open_checkpoint(file: Path) -> Checkpoint:
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from error
     return Checkpoint(file, config, sources, tensors)
-
-
-def choose_file(names: Iterable[str], where: str) -> str:
-    """The weights file among the names of a folder or repo.
-
-    Raises:
-        CheckpointError: when there is none, several that could be meant, or only parts of one.
-    """
-    top = [name for name in names if "/" not in name and name.endswith(_SUFFIXES)]
-    for name in PREFERRED:
-        if name in top:
-            return name
-    if len(top) == 1:
-        return top[0]
-    if any("-of-0" in name for name in top):
-        raise CheckpointError(f"{where} holds weights cut into parts ({min(top)}, …): join them into one file first")
-    if top:
-        raise CheckpointError(f"{where} holds {', '.join(sorted(top))}: name one of them, as {where}:{min(top)}")
-    raise CheckpointError(f"{where} holds no weights ({PREFERRED[0]}, or one file ending in {', '.join(_SUFFIXES)})")
-
-
-def find_file(folder: Path, name: str | None = None) -> Path:
-    """The weights file of a folder; `name` chooses one of several and cannot lead out of it.
-
-    Raises:
-        CheckpointError: when there is none.
-    """
-    if name is None:
-        return folder / choose_file((path.name for path in folder.iterdir()), str(folder))
-    file = folder / name
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not file.is_file():
-        raise CheckpointError(f"{folder} holds no file {name!r}")
-    return file
 
 
 def save_checkpoint(folder: Path, vision: VisionTower, text: TextTower, facts: Mapping[str, Any]) -> Path:

@@ -13,7 +13,7 @@ from huggingface_hub import constants, errors
 from huggingface_hub.file_download import repo_folder_name
 
 from rs_embed import settings
-from rs_embed.clip.checkpoint import choose_file, find_file
+from rs_embed.clip.reference import choose_file, find_file
 from rs_embed.clip.tokenizer import Tokenizer
 from rs_embed.errors import CheckpointError
 

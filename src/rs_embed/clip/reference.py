@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 
-from rs_embed.clip.checkpoint import find_file
-from rs_embed.errors import missing_core
+from rs_embed.errors import CheckpointError, missing_core
+
+PREFERRED = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
 def resolve(reference: str) -> Path:
@@ -15,7 +18,7 @@ def resolve(reference: str) -> Path:
         CheckpointError: when it cannot be had, with how to get it.
     """
     text = reference.removeprefix("hf:").strip()
-    local = _local_file(text)
+    local = local_file(text)
     if local is not None:
         return local
     try:
@@ -25,7 +28,7 @@ def resolve(reference: str) -> Path:
     return fetch(text)
 
 
-def _local_file(text: str) -> Path | None:
+def local_file(text: str) -> Path | None:
     """The file on this machine that a reference names, or None where it can only be a repo."""
     if not text:
         return None  # Path("") would be the working folder
@@ -38,3 +41,36 @@ def _local_file(text: str) -> Path | None:
     if colon and Path(folder).expanduser().is_dir():
         return find_file(Path(folder).expanduser(), name)
     return None
+
+
+def choose_file(names: Iterable[str], where: str) -> str:
+    """The weights file among the names of a folder or repo.
+
+    Raises:
+        CheckpointError: when there is none, several that could be meant, or only parts of one.
+    """
+    top = [name for name in names if "/" not in name and name.endswith(_SUFFIXES)]
+    for name in PREFERRED:
+        if name in top:
+            return name
+    if len(top) == 1:
+        return top[0]
+    if any("-of-0" in name for name in top):
+        raise CheckpointError(f"{where} holds weights cut into parts ({min(top)}, …): join them into one file first")
+    if top:
+        raise CheckpointError(f"{where} holds {', '.join(sorted(top))}: name one of them, as {where}:{min(top)}")
+    raise CheckpointError(f"{where} holds no weights ({PREFERRED[0]}, or one file ending in {', '.join(_SUFFIXES)})")
+
+
+def find_file(folder: Path, name: str | None = None) -> Path:
+    """The weights file of a folder; `name` chooses one of several and cannot lead out of it.
+
+    Raises:
+        CheckpointError: when there is none.
+    """
+    if name is None:
+        return folder / choose_file((path.name for path in folder.iterdir()), str(folder))
+    file = folder / name
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not file.is_file():
+        raise CheckpointError(f"{folder} holds no file {name!r}")
+    return file

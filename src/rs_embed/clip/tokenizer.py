@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import ftfy
 import tokenizers
 import torch
 from torch import Tensor
@@ -78,6 +77,8 @@ class Tokenizer:
 
 def clean(text: str) -> str:
     """Mend broken Unicode, resolve HTML entities (twice), one space between words, lower case."""
+    import ftfy  # a tenth of a second, which images need not wait for
+
     unescaped = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", unescaped).strip().lower()
 

@@ -17,6 +17,7 @@ from rs_embed.clip.kernels import PRECISIONS, has_bf16, quantise
 from rs_embed.clip.model import TextTower, VisionTower
 from rs_embed.clip.reference import resolve
 from rs_embed.clip.tokenizer import Tokenizer
+from rs_embed.digest import FileDigest, digest_of
 from rs_embed.embedders.card import ModelCard
 from rs_embed.embedders.catalog import shipped_folder
 from rs_embed.embedders.chips import ChipSize
@@ -38,7 +39,7 @@ class _Images:
     """An image tower in memory."""
 
     tower: VisionTower
-    sha256: str
+    digest: FileDigest
     activation: str
 
 
@@ -100,7 +101,7 @@ def load_embedder(card: ModelCard, *, checkpoint: object | None, device: str, pr
             size=wrapper.size,
             device=where,
             checkpoint=wrapper.label,
-            weights_sha256=None,
+            digest=None,
             activation=None,
             transform=wrapper.transform,
         )
@@ -114,7 +115,7 @@ def load_embedder(card: ModelCard, *, checkpoint: object | None, device: str, pr
         size=ChipSize(config.image_px, config.patch_px),
         device=where,
         checkpoint=reference.removeprefix("hf:"),
-        weights_sha256=loaded.sha256,
+        digest=loaded.digest,
         activation=loaded.activation,
         dtype=_DTYPES.get(precision, torch.float32),
         resizes=where.type == "cuda" and precision in _DTYPES,
@@ -176,11 +177,11 @@ def load_text_embedder(card: ModelCard, *, checkpoint: str | Path | None, device
 
 
 def _load_images(file: Path, device: torch.device, precision: str) -> _Images:
-    checkpoint = open_checkpoint(file)
+    checkpoint, digest = open_checkpoint(file), digest_of(file)
     tower = checkpoint.load_vision().to(device, _DTYPES.get(precision, torch.float32))
     if precision == "int8":
         quantise(tower)
-    return _Images(tower, checkpoint.sha256(), checkpoint.config.activation)
+    return _Images(tower, digest, checkpoint.config.activation)
 
 
 def _load_texts(file: Path, device: torch.device) -> _Texts:
@@ -193,4 +194,5 @@ def _load_texts(file: Path, device: torch.device) -> _Texts:
             f"{file} has a vocabulary of {vocabulary}, and its tokenizer one of {tokenizer.rules.get_vocab_size()}: "
             "put the tokenizer.json that belongs to it beside it"
         )
-    return _Texts(checkpoint.load_text().to(device), checkpoint.sha256(), tokenizer)
+    digest = digest_of(file)
+    return _Texts(checkpoint.load_text().to(device), str(digest), tokenizer)

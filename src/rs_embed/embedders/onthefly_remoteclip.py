@@ -14,11 +14,11 @@ from rs_embed import settings
 from rs_embed.clip.kernels import pack_when_it_pays
 from rs_embed.clip.model import VisionTower
 from rs_embed.clip.preprocess import normalise, resize_on_device
+from rs_embed.digest import FileDigest
 from rs_embed.embedders.base import ImageEncoder, PixelTransform, TokenEncoder
 from rs_embed.embedders.card import ModelCard
 from rs_embed.embedders.chips import Chips, ChipSize, Preparation, stitch
 from rs_embed.errors import ModelError
-from rs_embed.sentinel2 import RGB_BANDS
 from rs_embed.specs import OutputSpec
 
 FloatArray = npt.NDArray[np.float32]
@@ -34,7 +34,8 @@ class RemoteClipEmbedder:
     device: torch.device
     checkpoint: str
     """What was loaded, as the user would name it."""
-    weights_sha256: str | None
+    digest: FileDigest | None
+    """Of the weights' file; None for a ready object."""
     activation: str | None
     transform: PixelTransform | None = None
     """The network's own preprocessing, preferred to CLIP's."""
@@ -42,6 +43,11 @@ class RemoteClipEmbedder:
     """What the network computes in."""
     resizes: bool = False
     """Whether patches are resized on the device, one grey level near to Pillow: on CUDA in half precision."""
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """Of the weights' file, hexadecimal; waits until it is computed."""
+        return None if self.digest is None else str(self.digest)
 
     @property
     def preprocess(self) -> str:
@@ -177,32 +183,3 @@ def _stitched(tokens: FloatArray, chips: Chips) -> FloatArray:
 def _mean(vectors: FloatArray) -> FloatArray:
     mean: FloatArray = vectors[0].copy() if len(vectors) == 1 else vectors.mean(axis=0, dtype=np.float32)
     return mean
-
-
-def check_bands(bands: Sequence[str], model: str) -> None:
-    """Refuse bands that the model was not made for.
-
-    Raises:
-        ModelError: unless they are B4, B3, B2 in this order.
-    """
-    if tuple(bands) != RGB_BANDS:
-        raise ModelError(f"{model} takes the bands {RGB_BANDS} (red, green, blue) in this order, got {tuple(bands)}")
-
-
-def check_input_chw(array: object, position: int | None = None) -> npt.NDArray[np.generic]:
-    """A user's own pixels: raw DN, (3, y, x), any numeric type, NaN where not observed.
-
-    Raises:
-        ModelError: naming what is wrong with them.
-    """
-    name = "input_chw" if position is None else f"input_chws[{position}]"
-    array = np.asarray(array)
-    if array.dtype.kind not in "uif":
-        raise ModelError(f"{name} must hold numbers (raw DN), got dtype {array.dtype}")
-    if array.ndim != 3 or array.shape[0] != 3:
-        raise ModelError(f"{name} must be CHW with exactly 3 bands in {RGB_BANDS} order, got shape {array.shape}")
-    if array.size == 0:
-        raise ModelError(f"{name} has an empty axis: shape {array.shape}")
-    if array.dtype.kind == "f" and np.isnan(array).all():
-        raise ModelError(f"{name} is all NaN: no pixel was observed")
-    return array

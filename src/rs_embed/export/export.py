@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from rs_embed.api import refuse_without_imagery
 from rs_embed.embedders.catalog import find_card
+from rs_embed.embedders.checks import check_bands
 from rs_embed.embedders.loading import load_embedder
-from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder, check_bands
+from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
 from rs_embed.embedding import versions
 from rs_embed.errors import RSEmbedError, SpecError
 from rs_embed.export.card import write_card

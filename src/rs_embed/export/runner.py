@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from rs_embed import settings
-from rs_embed.batch import Arrivals, Look, Outcome, Ready, embed_ready, from_provider, in_background, prepare_all
+from rs_embed.batch import Look, Outcome, Ready, embed_ready, in_background, prepare_all
 from rs_embed.embedders.chips import ChipSize, Preparation
 from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
 from rs_embed.embedding import Embedding, EmbeddingFailure, Request
@@ -30,7 +30,7 @@ from rs_embed.export.partitions import OURS, place_of
 from rs_embed.export.request import ExportRequest
 from rs_embed.grid import place_geobox
 from rs_embed.inspection import look_at, look_at_colour
-from rs_embed.providers.base import PatchRequest, Provider
+from rs_embed.providers.base import Arrivals, PatchRequest, Provider, from_provider
 from rs_embed.specs import OutputSpec, TemporalSpec
 
 _SHIFT = 20

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
+
 from rs_embed.errors import ProviderError
 from rs_embed.patch import Patch
 from rs_embed.specs import SensorSpec, TemporalSpec
@@ -61,6 +64,12 @@ class FetchPlan:
         return tuple(i for i, n in enumerate(self.scenes_of) if n == 0)
 
 
+Pixels = npt.NDArray[np.generic]
+Pixeled = Patch | Pixels | ProviderError
+Arrivals = Iterator[tuple[int, Pixeled]]
+"""Positions of requests and what came for them, in any order."""
+
+
 @runtime_checkable
 class Provider(Protocol):
     """A source of imagery. Any object with these three will do as `backend=`."""
@@ -77,6 +86,17 @@ class Provider(Protocol):
     def plan(self, requests: Sequence[PatchRequest]) -> FetchPlan:
         """Say what `fetch` would read, without reading a pixel."""
         ...
+
+
+def from_provider(provider: Provider, requests: Sequence[PatchRequest]) -> Arrivals:
+    """What a provider yields, each position once; a position that it forgets is its error."""
+    missing = set(range(len(requests)))
+    for position, result in provider.fetch(requests):
+        if position in missing:
+            missing.remove(position)
+            yield position, result
+    for position in sorted(missing):
+        yield position, ProviderError(f"the provider {provider.name!r} returned nothing for place {position}")
 
 
 def fetch_in_threads(

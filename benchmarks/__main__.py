@@ -15,7 +15,7 @@ COMPARISONS = ("composite", "pixels", "cold_start", "batch", "stac")
 """Each gives ratios against something else, measured in turns."""
 REPORTS = (
     *("cold_start", "network", "precision", "timeline", "export", "throughput"),
-    *("search", "whurs19", "eurosat_search"),
+    *("search", "whurs19", "eurosat_search", "heatmap"),
 )
 """Each prints lines, in a process of its own."""
 

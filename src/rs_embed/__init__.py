@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rs_embed.export.export import export_embeddings as export_embeddings
     from rs_embed.export.plan import plan_export as plan_export
     from rs_embed.providers.sample import list_samples as list_samples
+    from rs_embed.search.heatmap import heat_map as heat_map
     from rs_embed.search.index import EmbeddingIndex as EmbeddingIndex
     from rs_embed.specs import BBox as BBox
     from rs_embed.specs import OutputSpec as OutputSpec
@@ -52,6 +53,7 @@ _HOME = {
     "export.export": ("export_embeddings",),
     "export.plan": ("plan_export",),
     "providers.sample": ("list_samples",),
+    "search.heatmap": ("heat_map",),
     "search.index": ("EmbeddingIndex",),
     "texts": ("embed_text", "zero_shot"),
     "specs": ("BBox", "OutputSpec", "PointBuffer", "SensorSpec", "TemporalSpec"),

@@ -40,7 +40,7 @@ def _root(
 
 def _register() -> None:
     """Attach the commands; their modules import what is heavy only when they run."""
-    from rs_embed.cli import classify, demo, doctor, embed, export, inspect, models, search, serve
+    from rs_embed.cli import classify, demo, doctor, embed, export, heatmap, inspect, models, search, serve
 
     app.command("embed")(embed.embed)
     app.command("inspect")(inspect.inspect)
@@ -50,6 +50,7 @@ def _register() -> None:
     app.command("index")(search.index)
     app.command("search")(search.search)
     app.command("serve")(serve.serve)
+    app.command("heatmap")(heatmap.heatmap)
     app.command("models")(models.models)
     app.command("doctor")(doctor.doctor)
     app.command("demo")(demo.demo)

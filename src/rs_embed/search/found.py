@@ -16,7 +16,7 @@ FloatArray = npt.NDArray[np.float32]
 JUDGED_BY = 20
 """So many of the best tell whether what was asked is there at all."""
 NOTHING_LIKE_IT = "probably nothing like this here"
-_UNLIKELY = 0.5
+UNLIKELY = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,7 @@ class Found:
 def notice_of(odds: FloatArray | None, remarks: Sequence[str]) -> str | None:
     """Percentiles are high for anything; the words' odds among the best tell whether it is there at all."""
     told = list(remarks)
-    if odds is not None and len(odds) and (mean := float(odds[:JUDGED_BY].mean())) < _UNLIKELY:
+    if odds is not None and len(odds) and (mean := float(odds[:JUDGED_BY].mean())) < UNLIKELY:
         best = f"the best {min(len(odds), JUDGED_BY)} are like these words with {mean:.0%} on average"
         told.insert(0, f"{NOTHING_LIKE_IT}: {best}")
     return ". ".join(told) or None

@@ -1,0 +1,103 @@
+"""`rs-embed heatmap`: where in one place some words are, as a picture and as a GeoTIFF."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rs_embed.cli import options
+from rs_embed.cli.places import describe, read_places
+from rs_embed.errors import SpecError
+from rs_embed.specs import TemporalSpec
+
+if TYPE_CHECKING:
+    from rs_embed.search.heatmap import HeatMap
+
+_PICTURES, _TIFFS = (".png", ".jpg", ".jpeg", ".webp"), (".tif", ".tiff")
+
+
+def heatmap(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help='Words, such as "river".')],
+    start: options.Start,
+    end: options.End,
+    point: options.Point = None,
+    buffer_m: options.BufferM = None,
+    chip: options.Chip = None,
+    bbox: options.Box = None,
+    negative: Annotated[list[str] | None, typer.Option("--negative", help="Words for what is not wanted.")] = None,
+    window_m: Annotated[
+        float, typer.Option("--window-m", help="Side of the windows that are compared; less is not told apart.")
+    ] = 640,
+    model: options.Model = options.DEFAULT_MODEL,
+    backend: options.Backend = "auto",
+    cache: options.Cache = None,
+    checkpoint: options.Checkpoint = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "fp32",
+    scale_m: options.ScaleM = 10,
+    cloudy_pct: options.CloudyPct = 30,
+    composite: options.Composite = "median",
+    cloud_mask: options.CloudMask = None,
+    max_scenes: options.MaxScenes = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write probability and score as a GeoTIFF.")] = None,
+    plot: Annotated[Path, typer.Option("--plot", help="The picture.")] = Path("heatmap.png"),
+    as_json: options.Json = False,
+) -> None:
+    """Show where in one place some words are."""
+    from rs_embed.cli.heatmap_picture import draw
+    from rs_embed.search.heatmap import heat_map
+
+    _check_suffix("--plot", plot, _PICTURES)
+    if out is not None:
+        _check_suffix("--out", out, _TIFFS)
+    [named] = read_places(None, point, bbox, buffer_m, chip)
+    heat = heat_map(
+        model,
+        text,
+        spatial=named.place,
+        temporal=TemporalSpec.range(start, end),
+        negative=negative or (),
+        window_m=window_m,
+        sensor=options.sensor(scale_m, cloudy_pct, composite, cloud_mask, max_scenes),
+        backend=options.source(backend, cache),
+        device=device,
+        checkpoint=checkpoint,
+        precision=precision,
+        progress=sys.stderr.isatty(),
+    )
+    for path in (plot, *([] if out is None else [out])):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    draw(heat).save(plot)
+    written = [plot] if out is None else [plot, heat.write_geotiff(out)]
+    facts = _facts(heat) | {"files": [str(path) for path in written]}
+    typer.echo(json.dumps(facts, indent=1) if as_json else "\n".join([describe(named.place), *_lines(facts)]))
+
+
+def _check_suffix(option: str, path: Path, allowed: tuple[str, ...]) -> None:
+    if path.suffix.lower() not in allowed:
+        raise SpecError(f"{option} {path} must end in one of {', '.join(allowed)}")
+
+
+def _facts(heat: HeatMap) -> dict[str, Any]:
+    lon, lat, probability = heat.best
+    best = {"lon": lon, "lat": lat, "probability": probability}
+    return {"notice": heat.notice, "best": best, "likely_frac": heat.likely_frac, "meta": heat.meta}
+
+
+def _lines(facts: dict[str, Any]) -> Iterator[str]:
+    from rs_embed.providers.archive import lonlat_text
+
+    meta, best = facts["meta"], facts["best"]
+    yield from (f"warning: {text}" for text in meta["warnings"])
+    if facts["notice"]:
+        yield facts["notice"]
+    where = lonlat_text(best["lon"], best["lat"])
+    share = facts["likely_frac"]
+    yield f"likeliest at {where} ({best['probability']:.0%}); likelier than not on {share:.0%} of the place"
+    yield f"{meta['windows']} window(s) of {meta['window_m']:g} m, {len(meta['scenes'])} scene(s)"
+    yield from (f"wrote {path}" for path in facts["files"])

@@ -1,0 +1,242 @@
+"""Where in one place some words are: overlapping windows, each embedded, spread on the place's own pixels.
+
+Windows, not patch tokens: a token of these networks says little of what lies under it (docs/design/0016).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rs_embed.api import get_embeddings_batch, inspect_provider_patch
+from rs_embed.embedders.catalog import find_card
+from rs_embed.embedders.loading import load_text_embedder
+from rs_embed.embedders.text import check_texts, unit
+from rs_embed.embedding import Embedding, EmbeddingFailure
+from rs_embed.errors import ModelError, NoImageryError, SpecError
+from rs_embed.grid import epsg_of, place_geobox, transformer
+from rs_embed.providers.base import Provider
+from rs_embed.search.found import NOTHING_LIKE_IT, UNLIKELY
+from rs_embed.search.query import word_odds, word_query
+from rs_embed.specs import OutputSpec, Place, SensorSpec, TemporalSpec
+
+if TYPE_CHECKING:
+    from odc.geo.geobox import GeoBox
+
+FloatArray = npt.NDArray[np.float32]
+WINDOW_M = 640.0
+"""The side of a window: what the bundled model was trained on, and the least that shows it a shape."""
+_STEPS = 4
+"""Windows begin every quarter of their side: by half the point of the map is right less often (96 % against 98)."""
+_MIN_OBSERVED = 0.5
+_BANDS = ("probability", "score")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeatMap:
+    """Where in a place some words are: at each pixel the mean of the windows over it, the nearer ones counting more."""
+
+    probability: FloatArray
+    """(y, x), 0…1: the words against the whole background vocabulary; NaN where no window was embedded."""
+    score: FloatArray
+    """(y, x): cosine with the words minus their background. Only its order means anything; NaN likewise."""
+    geobox: GeoBox
+    best_pixel: tuple[int, int]
+    """Row and column where the words are likeliest, by `probability` to 0.1 %, then by `score`; amid equals."""
+    dn: npt.NDArray[np.float32]
+    """(3, y, x) the imagery, NaN where not observed."""
+    meta: dict[str, Any]
+    """JSON-ready: words, model, weights, window, scenes, warnings."""
+
+    @property
+    def best(self) -> tuple[float, float, float]:
+        """Longitude, latitude and probability of `best_pixel`."""
+        row, column = self.best_pixel
+        x, y = self.geobox.transform * (column + 0.5, row + 0.5)
+        lon, lat = transformer(epsg_of(self.geobox), 4326).transform(x, y)
+        return float(lon), float(lat), float(self.probability[row, column])
+
+    @property
+    def notice(self) -> str | None:
+        """Says so where nothing in the place is like the words."""
+        return NOTHING_LIKE_IT if self.best[2] < UNLIKELY else None
+
+    @property
+    def likely_frac(self) -> float:
+        """Share of the pixels with a value where the words are likelier than not."""
+        known = ~np.isnan(self.probability)
+        return float((self.probability[known] >= UNLIKELY).mean())
+
+    def write_geotiff(self, path: str | Path) -> Path:
+        """Write `probability` and `score` as the two float32 bands of a GeoTIFF, nodata NaN; whole or not at all."""
+        import rasterio
+
+        path = Path(path)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        height, width = self.probability.shape
+        size = {"height": height, "width": width, "count": 2, "dtype": "float32", "nodata": float("nan")}
+        where = {"crs": epsg_of(self.geobox), "transform": self.geobox.transform}
+        try:
+            with rasterio.open(part, "w", "GTiff", **size, **where, compress="deflate", predictor=3) as file:
+                file.write(np.stack([self.probability, self.score]))
+                file.descriptions = _BANDS
+                file.update_tags(text=", ".join(self.meta["text"]), model=self.meta["model"])
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+        return path
+
+
+def heat_map(
+    model: str,
+    text: str | Sequence[str],
+    *,
+    spatial: Place,
+    temporal: TemporalSpec,
+    negative: str | Sequence[str] = (),
+    window_m: float = WINDOW_M,
+    sensor: SensorSpec | None = None,
+    backend: str | Provider = "auto",
+    device: str = "auto",
+    checkpoint: str | Path | None = None,
+    precision: str = "fp32",
+    progress: bool = False,
+) -> HeatMap:
+    """Where in a place the words are: one fetch, then windows every quarter of `window_m`, each compared.
+
+    Args:
+        model: a name of `list_models()`.
+        text: what to look for; several are meant together.
+        spatial: the place, at least one window wide and high.
+        temporal: a time range.
+        negative: what not to look for.
+        window_m: side of a window, ground metres; nothing smaller is told apart.
+        sensor: what to fetch; the model's defaults when None.
+        backend: where from.
+        device: "auto", "cpu", "cuda", …
+        checkpoint: hub repo or path; the model's own when None.
+        precision: as for `get_embedding`.
+        progress: show a bar on stderr.
+
+    Raises:
+        SpecError: for a window larger than the place or of less than two pixels.
+        ModelError: for an empty text, or words none of which the model knows.
+        NoImageryError: when no window is at least half observed.
+        ProviderError: for imagery that cannot be had.
+    """
+    sensor = SensorSpec() if sensor is None else sensor
+    checkpoint = sensor.checkpoint if checkpoint is None else checkpoint
+    wanted, unwanted = check_texts(text), check_texts(negative) if negative else []
+    geobox = place_geobox(spatial, sensor.scale_m)
+    window = _window_px(window_m, sensor.scale_m, geobox)
+    texts = load_text_embedder(find_card(model), checkpoint=checkpoint, device=device)
+    remarks = [remark for words in (*wanted, *unwanted) for remark in texts.remarks(words)]
+    if all(len(texts.unknown_words(words)) == len(words.split()) for words in wanted):
+        raise ModelError(f"{texts.model} knows no word of {', '.join(map(repr, wanted))}: use other words")
+    looked = inspect_provider_patch(
+        spatial=spatial, temporal=temporal, sensor=sensor, backend=backend, return_array=True
+    )
+    dn = looked["array_chw"]
+    corners = _corners(dn, window)
+    results = get_embeddings_batch(
+        model,
+        input_chws=[dn[:, y : y + window, x : x + window] for y, x in corners],
+        sensor=sensor,
+        output=OutputSpec.pooled("projected"),
+        device=device,
+        checkpoint=checkpoint,
+        precision=precision,
+        progress=progress,
+    )
+    vectors = np.stack([_vector(result) for result in results])
+    shape = dn.shape[1:]
+    probability = _spread(word_odds(texts, wanted, vectors), corners, window, shape)
+    score = _spread(unit(vectors) @ word_query(texts, wanted, unwanted), corners, window, shape)
+    return HeatMap(
+        probability=probability,
+        score=score,
+        best_pixel=_best(probability, score),
+        geobox=geobox,
+        dn=dn,
+        meta={
+            "text": wanted,
+            "negative": unwanted,
+            "model": model,
+            "weights_sha256": texts.weights_sha256,
+            "precision": precision,
+            "window_m": window * sensor.scale_m,
+            "windows": len(corners),
+            "epsg": epsg_of(geobox),
+            "backend": looked["backend"],
+            "temporal": looked["temporal"],
+            "scenes": looked["report"]["scenes"],
+            "warnings": [*remarks, *looked["report"]["warnings"]],
+        },
+    )
+
+
+def _window_px(window_m: float, scale_m: float, geobox: GeoBox) -> int:
+    """The side of a window in pixels."""
+    height, width = geobox.shape
+    if not (np.isfinite(window_m) and window_m >= 2 * scale_m):
+        raise SpecError(f"window_m must be at least two pixels ({2 * scale_m:g} m), got {window_m!r}")
+    pixels = round(window_m / scale_m)
+    if pixels > min(height, width):
+        raise SpecError(
+            f"the place is {width * scale_m:g} x {height * scale_m:g} m, less than one window of {window_m:g} m: "
+            "take a larger place or a smaller window_m"
+        )
+    return pixels
+
+
+def _corners(dn: npt.NDArray[np.generic], window: int) -> list[tuple[int, int]]:
+    """First row and column of each window that was at least half observed."""
+    _, height, width = dn.shape
+    seen = ~np.isnan(dn).any(axis=0)
+    corners = [
+        (y, x)
+        for y in _starts(height, window)
+        for x in _starts(width, window)
+        if seen[y : y + window, x : x + window].mean() >= _MIN_OBSERVED
+    ]
+    if not corners:
+        raise NoImageryError("no window of the place is at least half observed: take a longer time range")
+    return corners
+
+
+def _starts(length: int, window: int) -> Iterator[int]:
+    """Every quarter of a window; the last is shifted in."""
+    last = length - window
+    yield from range(0, last, max(window // _STEPS, 1))
+    yield last
+
+
+def _vector(result: Embedding | EmbeddingFailure) -> FloatArray:
+    assert isinstance(result, Embedding)  # on_error="raise" lets nothing else through
+    return np.asarray(result.data, np.float32)
+
+
+def _best(probability: FloatArray, score: FloatArray) -> tuple[int, int]:
+    likely = np.where(np.isnan(score), -np.inf, np.round(probability.astype(np.float64), 3) * 1e3 + score)
+    equals = np.argwhere(likely >= likely.max() - 1e-4)  # near an edge one window alone decides
+    row, column = equals[np.abs(equals - equals.mean(axis=0)).sum(axis=1).argmin()]
+    return int(row), int(column)
+
+
+def _spread(values: FloatArray, corners: Sequence[tuple[int, int]], window: int, shape: tuple[int, int]) -> FloatArray:
+    """Values of windows as (y, x): at each pixel the mean of the windows over it, less where it is off their centre."""
+    slope = window / 2 - np.abs(np.arange(window) + 0.5 - window / 2)
+    tent = np.outer(slope, slope)
+    total, weight = np.zeros(shape), np.zeros(shape)
+    for value, (y, x) in zip(values, corners, strict=True):
+        total[y : y + window, x : x + window] += value * tent
+        weight[y : y + window, x : x + window] += tent
+    with np.errstate(invalid="ignore"):
+        spread: FloatArray = (total / weight).astype(np.float32)  # 0 / 0 is NaN: no window is there
+    return spread

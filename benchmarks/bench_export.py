@@ -98,7 +98,7 @@ def run_one(n: int, root: Path) -> dict[str, float]:
         size=ChipSize(32, 32),
         device=torch.device("cpu"),
         checkpoint="fake",
-        weights_sha256="0" * 64,
+        digest="0" * 64,
         activation="gelu",
     )
     seconds = {}

@@ -44,7 +44,7 @@ class Worker:
             if line.startswith("{"):
                 found: dict[str, float] = json.loads(line)
                 return found
-        raise RuntimeError(f"{self.process.args} ended: {self.process.wait()}")
+        raise RuntimeError(f"{self.process.args!r} ended: {self.process.wait()}")
 
     def run(self, what: str) -> float:
         assert self.process.stdin is not None

@@ -38,8 +38,8 @@ def compare(
         sides = (ours, theirs) if turn % 2 == 0 else (theirs, ours)
         seconds = {side: seconds_of(side) for side in sides}
         pairs.append((seconds[ours], seconds[theirs]))
-    medians = (statistics.median(side) for side in zip(*pairs, strict=True))
-    return Comparison(name, *medians, tuple(b / a for a, b in pairs))
+    ours_s, theirs_s = (statistics.median(side) for side in zip(*pairs, strict=True))
+    return Comparison(name, ours_s, theirs_s, tuple(b / a for a, b in pairs))
 
 
 def seconds_of(work: Callable[[], object]) -> float:

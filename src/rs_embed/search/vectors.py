@@ -200,11 +200,8 @@ class VectorFile:
 
     def _by_signs(self, query: FloatArray, k: int, among: IndexArray | None, centred: bool, rescored: int) -> Nearest:
         bits = np.packbits(query > (0 if centred else self.mean))[None]
-        signs = self._signs if among is None else _hamming(self._bits[among])
-        _, found = signs.search(bits, rescored)
+        _, found = self._signs.search(bits, rescored, params=None if among is None else _only(among, len(self)))
         positions = np.sort(found[0]).astype(np.int64)
-        if among is not None:
-            positions = among[positions]
         scores = np.asarray(self.vectors[positions], np.float32) @ query
         best = _best(scores, k)
         sample = self._sample if among is None else self._some_of(among)
@@ -230,15 +227,27 @@ def _sign_bytes(dim: int) -> int:
     return -(-dim // 8)
 
 
-def _hamming(bits: npt.NDArray[np.uint8]) -> Any:
-    """Faiss's index of these signs."""
+def _faiss() -> Any:
+    """The module, untyped: its Python layer takes more than its stubs know."""
     try:
         import faiss
     except ModuleNotFoundError:
         raise RSEmbedError(missing_package("faiss", extra="search")) from None
-    index = faiss.IndexBinaryFlat(bits.shape[1] * 8)
+    return faiss
+
+
+def _hamming(bits: npt.NDArray[np.uint8]) -> Any:
+    """Faiss's index of these signs."""
+    index = _faiss().IndexBinaryFlat(bits.shape[1] * 8)
     index.add(np.ascontiguousarray(bits))
     return index
+
+
+def _only(among: IndexArray, count: int) -> Any:
+    """Faiss's selector of some positions: a bit each, lowest first."""
+    faiss, chosen = _faiss(), np.zeros(count, bool)
+    chosen[among] = True
+    return faiss.SearchParameters(sel=faiss.IDSelectorBitmap(np.packbits(chosen, bitorder="little")))
 
 
 def _best(scores: FloatArray, k: int) -> IndexArray:

@@ -80,5 +80,4 @@ def report() -> list[str]:
 
 
 if __name__ == "__main__":
-    print(*run(), sep="\n")
     report()

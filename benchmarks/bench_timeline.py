@@ -65,7 +65,7 @@ def draw(recorder: Recorder, path: Path, facts: str) -> None:
     first, last = min(s[2] for s in recorder.spans), max(s[3] for s in recorder.spans)
     rows = sorted({(stage, thread) for stage, thread, _, _ in recorder.spans}, key=lambda r: list(COLOURS).index(r[0]))
     width, top, step = 1200, 70, 30
-    image = Image.new("RGB", (width + 140, top + step * len(rows) + 50), PAPER)
+    image = Image.new("RGB", (width + 160, top + step * len(rows) + 50), PAPER)
     pen = ImageDraw.Draw(image)
     pen.text((20, 12), "Who works when", INK, font=font(24))
     pen.text((20, 42), facts, GREY, font=font(14))

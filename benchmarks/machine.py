@@ -6,8 +6,6 @@ import platform
 import re
 from pathlib import Path
 
-import torch
-
 from benchmarks.timing import seconds_of
 
 VIT_B32_GFLOP = 8.73
@@ -17,6 +15,8 @@ _TELLING = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile")
 
 def describe() -> str:
     """Processor, cores, and what of its instructions matters here."""
+    import torch  # here, for a process that measures a cold start reads its memory from this module too
+
     try:
         text = Path("/proc/cpuinfo").read_text()
     except FileNotFoundError:
@@ -32,6 +32,8 @@ def gemm_rate(n: int = 2048) -> float:
 
     MKL, behind `@`, runs at half speed on some processors; oneDNN's packed product does not.
     """
+    import torch
+
     left, right, bias = torch.rand(n, n), torch.rand(n, n), torch.zeros(n)
     runs = [lambda: left @ right]
     if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):

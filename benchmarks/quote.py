@@ -74,7 +74,8 @@ class Figures:
     def peer(self, what: str, who: str, column: int = 3) -> str:
         """A cell of RESULTS-peers.md: 3 images/s, 4 times rs-embed, 5 peak MiB."""
         row = self.find(rf"^(\| {re.escape(what)} \| {re.escape(who)}\b.*\|)$")
-        return row.split("|")[column].strip().strip("*")
+        cell = row.split("|")[column].strip().strip("*")
+        return f"{int(cell):,}" if cell.isdigit() else cell
 
     def ours_in(self, precision: str) -> dict[str, str]:
         """Our cells in one precision."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import sys
 from typing import Annotated
@@ -62,6 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     _register()
+    atexit.register(gc.freeze)  # the search for garbage at the end takes a quarter of a second, once torch is there
     try:
         code = app(args=arguments, standalone_mode=False)
     except RSEmbedError as error:

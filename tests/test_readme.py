@@ -74,3 +74,11 @@ def test_the_notebook_runs(tmp_path):
     done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) >= 6
+
+
+def test_readme_and_changelog_quote_the_results_of_the_benchmarks():
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from benchmarks import quote
+
+    for path, text in quote.pages().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: python -m benchmarks.quote"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 
@@ -16,17 +16,17 @@ class FileDigest:
     """Begins when it is made; `str()` waits for it."""
 
     def __init__(self, file: Path) -> None:
-        self._found: Future[str] = Future()
-        threading.Thread(target=self._run, args=(file,), name="rs-embed-digest", daemon=True).start()
-
-    def _run(self, file: Path) -> None:
-        try:
-            self._found.set_result(_sha256(file))
-        except OSError as error:
-            self._found.set_exception(error)
+        thread = ThreadPoolExecutor(1, "rs-embed-digest")
+        self._found = thread.submit(_sha256, file)
+        thread.shutdown(wait=False)
 
     def __str__(self) -> str:
         return self._found.result()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the file could not be read."""
+        return self._found.done() and self._found.exception() is not None
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
         """Another process gets the digest itself."""
@@ -53,7 +53,7 @@ def digest_of(file: Path) -> FileDigest:
     status = file.stat()
     key = str(file.resolve()), status.st_mtime_ns, status.st_size
     with _beginning:
-        if key not in _begun:
+        if key not in _begun or _begun[key].failed:
             _begun[key] = FileDigest(file)
         _begun.move_to_end(key)
         while len(_begun) > _KEPT:

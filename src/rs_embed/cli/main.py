@@ -60,11 +60,12 @@ def _register() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:  # the program itself
+        arguments = sys.argv[1:]
+        atexit.register(gc.freeze)  # a search for garbage at the end takes a quarter of a second once torch is there
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     _register()
-    atexit.register(gc.freeze)  # the search for garbage at the end takes a quarter of a second, once torch is there
     try:
         code = app(args=arguments, standalone_mode=False)
     except RSEmbedError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -219,6 +220,29 @@ def test_a_view_of_the_whole_world_keeps_what_was_found(browser, tmp_path):
         expect(visit.page.locator("#count")).to_contain_text("20 of ")
         assert not visit.complaints
         visit.page.close()
+
+
+def test_where_more_places_are_in_view_than_can_be_drawn_only_the_results_have_quicklooks(browser, url):
+    def drawn(limit: int) -> set[str]:
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.route(
+            "**/map.mjs",
+            lambda route: route.fulfill(
+                response=(answer := route.fetch()),
+                body=re.sub(r"QUICKLOOKS = \d+", f"QUICKLOOKS = {limit}", answer.text()),
+            ),
+        )
+        asked: set[str] = set()
+        page.on("request", lambda request: asked.add(request.url) if "/api/thumbnail/" in request.url else None)
+        page.goto(f"{url}/?text=forest&k=3")
+        page.wait_for_selector("html[data-ready=true]", state="attached")
+        page.locator("#results li").first.click()  # near it are eight others
+        page.wait_for_timeout(2500)
+        page.close()
+        return asked
+
+    assert len(drawn(4)) == 3
+    assert len(drawn(1000)) >= 9
 
 
 def test_an_answer_that_comes_late_does_not_replace_a_newer_one(browser, url):

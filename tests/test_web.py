@@ -173,6 +173,14 @@ def test_a_port_that_is_taken_is_told_before_anything_else():
             listen("127.0.0.1", taken.getsockname()[1])
 
 
+def test_answers_do_not_wait_for_their_second_half():
+    """They would, 40 ms each, for asyncio sees to it only where a socket names its protocol."""
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_many_clients_at_once_get_answers(url):
     stop = time.monotonic() + 3
     routes = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -11,14 +10,13 @@ from pathlib import Path
 
 import uvicorn
 
-from rs_embed.web.server import create_app
+from rs_embed.web.server import create_app, listen
 
 
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
     """The address of a server over a dataset, on a free port."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
+    listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(create_app(folder), log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

@@ -1,7 +1,7 @@
 // The map: quicklooks at their footprints, footprints coloured by percentile, one numbered pin a result.
 import * as maplibregl from "./vendor/maplibre-gl.mjs";
 
-const QUICKLOOKS = 300; // images drawn at a time
+const QUICKLOOKS = 1000; // images drawn at a time; where more places are in view, they are squares
 const DIM = 0.45; // of quicklooks that are no result
 const PINS = 50;
 const DOT_PX = 5; // a footprint less wide than this is a dot
@@ -133,10 +133,9 @@ export class PlaceMap {
     if (!places.length) return;
     const [[west], , [east]] = places[0].footprint;
     const zoomAt = (px) => Math.max(0, Math.min(24, Math.log2((px * 360) / (512 * Math.abs(east - west)))));
-    const near = this.thumbnails ? zoomAt(QUICKLOOK_PX) : 24;
     this.map.setLayerZoomRange("dots", 0, zoomAt(DOT_PX));
-    this.map.setLayerZoomRange("squares", zoomAt(DOT_PX), near);
-    this.map.setLayerZoomRange("places", near, 24);
+    this.map.setLayerZoomRange("squares", zoomAt(DOT_PX), 24);
+    this.map.setLayerZoomRange("places", this.thumbnails ? zoomAt(QUICKLOOK_PX) : 24, 24);
   }
 
   setArea(bbox) {
@@ -168,10 +167,9 @@ export class PlaceMap {
     this.#settle();
   }
 
-  // Quicklooks at their footprints, results first and bright, what lies around them dim; those out of view go.
+  // Quicklooks at their footprints, results bright, what lies around them dim; those out of view go.
   #draw() {
-    const seen = this.thumbnails ? [...this.hits, ...this.places].filter((place) => this.#inView(place)) : [];
-    const wanted = new Map([...new Map(seen.map((place) => [place.unique_id, place]))].slice(0, QUICKLOOKS));
+    const wanted = this.#wanted();
     const bright = new Set(this.hits.map((hit) => hit.unique_id));
     for (const [id, name] of this.quicklooks) {
       if (wanted.has(id)) continue;
@@ -191,6 +189,22 @@ export class PlaceMap {
       this.map.addLayer({ id: name, type: "raster", source: name, paint: { "raster-fade-duration": 0, "raster-opacity": opacity } }, "places");
       this.quicklooks.set(id, name);
     }
+  }
+
+  // Places whose quicklooks are drawn: all in view, or where they are too many the results, or what is in the middle.
+  #wanted() {
+    const inView = (places) => (this.thumbnails ? places.filter((place) => this.#inView(place)) : []);
+    const [hits, around] = [inView(this.hits), inView(this.places)];
+    const every = around.length > 0 && around.length <= QUICKLOOKS;
+    this.map.setLayoutProperty("squares", "visibility", every ? "none" : "visible");
+    const some = every ? around : this.scored ? [] : this.#nearest(around).slice(0, QUICKLOOKS - hits.length);
+    return new Map([...hits, ...some].map((place) => [place.unique_id, place]));
+  }
+
+  #nearest(places) {
+    const centre = this.map.getCenter();
+    const far = ({ lon, lat }) => Math.hypot((lon - centre.lng) * Math.cos((centre.lat * Math.PI) / 180), lat - centre.lat);
+    return [...places].sort((a, b) => far(a) - far(b));
   }
 
   #width(place) {

@@ -1,7 +1,7 @@
 // The map: quicklooks at their footprints, footprints coloured by percentile, one numbered pin a result.
 import * as maplibregl from "./vendor/maplibre-gl.mjs";
 
-const QUICKLOOKS = 1000; // images drawn at a time; where more places are in view, they are squares
+const QUICKLOOKS = 1200; // images drawn at a time; where more places are in view, they are squares
 const DIM = 0.45; // of quicklooks that are no result
 const PINS = 50;
 const DOT_PX = 5; // a footprint less wide than this is a dot

@@ -209,7 +209,7 @@ def test_200_places_share_requests_and_the_client_is_started_once(engine, monkey
     assert engine.most_in_flight <= 40
 
 
-def test_at_most_40_requests_are_in_flight_whatever_the_workers(engine, monkeypatch):
+def test_at_most_40_requests_are_in_flight_whatever_the_workers(engine, monkeypatch, caplog):
     monkeypatch.setenv("RS_EMBED_REMOTECLIP_FETCH_WORKERS", "64")
     monkeypatch.setattr("rs_embed.providers.gee._JOINT_PX", 1)
     engine.delay_s = 0.2
@@ -217,6 +217,7 @@ def test_at_most_40_requests_are_in_flight_whatever_the_workers(engine, monkeypa
     assert all(isinstance(p, Patch) for p in patches(resolve("gee"), spots, SensorSpec(max_scenes=1)))
     assert engine.count("computePixels") == 90
     assert 20 <= engine.most_in_flight <= 40
+    assert "pool is full" not in caplog.text  # connections are kept for all of them
     engine.most_in_flight = 0
     monkeypatch.setenv("RS_EMBED_REMOTECLIP_FETCH_WORKERS", "3")
     patches(resolve("gee"), spots[:12], SensorSpec(max_scenes=1))

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from requests.adapters import HTTPAdapter
+
 from rs_embed.errors import ProviderError, RSEmbedError, missing_package
 
 T = TypeVar("T")
@@ -115,6 +117,7 @@ def open_client(project: str | None = None) -> ModuleType:
                 f"Earth Engine is initialised already, for the project {current!r}: backend='gee' uses it, and it "
                 f"cannot change to {project!r} in this process"
             )
+        _keep_connections(ee)
     module: ModuleType = ee
     return module
 
@@ -127,6 +130,17 @@ def _start(ee: Any, project: str | None) -> None:
     except Exception as error:  # noqa: BLE001  (of several libraries; told in one line)
         ee.Reset()
         raise explained(error) from None
+
+
+def _keep_connections(ee: Any) -> None:
+    """As many as there may be requests: the client's own pool keeps ten, and drops the others with a warning each."""
+    state = getattr(ee.data, "_get_state", lambda: None)()
+    session = getattr(state, "requests_session", None)
+    if session is None:
+        return  # another version's client: it works with ten
+    for scheme in ("https://", "http://"):
+        if session.get_adapter(scheme)._pool_maxsize < IN_FLIGHT:
+            session.mount(scheme, HTTPAdapter(pool_maxsize=IN_FLIGHT))
 
 
 def _project_of(ee: Any) -> str:

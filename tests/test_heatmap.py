@@ -121,11 +121,11 @@ def test_windows_that_were_not_observed_have_no_value():
     dn = texture()
     dn[:, :, :64] = np.nan
     heat = heat_of(dn)
-    assert heat.meta["windows"] == 15  # two columns of five show less than half
-    assert np.isnan(heat.probability[:, :32]).all()
-    assert not np.isnan(heat.probability[:, 64:]).any()
-    assert heat.best_pixel[1] >= 32
-    with pytest.raises(NoImageryError, match="no window of the place is at least half observed"):
+    assert heat.meta["windows"] == 10  # the two columns of five that show three quarters
+    assert np.array_equal(np.isnan(heat.probability), np.isnan(dn[0]))
+    assert heat.best_pixel[1] >= 64
+    assert any("only 50% of the place was observed" in text for text in heat.meta["warnings"])
+    with pytest.raises(NoImageryError, match="no window of the place is observed by three quarters"):
         heat_of(np.full((3, 128, 128), np.nan, np.float32))
 
 
@@ -179,7 +179,8 @@ def test_the_command_draws_and_writes(tmp_path, capsys):
         main(["heatmap", "lake", *SAMPLE, *options])
     assert not stopped.value.code
     facts = json.loads(capsys.readouterr().out)
-    assert facts["files"] == [str(picture), str(raster)]
+    assert facts["files"] == [str(raster), str(picture)]
+    assert any("windows of 32 px show the model little" in text for text in facts["meta"]["warnings"])
     assert facts["best"]["probability"] > 0.9
     assert facts["meta"]["scenes"][0]["id"].startswith("S2")
     with Image.open(picture) as image:
@@ -195,6 +196,7 @@ def test_the_command_draws_and_writes(tmp_path, capsys):
         (["--plot", "lake.bmp"], "--plot lake.bmp must end in one of .png"),
         (["--out", "lake.nc"], "--out lake.nc must end in one of .tif"),
         (["--window-m", "5000"], "less than one window of 5000 m"),
+        (["--window-m", "20"], "at most 10,000 are embedded"),
     ],
 )
 def test_the_command_refuses_what_it_cannot_write(options, fault, capsys, tmp_path, monkeypatch):

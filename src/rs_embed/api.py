@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +13,7 @@ import numpy as np
 from rs_embed.clip.reference import local_file
 from rs_embed.digest import digest_of
 from rs_embed.embedders.card import ModelCard
-from rs_embed.embedders.catalog import find_card
+from rs_embed.embedders.catalog import find_card, shipped_folder
 from rs_embed.embedders.checks import check_bands, check_input_chw
 from rs_embed.embedding import Embedding, EmbeddingFailure, Request
 from rs_embed.errors import (
@@ -307,8 +308,10 @@ def _checkpoint(checkpoint: object | None, sensor: SensorSpec) -> object | None:
 
 def _load(card: ModelCard, checkpoint: object | None, device: str, precision: str) -> RemoteClipEmbedder:
     """The network; torch is imported here, after what can be refused without it, and beside the weights' digest."""
-    if isinstance(checkpoint, str) and (file := local_file(checkpoint.removeprefix("hf:"))) is not None:
-        digest_of(file)
+    if isinstance(checkpoint, str) and not shipped_folder(checkpoint):
+        with suppress(CheckpointError, OSError):  # whatever is wrong with it is told when it is loaded
+            if file := local_file(checkpoint.removeprefix("hf:")):
+                digest_of(file)
     try:
         from rs_embed.embedders.loading import load_embedder
     except ModuleNotFoundError as error:

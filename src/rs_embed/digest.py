@@ -8,17 +8,31 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
+
+from rs_embed.errors import CheckpointError
 
 
 class FileDigest:
-    """Begins when it is made; `str()` waits for it."""
+    """Begins when it is made; `str()` waits for it.
+
+    Raises:
+        CheckpointError: from `str()`, where the file cannot be read.
+    """
 
     def __init__(self, file: Path) -> None:
-        thread = ThreadPoolExecutor(1, "rs-embed-digest")
-        self._found = thread.submit(_sha256, file)
-        thread.shutdown(wait=False)
+        self._found: Future[str] = Future()
+        # a daemon: a program that ends, or a wrong file that is refused, does not wait for it
+        threading.Thread(target=self._run, args=(file,), name="rs-embed-digest", daemon=True).start()
+
+    def _run(self, file: Path) -> None:
+        try:
+            self._found.set_result(_sha256(file))
+        except OSError as error:
+            self._found.set_exception(CheckpointError(f"{file} cannot be read: {error.strerror or error}"))
+        except BaseException as error:  # noqa: BLE001  (handed to whoever waits)
+            self._found.set_exception(error)
 
     def __str__(self) -> str:
         return self._found.result()

@@ -29,9 +29,11 @@ def heatmap(
     buffer_m: options.BufferM = None,
     chip: options.Chip = None,
     bbox: options.Box = None,
-    negative: Annotated[list[str] | None, typer.Option("--negative", help="Words for what is not wanted.")] = None,
+    negative: Annotated[
+        list[str] | None, typer.Option("--negative", help="Words for what is not wanted: for the score in --out.")
+    ] = None,
     window_m: Annotated[
-        float, typer.Option("--window-m", help="Side of the windows that are compared; less is not told apart.")
+        float, typer.Option("--window-m", help="Side of the windows that are compared; under 64 px they are guesses.")
     ] = 640,
     model: options.Model = options.DEFAULT_MODEL,
     backend: options.Backend = "auto",
@@ -55,6 +57,7 @@ def heatmap(
     _check_suffix("--plot", plot, _PICTURES)
     if out is not None:
         _check_suffix("--out", out, _TIFFS)
+    _make_folders(plot, out)
     [named] = read_places(None, point, bbox, buffer_m, chip)
     heat = heat_map(
         model,
@@ -70,10 +73,9 @@ def heatmap(
         precision=precision,
         progress=sys.stderr.isatty(),
     )
-    for path in (plot, *([] if out is None else [out])):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    written = [] if out is None else [heat.write_geotiff(out)]
     draw(heat).save(plot)
-    written = [plot] if out is None else [plot, heat.write_geotiff(out)]
+    written.append(plot)
     facts = _facts(heat) | {"files": [str(path) for path in written]}
     typer.echo(json.dumps(facts, indent=1) if as_json else "\n".join([describe(named.place), *_lines(facts)]))
 
@@ -81,6 +83,13 @@ def heatmap(
 def _check_suffix(option: str, path: Path, allowed: tuple[str, ...]) -> None:
     if path.suffix.lower() not in allowed:
         raise SpecError(f"{option} {path} must end in one of {', '.join(allowed)}")
+
+
+def _make_folders(*paths: Path | None) -> None:
+    for path in (p for p in paths if p is not None):
+        if path.is_dir():
+            raise SpecError(f"{path} is a folder: name a file")
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _facts(heat: HeatMap) -> dict[str, Any]:
@@ -98,6 +107,6 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         yield facts["notice"]
     where = lonlat_text(best["lon"], best["lat"])
     share = facts["likely_frac"]
-    yield f"likeliest at {where} ({best['probability']:.0%}); likelier than not on {share:.0%} of the place"
+    yield f"likeliest at {where} ({best['probability']:.0%}); likelier than not on {share:.0%} of what was seen"
     yield f"{meta['windows']} window(s) of {meta['window_m']:g} m, {len(meta['scenes'])} scene(s)"
     yield from (f"wrote {path}" for path in facts["files"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import shorten
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
@@ -27,7 +29,9 @@ def draw(heat: HeatMap) -> Image.Image:
     right, bottom = LEFT + _SIDE + GAP, _TOP + base.height
     sheet = Image.new("RGB", (right + _SIDE + LEFT, bottom + _BAR), PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((LEFT, 16), f"Where is “{', '.join(heat.meta['text'])}”?", INK, font=font(26))
+    pen.text(
+        (LEFT, 16), f"Where is “{shorten(', '.join(heat.meta['text']), 60, placeholder=' …')}”?", INK, font=font(26)
+    )
     found = heat.notice or f"{heat.best[2]:.0%} likely at most"
     about = f"{found}  |  windows of {heat.meta['window_m']:g} m, {heat.meta['model']}"
     pen.text((LEFT, 50), about, GREY, font=font(16))

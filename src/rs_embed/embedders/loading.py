@@ -17,7 +17,7 @@ from rs_embed.clip.kernels import PRECISIONS, has_bf16, quantise
 from rs_embed.clip.model import TextTower, VisionTower
 from rs_embed.clip.reference import resolve
 from rs_embed.clip.tokenizer import Tokenizer
-from rs_embed.digest import FileDigest, digest_of
+from rs_embed.digest import digest_of
 from rs_embed.embedders.card import ModelCard
 from rs_embed.embedders.catalog import shipped_folder
 from rs_embed.embedders.chips import ChipSize
@@ -39,7 +39,6 @@ class _Images:
     """An image tower in memory."""
 
     tower: VisionTower
-    digest: FileDigest
     activation: str
 
 
@@ -115,7 +114,7 @@ def load_embedder(card: ModelCard, *, checkpoint: object | None, device: str, pr
         size=ChipSize(config.image_px, config.patch_px),
         device=where,
         checkpoint=reference.removeprefix("hf:"),
-        digest=loaded.digest,
+        digest=digest_of(weights),
         activation=loaded.activation,
         dtype=_DTYPES.get(precision, torch.float32),
         resizes=where.type == "cuda" and precision in _DTYPES,
@@ -177,11 +176,12 @@ def load_text_embedder(card: ModelCard, *, checkpoint: str | Path | None, device
 
 
 def _load_images(file: Path, device: torch.device, precision: str) -> _Images:
-    checkpoint, digest = open_checkpoint(file), digest_of(file)
+    checkpoint = open_checkpoint(file)
+    digest_of(file)  # begun beside the reading
     tower = checkpoint.load_vision().to(device, _DTYPES.get(precision, torch.float32))
     if precision == "int8":
         quantise(tower)
-    return _Images(tower, digest, checkpoint.config.activation)
+    return _Images(tower, checkpoint.config.activation)
 
 
 def _load_texts(file: Path, device: torch.device) -> _Texts:

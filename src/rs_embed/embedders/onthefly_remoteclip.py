@@ -101,9 +101,9 @@ class RemoteClipEmbedder:
         with torch.inference_mode():
             batches = [images[i : i + step] for i in range(0, len(images), step)]
             parts = [part for batch in batches for part in self._fitting(batch, output, wanted)]
-            # not `.cpu()`, which would wait for all that the device was asked to do
-            coming = [torch.cat(found).to("cpu", non_blocking=True) for found in zip(*parts, strict=True)]
-        arrived = torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
+            waits = self.device.type == "cuda"  # for the event below; elsewhere the copy itself waits
+            coming = [torch.cat(found).to("cpu", non_blocking=waits) for found in zip(*parts, strict=True)]
+        arrived = torch.cuda.current_stream(self.device).record_event() if waits else None
 
         def finish() -> list[Encoded]:
             if arrived is not None:

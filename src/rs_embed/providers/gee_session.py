@@ -139,7 +139,8 @@ def _keep_connections(ee: Any) -> None:
     if session is None:
         return  # another version's client: it works with ten
     for scheme in ("https://", "http://"):
-        if session.get_adapter(scheme)._pool_maxsize < IN_FLIGHT:
+        adapter = session.get_adapter(scheme)
+        if type(adapter) is HTTPAdapter and adapter._pool_maxsize < IN_FLIGHT:  # a caller's own stays
             session.mount(scheme, HTTPAdapter(pool_maxsize=IN_FLIGHT))
 
 

@@ -34,7 +34,9 @@ WINDOW_M = 640.0
 """The side of a window: what the bundled model was trained on, and the least that shows it a shape."""
 _STEPS = 4
 """Windows begin every quarter of their side: by half the point of the map is right less often (96 % against 98)."""
-_MIN_OBSERVED = 0.5
+_MIN_OBSERVED = 0.75
+_MAX_WINDOWS = 10_000
+_MEASURED_PX = 64
 _BANDS = ("probability", "score")
 
 
@@ -43,7 +45,7 @@ class HeatMap:
     """Where in a place some words are: at each pixel the mean of the windows over it, the nearer ones counting more."""
 
     probability: FloatArray
-    """(y, x), 0…1: the words against the whole background vocabulary; NaN where no window was embedded."""
+    """(y, x), 0…1: the words against the whole background vocabulary; NaN where nothing was observed."""
     score: FloatArray
     """(y, x): cosine with the words minus their background. Only its order means anything; NaN likewise."""
     geobox: GeoBox
@@ -115,7 +117,7 @@ def heat_map(
         text: what to look for; several are meant together.
         spatial: the place, at least one window wide and high.
         temporal: a time range.
-        negative: what not to look for.
+        negative: what not to look for; it changes the score, not the probability.
         window_m: side of a window, ground metres; nothing smaller is told apart.
         sensor: what to fetch; the model's defaults when None.
         backend: where from.
@@ -125,9 +127,9 @@ def heat_map(
         progress: show a bar on stderr.
 
     Raises:
-        SpecError: for a window larger than the place or of less than two pixels.
+        SpecError: for a window larger than the place or of less than two pixels, or more than 10,000 of them.
         ModelError: for an empty text, or words none of which the model knows.
-        NoImageryError: when no window is at least half observed.
+        NoImageryError: when no window is observed by three quarters.
         ProviderError: for imagery that cannot be had.
     """
     sensor = SensorSpec() if sensor is None else sensor
@@ -143,10 +145,12 @@ def heat_map(
         spatial=spatial, temporal=temporal, sensor=sensor, backend=backend, return_array=True
     )
     dn = looked["array_chw"]
-    corners = _corners(dn, window)
+    seen = ~np.isnan(dn).any(axis=0)
+    corners = _corners(seen, window)
+    filled = np.where(np.isnan(dn), np.float32(sensor.fill_value), dn)  # the place's gaps are told once, below
     results = get_embeddings_batch(
         model,
-        input_chws=[dn[:, y : y + window, x : x + window] for y, x in corners],
+        input_chws=[filled[:, y : y + window, x : x + window] for y, x in corners],
         sensor=sensor,
         output=OutputSpec.pooled("projected"),
         device=device,
@@ -156,8 +160,8 @@ def heat_map(
     )
     vectors = np.stack([_vector(result) for result in results])
     shape = dn.shape[1:]
-    probability = _spread(word_odds(texts, wanted, vectors), corners, window, shape)
-    score = _spread(unit(vectors) @ word_query(texts, wanted, unwanted), corners, window, shape)
+    odds, scores = word_odds(texts, wanted, vectors), unit(vectors) @ word_query(texts, wanted, unwanted)
+    probability, score = (np.where(seen, _spread(v, corners, window, shape), np.nan) for v in (odds, scores))
     return HeatMap(
         probability=probability,
         score=score,
@@ -176,7 +180,7 @@ def heat_map(
             "backend": looked["backend"],
             "temporal": looked["temporal"],
             "scenes": looked["report"]["scenes"],
-            "warnings": [*remarks, *looked["report"]["warnings"]],
+            "warnings": [*remarks, *looked["report"]["warnings"], *_warnings(seen, window)],
         },
     )
 
@@ -187,6 +191,12 @@ def _window_px(window_m: float, scale_m: float, geobox: GeoBox) -> int:
     if not (np.isfinite(window_m) and window_m >= 2 * scale_m):
         raise SpecError(f"window_m must be at least two pixels ({2 * scale_m:g} m), got {window_m!r}")
     pixels = round(window_m / scale_m)
+    step = max(pixels // _STEPS, 1)
+    if (count := (height // step) * (width // step)) > _MAX_WINDOWS:
+        raise SpecError(
+            f"windows of {window_m:g} m on a place of {width * scale_m:g} x {height * scale_m:g} m are some {count:,}, "
+            f"and at most {_MAX_WINDOWS:,} are embedded: take larger windows or a smaller place"
+        )
     if pixels > min(height, width):
         raise SpecError(
             f"the place is {width * scale_m:g} x {height * scale_m:g} m, less than one window of {window_m:g} m: "
@@ -195,10 +205,19 @@ def _window_px(window_m: float, scale_m: float, geobox: GeoBox) -> int:
     return pixels
 
 
-def _corners(dn: npt.NDArray[np.generic], window: int) -> list[tuple[int, int]]:
-    """First row and column of each window that was at least half observed."""
-    _, height, width = dn.shape
-    seen = ~np.isnan(dn).any(axis=0)
+def _warnings(seen: npt.NDArray[np.bool_], window: int) -> Iterator[str]:
+    if not seen.all():
+        yield f"missing pixels: only {seen.mean():.0%} of the place was observed; the others have no value"
+    if window < _MEASURED_PX:
+        yield (
+            f"windows of {window} px show the model little, and it is too sure of what it sees: only windows of "
+            f"{_MEASURED_PX} px were measured"
+        )
+
+
+def _corners(seen: npt.NDArray[np.bool_], window: int) -> list[tuple[int, int]]:
+    """First row and column of each window that was observed but for a quarter."""
+    height, width = seen.shape
     corners = [
         (y, x)
         for y in _starts(height, window)
@@ -206,7 +225,7 @@ def _corners(dn: npt.NDArray[np.generic], window: int) -> list[tuple[int, int]]:
         if seen[y : y + window, x : x + window].mean() >= _MIN_OBSERVED
     ]
     if not corners:
-        raise NoImageryError("no window of the place is at least half observed: take a longer time range")
+        raise NoImageryError("no window of the place is observed by three quarters: take a longer time range")
     return corners
 
 

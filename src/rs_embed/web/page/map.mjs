@@ -169,6 +169,7 @@ export class PlaceMap {
 
   // Quicklooks at their footprints, results bright, what lies around them dim; those out of view go.
   #draw() {
+    if (!this.map.getLayer("squares")) return; // the style is not there yet
     const wanted = this.#wanted();
     const bright = new Set(this.hits.map((hit) => hit.unique_id));
     for (const [id, name] of this.quicklooks) {
@@ -196,7 +197,8 @@ export class PlaceMap {
     const inView = (places) => (this.thumbnails ? places.filter((place) => this.#inView(place)) : []);
     const [hits, around] = [inView(this.hits), inView(this.places)];
     const every = around.length > 0 && around.length <= QUICKLOOKS;
-    this.map.setLayoutProperty("squares", "visibility", every ? "none" : "visible");
+    const mixed = this.places.some((place) => this.#overlaps(place) && this.#width(place) <= QUICKLOOK_PX);
+    this.map.setLayoutProperty("squares", "visibility", every && !mixed ? "none" : "visible");
     const some = every ? around : this.scored ? [] : this.#nearest(around).slice(0, QUICKLOOKS - hits.length);
     return new Map([...hits, ...some].map((place) => [place.unique_id, place]));
   }
@@ -212,11 +214,14 @@ export class PlaceMap {
     return Math.hypot(a.x - b.x, a.y - b.y);
   }
 
+  #overlaps({ footprint: [[left, top], , [right, bottom]] }) {
+    const [west, south, east, north] = this.bounds;
+    return left < east && right > west && bottom < north && top > south;
+  }
+
   // Whether it can be seen as more than a dot.
   #inView(place) {
-    const [west, south, east, north] = this.bounds;
-    const [[left, top], , [right, bottom]] = place.footprint;
-    return left < east && right > west && bottom < north && top > south && this.#width(place) > QUICKLOOK_PX;
+    return this.#overlaps(place) && this.#width(place) > QUICKLOOK_PX;
   }
 
   // A pin sits on its place, or in the corner of one that is large enough to be looked at.

@@ -18,11 +18,11 @@ from affine import Affine
 from fastapi.testclient import TestClient
 from shapely.geometry import Polygon
 
-from benchmarks.bench_eurosat import DATA, ROOT, SPLIT
+from benchmarks.bench_eurosat import DATA, eurosat
 from rs_embed import SensorSpec, TemporalSpec, export_embeddings
 from rs_embed.grid import transformer
 from rs_embed.web.server import create_app
-from training.eurosat import CLASSES, HAZE_OUT, Chips, load_chips
+from training.eurosat import CLASSES, HAZE_OUT, Chips
 
 CHIP_PX, LEFT, TOP, EPSG = 64, 640 * 780, 640 * 8313, 32633
 NAMES = (
@@ -60,7 +60,7 @@ def _write(path: Path, values: np.ndarray, transform: Affine) -> None:
 
 def precision_at_10(folder: Path, n: int, held_out_only: bool = False) -> tuple[dict[str, float], int, float]:
     """P@10 by class, the dataset's rows, and seconds of the export."""
-    chips = load_chips(DATA, ROOT / "benchmarks" / "data" / "eurosat.npz", **SPLIT)
+    chips = eurosat()
     rng = np.random.default_rng(0)
     first = rng.permutation(chips.held_out)
     order = first if held_out_only else np.concatenate([first, rng.permutation(chips.train)])

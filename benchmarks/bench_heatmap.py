@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.bench_eurosat import DATA, ROOT, SPLIT
+from benchmarks.bench_eurosat import DATA, eurosat
 from benchmarks.bench_eurosat_search import CHIP_PX, NAMES
 from rs_embed import PointBuffer, TemporalSpec, heat_map
 from rs_embed.patch import Patch
 from rs_embed.providers.base import FetchPlan, PatchRequest
-from training.eurosat import HAZE_OUT, load_chips
+from training.eurosat import HAZE_OUT
 
 PLACE = PointBuffer(13.72, 48.22, CHIP_PX * 10)
 
@@ -39,7 +39,7 @@ class Mosaic:
 
 def quadrants(n: int, data: Path = DATA) -> float:
     """Share of n mosaics whose likeliest pixel lies in the chip that was asked for."""
-    chips = load_chips(data, ROOT / "benchmarks" / "data" / "eurosat.npz" if data == DATA else None, **SPLIT)
+    chips = eurosat(data)
     rng, right, labels = np.random.default_rng(0), 0, chips.labels[chips.held_out]
     for _ in range(n):
         classes = rng.choice(len(NAMES), 4, replace=False)

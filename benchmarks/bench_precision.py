@@ -11,14 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.bench_eurosat import DATA, NO_HAZE, ROOT, SPLIT
+from benchmarks.bench_eurosat import DATA, NO_HAZE, eurosat
 from benchmarks.oracle import random_checkpoint
 from benchmarks.scores import FloatArray
 from benchmarks.timing import seconds_of
 from rs_embed import OutputSpec, get_embeddings_batch
 from rs_embed.embedders.text import unit
 from rs_embed.search.query import known_words, text_query
-from training.eurosat import load_chips
 
 BUNDLED, SHAPED = "clip_eurosat_s2rgb", "remoteclip_s2rgb"
 LOWER = ("bf16", "int8")
@@ -83,7 +82,7 @@ def report() -> list[str]:
     if not DATA.exists():
         print(f"{DATA.name} is not at hand: nothing was measured", flush=True)
         return []
-    chips = load_chips(DATA, ROOT / "benchmarks" / "data" / "eurosat.npz", **SPLIT)
+    chips = eurosat()
     held_out = [chips.dn(i, NO_HAZE) for i in chips.held_out]
     some = held_out[:: len(held_out) // SHAPED_CHIPS]
     words = np.stack([text_query(BUNDLED, word) for word in known_words(BUNDLED)])

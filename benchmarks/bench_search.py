@@ -10,12 +10,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.machine import peak_mib
+from benchmarks.timing import seconds_of
 from rs_embed.embedders.text import unit
 from rs_embed.search.vectors import VectorFile
 
@@ -42,12 +44,8 @@ def isotropic(n: int, seed: int = 0) -> Iterator[npt.NDArray[np.float32]]:
 def _filtered_ms(file: VectorFile, queries: npt.NDArray[np.float32]) -> float:
     """A search among a random half."""
     half = np.flatnonzero(np.random.default_rng(2).random(len(file)) < 0.5)
-    seconds = []
-    for query in queries:
-        started = time.perf_counter()
-        file.nearest(query, K, centred=False, exact=False, among=half)
-        seconds.append(time.perf_counter() - started)
-    return 1e3 * statistics.median(seconds)
+    search = partial(file.nearest, k=K, centred=False, exact=False, among=half)
+    return 1e3 * statistics.median(seconds_of(partial(search, query)) for query in queries)
 
 
 def _measure(name: str, parts: Iterator[npt.NDArray[np.float32]], folder: Path) -> str:

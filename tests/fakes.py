@@ -100,6 +100,8 @@ class FakeProvider:
     failing: Mapping[int, Exception] = field(default_factory=dict)
     delay_s: float = 0.0
     backwards: bool = False
+    dn: np.ndarray | None = None
+    """The pixels of every place, instead of a texture of its own."""
     asked: list[PatchRequest] = field(default_factory=list)
     yielded_at: list[float] = field(default_factory=list)
 
@@ -115,7 +117,7 @@ class FakeProvider:
             elif error is not None:
                 raise error
             else:
-                yield position, patch_of(requests[position])
+                yield position, patch_of(requests[position], **({} if self.dn is None else {"dn": self.dn}))
 
     def plan(self, requests: Sequence[PatchRequest]) -> FetchPlan:
         return FetchPlan(scenes_of=(1,) * len(requests), covered=(1.0,) * len(requests), read_bytes=0)

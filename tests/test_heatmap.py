@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import rasterio
 from PIL import Image
 
-from fakes import patch_of
+from fakes import FakeProvider
 from rs_embed import (
     ModelError,
     NoImageryError,
@@ -27,8 +25,6 @@ from rs_embed.cli.main import main
 from rs_embed.embedders.catalog import find_card
 from rs_embed.embedders.loading import load_text_embedder
 from rs_embed.embedders.text import unit
-from rs_embed.patch import Patch
-from rs_embed.providers.base import FetchPlan, PatchRequest
 from rs_embed.search.found import NOTHING_LIKE_IT
 from rs_embed.search.heatmap import _spread
 from rs_embed.search.query import text_query, word_odds
@@ -41,26 +37,12 @@ AT_THE_LAKE = ["--point", str(LAKE.lon), str(LAKE.lat), "--buffer-m", "600", "--
 SAMPLE = ["--model", MODEL, "--backend", "sample", *AT_THE_LAKE]
 
 
-@dataclass
-class OneImage:
-    """A provider of one picture for every place."""
-
-    dn: np.ndarray
-    name: str = "one"
-
-    def fetch(self, requests: Sequence[PatchRequest]) -> Iterator[tuple[int, Patch]]:
-        yield from ((i, patch_of(request, dn=self.dn)) for i, request in enumerate(requests))
-
-    def plan(self, requests: Sequence[PatchRequest]) -> FetchPlan:
-        return FetchPlan(scenes_of=(1,) * len(requests), covered=(1.0,) * len(requests), read_bytes=0)
-
-
 def texture(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(1, 3000, (3, 128, 128)).astype(np.float32)
 
 
 def heat_of(dn: np.ndarray, **options: object):
-    return heat_map(MODEL, "forest", spatial=PLACE, temporal=JUNE, backend=OneImage(dn), **options)
+    return heat_map(MODEL, "forest", spatial=PLACE, temporal=JUNE, backend=FakeProvider(dn=dn), **options)
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +144,7 @@ def test_bad_questions_are_refused_before_anything_is_fetched():
         heat_of(texture(), window_m=2000)
     for text, fault in (("", "empty"), ("zeppelin hangar", "knows no word of 'zeppelin hangar'")):
         with pytest.raises(ModelError, match=fault):
-            heat_map(MODEL, text, spatial=PLACE, temporal=JUNE, backend=OneImage(texture()))
+            heat_map(MODEL, text, spatial=PLACE, temporal=JUNE, backend=FakeProvider(dn=texture()))
 
 
 def test_negative_words_change_the_score_and_not_the_probability():

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.bench_eurosat import DATA, NO_HAZE, ROOT, SPLIT, Subject, measure, measure_pooling, open_subject
+from benchmarks.bench_eurosat import DATA, NO_HAZE, ROOT, Subject, eurosat, measure, measure_pooling, open_subject
 from benchmarks.scores import average_precision
 from rs_embed import OutputSpec, PointBuffer, TemporalSpec, get_embeddings_batch, list_samples, zero_shot
 from rs_embed.cli.demo_labels import CLASSES as WORDS
 from rs_embed.cli.demo_labels import right_answers
 from rs_embed.embedders.text import RS_TEMPLATES, unit
 from rs_embed.search.query import text_query
-from training.eurosat import CLASSES, Chips, Wordings, load_captions, load_chips
+from training.eurosat import CLASSES, Chips, Wordings, load_captions
 
 MODEL = "clip_eurosat_s2rgb"
 FOLDER = ROOT / "src" / "rs_embed" / "embedders" / "clip_eurosat"
@@ -30,7 +30,7 @@ FILES = ("model.safetensors", "config.json", "tokenizer.json")
 
 def measure_shipped(data: Path, *, pooling: bool = False) -> dict[str, Any]:
     """All figures of the weights in the package."""
-    chips = load_chips(data, ROOT / "benchmarks" / "data" / "eurosat.npz", **SPLIT)
+    chips = eurosat(data)
     wordings = load_captions(ROOT / "training" / "captions.toml")
     subject = open_subject(MODEL, None)
     held_out = measure(subject, chips, wordings.held_out, wordings.names) | _background(subject, chips, wordings)

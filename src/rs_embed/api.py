@@ -15,7 +15,7 @@ from rs_embed.digest import digest_of
 from rs_embed.embedders.card import ModelCard
 from rs_embed.embedders.catalog import find_card, shipped_folder
 from rs_embed.embedders.checks import check_bands, check_input_chw
-from rs_embed.embedding import Embedding, EmbeddingFailure, Request
+from rs_embed.embedding import Embedding, EmbeddingFailure, Request, Result
 from rs_embed.errors import (
     CheckpointError,
     ModelError,
@@ -34,8 +34,6 @@ from rs_embed.specs import BBox, InputPrep, OutputSpec, Place, PointBuffer, Sens
 if TYPE_CHECKING:
     from rs_embed.batch import Outcome
     from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
-
-Result = Embedding | EmbeddingFailure
 
 _POOLED = OutputSpec.pooled()
 
@@ -310,7 +308,7 @@ def _load(card: ModelCard, checkpoint: object | None, device: str, precision: st
     """The network; torch is imported here, after what can be refused without it, and beside the weights' digest."""
     if isinstance(checkpoint, str) and not shipped_folder(checkpoint):
         with suppress(CheckpointError, OSError):  # whatever is wrong with it is told when it is loaded
-            if file := local_file(checkpoint.removeprefix("hf:")):
+            if file := local_file(checkpoint):
                 digest_of(file)
     try:
         from rs_embed.embedders.loading import load_embedder

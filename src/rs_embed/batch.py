@@ -23,7 +23,16 @@ from affine import Affine
 from rs_embed import settings
 from rs_embed.embedders.chips import Chips, Preparation
 from rs_embed.embedders.onthefly_remoteclip import Encoded, RemoteClipEmbedder
-from rs_embed.embedding import Embedding, EmbeddingFailure, ModelFacts, ModelInput, Request, build_meta, token_grid
+from rs_embed.embedding import (
+    Embedding,
+    EmbeddingFailure,
+    ModelFacts,
+    ModelInput,
+    Request,
+    Result,
+    build_meta,
+    token_grid,
+)
 from rs_embed.errors import ModelError, RSEmbedError
 from rs_embed.grid import epsg_of
 from rs_embed.inspection import PatchLook, inspect_array, save_quicklook
@@ -34,7 +43,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
 T = TypeVar("T")
-Result = Embedding | EmbeddingFailure
 
 _log = logging.getLogger("rs_embed")
 

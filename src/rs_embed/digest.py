@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections import OrderedDict
 from concurrent.futures import Future
 from pathlib import Path
 
 from rs_embed.errors import CheckpointError
+from rs_embed.files import MadeOf
 
 
 class FileDigest:
@@ -22,25 +22,26 @@ class FileDigest:
     """
 
     def __init__(self, file: Path) -> None:
+        self._file = file
+        self._begin()
+
+    def _begin(self) -> None:
         self._found: Future[str] = Future()
         # a daemon: a program that ends, or a wrong file that is refused, does not wait for it
-        threading.Thread(target=self._run, args=(file,), name="rs-embed-digest", daemon=True).start()
+        threading.Thread(target=self._run, args=(self._found,), name="rs-embed-digest", daemon=True).start()
 
-    def _run(self, file: Path) -> None:
+    def _run(self, found: Future[str]) -> None:
         try:
-            self._found.set_result(_sha256(file))
+            found.set_result(_sha256(self._file))
         except OSError as error:
-            self._found.set_exception(CheckpointError(f"{file} cannot be read: {error.strerror or error}"))
+            found.set_exception(CheckpointError(f"{self._file} cannot be read: {error.strerror or error}"))
         except BaseException as error:  # noqa: BLE001  (handed to whoever waits)
-            self._found.set_exception(error)
+            found.set_exception(error)
 
     def __str__(self) -> str:
+        if self._found.done() and self._found.exception() is not None:
+            self._begin()  # what failed once may have been a network drive's hiccup
         return self._found.result()
-
-    @property
-    def failed(self) -> bool:
-        """Whether the file could not be read."""
-        return self._found.done() and self._found.exception() is not None
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
         """Another process gets the digest itself."""
@@ -57,19 +58,9 @@ def _sha256(file: Path) -> str:
 
 
 _BLOCK_BYTES = 1 << 24
-_KEPT = 4
-_begun: OrderedDict[tuple[str, int, int], FileDigest] = OrderedDict()
-_beginning = threading.Lock()
+_begun: MadeOf[FileDigest] = MadeOf(keep=4)
 
 
 def digest_of(file: Path) -> FileDigest:
     """The digest of a file as it is now, begun where it was not yet; the last ones are remembered."""
-    status = file.stat()
-    key = str(file.resolve()), status.st_mtime_ns, status.st_size
-    with _beginning:
-        if key not in _begun or _begun[key].failed:
-            _begun[key] = FileDigest(file)
-        _begun.move_to_end(key)
-        while len(_begun) > _KEPT:
-            _begun.popitem(last=False)
-        return _begun[key]
+    return _begun.get(file, lambda: FileDigest(file))

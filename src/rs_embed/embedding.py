@@ -57,6 +57,9 @@ class EmbeddingFailure:
         return f"EmbeddingFailure({self.place}, {type(self.error).__name__}: {self.error})"
 
 
+Result = Embedding | EmbeddingFailure
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
     """What metadata says of the model."""

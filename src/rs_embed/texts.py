@@ -120,7 +120,7 @@ def _synonyms(labels: Labels) -> list[list[str]]:
 
 def _prototype(embedder: TextEmbedder, words: Sequence[str], frames: Sequence[str] | None) -> FloatArray:
     """One unit vector a label: the mean of its synonyms that the model can read."""
-    readable = [word for word in words if len(embedder.unknown_words(word)) < len(word.split())]
+    readable = [word for word in words if embedder.reads(word)]
     for word in words:
         for remark in embedder.remarks(word):
             _log.warning("%s", remark)

@@ -14,8 +14,7 @@ from rs_embed.errors import SpecError
 from rs_embed.specs import OutputSpec, TemporalSpec
 
 if TYPE_CHECKING:
-    from rs_embed.batch import Result
-    from rs_embed.embedding import Embedding
+    from rs_embed.embedding import Embedding, Result
 
 
 def embed(

@@ -13,12 +13,13 @@ import typer
 from rs_embed.cli import options
 from rs_embed.cli.places import describe, read_places
 from rs_embed.errors import SpecError
+from rs_embed.files import whole
 from rs_embed.specs import TemporalSpec
 
 if TYPE_CHECKING:
     from rs_embed.search.heatmap import HeatMap
 
-_PICTURES, _TIFFS = (".png", ".jpg", ".jpeg", ".webp"), (".tif", ".tiff")
+_TIFFS = (".tif", ".tiff")
 
 
 def heatmap(
@@ -54,9 +55,9 @@ def heatmap(
     from rs_embed.cli.heatmap_picture import draw
     from rs_embed.search.heatmap import heat_map
 
-    _check_suffix("--plot", plot, _PICTURES)
+    options.check_ending("--plot", plot, options.PICTURES)
     if out is not None:
-        _check_suffix("--out", out, _TIFFS)
+        options.check_ending("--out", out, _TIFFS)
     _make_folders(plot, out)
     [named] = read_places(None, point, bbox, buffer_m, chip)
     heat = heat_map(
@@ -74,15 +75,11 @@ def heatmap(
         progress=sys.stderr.isatty(),
     )
     written = [] if out is None else [heat.write_geotiff(out)]
-    draw(heat).save(plot)
+    with whole(plot) as part:
+        draw(heat).save(part)
     written.append(plot)
     facts = _facts(heat) | {"files": [str(path) for path in written]}
     typer.echo(json.dumps(facts, indent=1) if as_json else "\n".join([describe(named.place), *_lines(facts)]))
-
-
-def _check_suffix(option: str, path: Path, allowed: tuple[str, ...]) -> None:
-    if path.suffix.lower() not in allowed:
-        raise SpecError(f"{option} {path} must end in one of {', '.join(allowed)}")
 
 
 def _make_folders(*paths: Path | None) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rs_embed.embedding import Embedding, EmbeddingFailure
     from rs_embed.providers.base import Provider
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 DEFAULT_MODEL = "remoteclip_s2rgb"
 
 Point = Annotated[
@@ -65,6 +66,12 @@ def sensor(
         cloud_mask=cloud_mask,  # type: ignore[arg-type]
         max_scenes=max_scenes,
     )
+
+
+def check_ending(option: str, path: Path, allowed: tuple[str, ...]) -> None:
+    """Refuse, before anything is fetched, a file whose ending says nothing that can be written."""
+    if path.suffix.lower() not in allowed:
+        raise SpecError(f"{option} {path} must end in one of {', '.join(allowed)}")
 
 
 def time_range(start: str | None, end: str | None) -> TemporalSpec | None:

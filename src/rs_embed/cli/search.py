@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rs_embed.cli import options
-from rs_embed.errors import SpecError
+from rs_embed.files import whole
 
 if TYPE_CHECKING:
     from PIL import ImageDraw
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 Dataset = Annotated[Path, typer.Argument(metavar="DATASET", help="A folder that `rs-embed export` wrote.")]
 _COLUMNS, _SIDE, _LINE = 5, 192, 40
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @contextmanager
@@ -81,8 +80,8 @@ def search(
     """Find the rows most like some words, other rows, or a saved concept."""
     from rs_embed.search.index import EmbeddingIndex
 
-    if plot is not None and plot.suffix.lower() not in _PICTURES:
-        raise SpecError(f"--plot {plot} must end in one of {', '.join(_PICTURES)}")
+    if plot is not None:
+        options.check_ending("--plot", plot, options.PICTURES)
     with building() as report:
         rows = EmbeddingIndex(dataset, report)
     found = rows.search(
@@ -102,7 +101,8 @@ def search(
         print(f"saved the concept {save!r}: rs-embed search {dataset} --concept '{save}'", file=sys.stderr)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(found.to_geojson(), indent=1) + "\n", encoding="utf-8")
+        with whole(out) as part:
+            part.write_text(json.dumps(found.to_geojson(), indent=1) + "\n", encoding="utf-8")
         print(f"wrote {len(found.hits)} footprint(s) to {out}", file=sys.stderr)
     if plot is not None:
         pictures = rows.thumbnails([hit.unique_id for hit in found.hits])
@@ -150,7 +150,8 @@ def _draw(found: Found, pictures: Mapping[str, bytes], path: Path, title: str) -
             pen.text((x + 8, y + _SIDE // 2 - 8), "no thumbnail", GREY, font=font(14))
         pen.text((x, y + _SIDE + 4), _caption(hit), INK, font=font(14))
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    with whole(path) as part:
+        sheet.save(part)
 
 
 def _line(pen: ImageDraw.ImageDraw, y: int, text: str, colour: str, size: int) -> None:

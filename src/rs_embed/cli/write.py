@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from rs_embed.cli.places import NamedPlace
 from rs_embed.embedding import Embedding, EmbeddingFailure, describe_place
 from rs_embed.errors import SpecError
+from rs_embed.files import whole
 from rs_embed.specs import OutputSpec
 
 Results = Sequence[Embedding | EmbeddingFailure]
@@ -34,12 +34,8 @@ def check_suffix(path: Path, output: OutputSpec) -> None:
 
 def write(path: Path, places: Sequence[NamedPlace], results: Results) -> None:
     """Write all results; the file appears when it is whole."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with whole(path) as part:
         _WRITERS[path.suffix.lower()](part, places, results)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def to_json(places: Sequence[NamedPlace], results: Results) -> str:

@@ -17,19 +17,18 @@ def resolve(reference: str) -> Path:
     Raises:
         CheckpointError: when it cannot be had, with how to get it.
     """
-    text = reference.removeprefix("hf:").strip()
-    local = local_file(text)
-    if local is not None:
+    if (local := local_file(reference)) is not None:
         return local
     try:
         from rs_embed.clip.hub import fetch  # its client takes a tenth of a second to import
     except ModuleNotFoundError as error:
         raise missing_core(error) or error from error
-    return fetch(text)
+    return fetch(_bare(reference))
 
 
-def local_file(text: str) -> Path | None:
+def local_file(reference: str) -> Path | None:
     """The file on this machine that a reference names, or None where it can only be a repo."""
+    text = _bare(reference)
     if not text:
         return None  # Path("") would be the working folder
     path = Path(text).expanduser()
@@ -41,6 +40,10 @@ def local_file(text: str) -> Path | None:
     if colon and Path(folder).expanduser().is_dir():
         return find_file(Path(folder).expanduser(), name)
     return None
+
+
+def _bare(reference: str) -> str:
+    return reference.removeprefix("hf:").strip()
 
 
 def choose_file(names: Iterable[str], where: str) -> str:

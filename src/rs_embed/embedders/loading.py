@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import torch
 
@@ -25,13 +21,11 @@ from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
 from rs_embed.embedders.text import TextEmbedder
 from rs_embed.embedders.wrapper import wrap
 from rs_embed.errors import CheckpointError, ModelError
+from rs_embed.files import MadeOf
 
-_KEEP_LOADED = 2
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 _log = logging.getLogger("rs_embed")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,27 +45,8 @@ class _Texts:
     tokenizer: Tokenizer
 
 
-class _Recent(Generic[T]):
-    """What was made for the last two files; a file that changed is another file."""
-
-    def __init__(self) -> None:
-        self.made: OrderedDict[tuple[str, int, int, str], T] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, file: Path, kind: str, make: Callable[[], T]) -> T:
-        status = file.stat()
-        key = (str(file.resolve()), status.st_mtime_ns, status.st_size, kind)
-        with self._lock:
-            if key not in self.made:
-                self.made[key] = make()
-            self.made.move_to_end(key)
-            while len(self.made) > _KEEP_LOADED:
-                self.made.popitem(last=False)
-            return self.made[key]
-
-
-_images: _Recent[_Images] = _Recent()
-_texts: _Recent[_Texts] = _Recent()
+_images: MadeOf[_Images] = MadeOf()
+_texts: MadeOf[_Texts] = MadeOf()
 
 
 def load_embedder(card: ModelCard, *, checkpoint: object | None, device: str, precision: str) -> RemoteClipEmbedder:
@@ -106,7 +81,8 @@ def load_embedder(card: ModelCard, *, checkpoint: object | None, device: str, pr
         )
     reference = str(checkpoint) if checkpoint is not None else card.checkpoint
     weights = find_weights(reference)
-    loaded = _images.get(weights, f"{where} {precision}", lambda: _load_images(weights, where, precision))
+    digest = digest_of(weights)  # beside the reading
+    loaded = _images.get(weights, lambda: _load_images(weights, where, precision), f"{where} {precision}")
     config = loaded.tower.config
     return RemoteClipEmbedder(
         card=card,
@@ -114,7 +90,7 @@ def load_embedder(card: ModelCard, *, checkpoint: object | None, device: str, pr
         size=ChipSize(config.image_px, config.patch_px),
         device=where,
         checkpoint=reference.removeprefix("hf:"),
-        digest=digest_of(weights),
+        digest=digest,
         activation=loaded.activation,
         dtype=_DTYPES.get(precision, torch.float32),
         resizes=where.type == "cuda" and precision in _DTYPES,
@@ -169,7 +145,7 @@ def load_text_embedder(card: ModelCard, *, checkpoint: str | Path | None, device
     reference = card.checkpoint if checkpoint is None else str(checkpoint)
     where = find_device(device)
     weights = find_weights(reference)
-    loaded = _texts.get(weights, str(where), lambda: _load_texts(weights, where))
+    loaded = _texts.get(weights, lambda: _load_texts(weights, where), str(where))
     return TextEmbedder(
         model=card.name, tower=loaded.tower, tokenizer=loaded.tokenizer, device=where, weights_sha256=loaded.sha256
     )
@@ -177,7 +153,6 @@ def load_text_embedder(card: ModelCard, *, checkpoint: str | Path | None, device
 
 def _load_images(file: Path, device: torch.device, precision: str) -> _Images:
     checkpoint = open_checkpoint(file)
-    digest_of(file)  # begun beside the reading
     tower = checkpoint.load_vision().to(device, _DTYPES.get(precision, torch.float32))
     if precision == "int8":
         quantise(tower)
@@ -187,6 +162,7 @@ def _load_images(file: Path, device: torch.device, precision: str) -> _Images:
 def _load_texts(file: Path, device: torch.device) -> _Texts:
     from rs_embed.clip.hub import resolve_tokenizer  # its client takes a tenth of a second to import
 
+    digest = digest_of(file)  # beside the reading
     checkpoint = open_checkpoint(file)
     tokenizer, vocabulary = resolve_tokenizer(file), checkpoint.config.text.vocabulary
     if tokenizer.rules.get_vocab_size() != vocabulary:
@@ -194,5 +170,4 @@ def _load_texts(file: Path, device: torch.device) -> _Texts:
             f"{file} has a vocabulary of {vocabulary}, and its tokenizer one of {tokenizer.rules.get_vocab_size()}: "
             "put the tokenizer.json that belongs to it beside it"
         )
-    digest = digest_of(file)
     return _Texts(checkpoint.load_text().to(device), str(digest), tokenizer)

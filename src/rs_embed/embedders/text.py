@@ -60,6 +60,10 @@ class TextEmbedder:
         unknown = self.tokenizer.unknown_words(text)
         return tuple(word for word in unknown if word not in _SMALL_WORDS and any(map(str.isalnum, word)))
 
+    def reads(self, text: str) -> bool:
+        """Whether the vocabulary has a word of it."""
+        return len(self.unknown_words(text)) < len(text.split())
+
     def remarks(self, text: str) -> list[str]:
         """What is lost of a text, one sentence each."""
         unknown = self.unknown_words(text)

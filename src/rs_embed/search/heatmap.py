@@ -5,7 +5,6 @@ Windows, not patch tokens: a token of these networks says little of what lies un
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,11 @@ from rs_embed.api import get_embeddings_batch, inspect_provider_patch
 from rs_embed.embedders.catalog import find_card
 from rs_embed.embedders.loading import load_text_embedder
 from rs_embed.embedders.text import check_texts, unit
-from rs_embed.embedding import Embedding, EmbeddingFailure
+from rs_embed.embedding import Embedding
 from rs_embed.errors import ModelError, NoImageryError, SpecError
+from rs_embed.files import whole
 from rs_embed.grid import epsg_of, place_geobox, transformer
+from rs_embed.patch import observed
 from rs_embed.providers.base import Provider
 from rs_embed.search.found import NOTHING_LIKE_IT, UNLIKELY
 from rs_embed.search.query import word_odds, word_query
@@ -80,18 +81,16 @@ class HeatMap:
         import rasterio
 
         path = Path(path)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
         height, width = self.probability.shape
         size = {"height": height, "width": width, "count": 2, "dtype": "float32", "nodata": float("nan")}
         where = {"crs": epsg_of(self.geobox), "transform": self.geobox.transform}
-        try:
-            with rasterio.open(part, "w", "GTiff", **size, **where, compress="deflate", predictor=3) as file:
-                file.write(np.stack([self.probability, self.score]))
-                file.descriptions = _BANDS
-                file.update_tags(text=", ".join(self.meta["text"]), model=self.meta["model"])
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        with (
+            whole(path) as part,
+            rasterio.open(part, "w", "GTiff", **size, **where, compress="deflate", predictor=3) as file,
+        ):
+            file.write(np.stack([self.probability, self.score]))
+            file.descriptions = _BANDS
+            file.update_tags(text=", ".join(self.meta["text"]), model=self.meta["model"])
         return path
 
 
@@ -139,13 +138,13 @@ def heat_map(
     window = _window_px(window_m, sensor.scale_m, geobox)
     texts = load_text_embedder(find_card(model), checkpoint=checkpoint, device=device)
     remarks = [remark for words in (*wanted, *unwanted) for remark in texts.remarks(words)]
-    if all(len(texts.unknown_words(words)) == len(words.split()) for words in wanted):
+    if not any(texts.reads(words) for words in wanted):
         raise ModelError(f"{texts.model} knows no word of {', '.join(map(repr, wanted))}: use other words")
     looked = inspect_provider_patch(
         spatial=spatial, temporal=temporal, sensor=sensor, backend=backend, return_array=True
     )
     dn = looked["array_chw"]
-    seen = ~np.isnan(dn).any(axis=0)
+    seen = observed(dn)
     corners = _corners(seen, window)
     filled = np.where(np.isnan(dn), np.float32(sensor.fill_value), dn)  # the place's gaps are told once, below
     results = get_embeddings_batch(
@@ -158,7 +157,7 @@ def heat_map(
         precision=precision,
         progress=progress,
     )
-    vectors = np.stack([_vector(result) for result in results])
+    vectors = np.stack([np.asarray(e.data, np.float32) for e in results if isinstance(e, Embedding)])  # all are
     shape = dn.shape[1:]
     odds, scores = word_odds(texts, wanted, vectors), unit(vectors) @ word_query(texts, wanted, unwanted)
     probability, score = (np.where(seen, _spread(v, corners, window, shape), np.nan) for v in (odds, scores))
@@ -234,11 +233,6 @@ def _starts(length: int, window: int) -> Iterator[int]:
     last = length - window
     yield from range(0, last, max(window // _STEPS, 1))
     yield last
-
-
-def _vector(result: Embedding | EmbeddingFailure) -> FloatArray:
-    assert isinstance(result, Embedding)  # on_error="raise" lets nothing else through
-    return np.asarray(result.data, np.float32)
 
 
 def _best(probability: FloatArray, score: FloatArray) -> tuple[int, int]:

@@ -194,11 +194,12 @@ export class PlaceMap {
 
   // Places whose quicklooks are drawn: all in view, or where they are too many the results, or what is in the middle.
   #wanted() {
-    const inView = (places) => (this.thumbnails ? places.filter((place) => this.#inView(place)) : []);
-    const [hits, around] = [inView(this.hits), inView(this.places)];
+    const inView = (places) => places.filter((place) => this.#inView(place));
+    const large = (places) => (this.thumbnails ? places.filter((place) => this.#width(place) > QUICKLOOK_PX) : []);
+    const [hits, seen] = [large(inView(this.hits)), inView(this.places)];
+    const around = large(seen);
     const every = around.length > 0 && around.length <= QUICKLOOKS;
-    const mixed = this.places.some((place) => this.#overlaps(place) && this.#width(place) <= QUICKLOOK_PX);
-    this.map.setLayoutProperty("squares", "visibility", every && !mixed ? "none" : "visible");
+    this.map.setLayoutProperty("squares", "visibility", every && around.length === seen.length ? "none" : "visible");
     const some = every ? around : this.scored ? [] : this.#nearest(around).slice(0, QUICKLOOKS - hits.length);
     return new Map([...hits, ...some].map((place) => [place.unique_id, place]));
   }
@@ -214,14 +215,9 @@ export class PlaceMap {
     return Math.hypot(a.x - b.x, a.y - b.y);
   }
 
-  #overlaps({ footprint: [[left, top], , [right, bottom]] }) {
+  #inView({ footprint: [[left, top], , [right, bottom]] }) {
     const [west, south, east, north] = this.bounds;
     return left < east && right > west && bottom < north && top > south;
-  }
-
-  // Whether it can be seen as more than a dot.
-  #inView(place) {
-    return this.#overlaps(place) && this.#width(place) > QUICKLOOK_PX;
   }
 
   // A pin sits on its place, or in the corner of one that is large enough to be looked at.

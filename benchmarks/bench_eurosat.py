@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.scores import FloatArray, accuracy, linear_probe, nearest_neighbour, precision_at
 from rs_embed.clip.checkpoint import open_checkpoint
 from rs_embed.clip.model import Activation
-from rs_embed.embedders.catalog import find_card
+from rs_embed.embedders.cards import find_card
 from rs_embed.embedders.loading import find_weights, load_embedder, load_text_embedder
 from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
 from rs_embed.embedders.text import RS_TEMPLATES, TextEmbedder, unit

@@ -17,24 +17,24 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.machine import peak_mib
-from rs_embed.embedders.catalog import find_card
+from rs_embed.embedders.cards import find_card
 from rs_embed.embedders.chips import Chips, ChipSize, Preparation
 from rs_embed.embedders.onthefly_remoteclip import Encoded, RemoteClipEmbedder
 from rs_embed.embedding import versions
 from rs_embed.export.card import write_card
 from rs_embed.export.folder import DatasetFolder
+from rs_embed.export.inputs import ReadOptions, read_places
 from rs_embed.export.partitions import PARTITION_SIZE, expand, plan_rows
-from rs_embed.export.places import ReadOptions, read_places
 from rs_embed.export.request import ExportRequest
-from rs_embed.export.runner import Progress, Runner
-from rs_embed.patch import Patch, Scene
+from rs_embed.export.workers import Progress, Runner
+from rs_embed.patch import Patch, SceneRecord
 from rs_embed.providers.base import FetchPlan, PatchRequest
 from rs_embed.specs import InputPrep, OutputSpec, SensorSpec, TemporalSpec
 
 SIZES = (10_000, 30_000, 100_000)
 JUNE = TemporalSpec.range("2022-06-01", "2022-07-01")
 DIMS = (768, 512)
-_SCENE = Scene(
+_SCENE = SceneRecord(
     id="S2A_FAKE",
     datetime="2022-06-03T10:00:00Z",
     cloud_pct=1.0,

@@ -18,19 +18,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `rs-embed export` does
 import numpy as np
 
 from benchmarks.bench_stac import JUNE, server
-from rs_embed.batch import Ready, embed_ready, prepare_all
-from rs_embed.embedders.catalog import find_card
+from rs_embed.embedders.cards import find_card
 from rs_embed.embedders.loading import load_embedder
 from rs_embed.export.dataset import open_dataset
-from rs_embed.export.export import export_embeddings
 from rs_embed.export.folder import DatasetFolder
-from rs_embed.export.runner import look_of, open_partition
+from rs_embed.export.run import export_embeddings
+from rs_embed.export.workers import look_of, open_partition
 from rs_embed.grid import transformer
+from rs_embed.pipeline import Ready, embed_ready, prepare_all
 from rs_embed.providers.archive import Archive
 from rs_embed.providers.base import Provider, from_provider
-from rs_embed.providers.items import scene_of_item
-from rs_embed.providers.stac import StacProvider
-from rs_embed.providers.stac_search import StacCatalog
+from rs_embed.providers.stac.items import scene_of_item
+from rs_embed.providers.stac.provider import StacProvider
+from rs_embed.providers.stac.search import StacCatalog
 
 MODEL, CHIP_M, SIDE_PX, BLOCK_PX = "clip_eurosat_s2rgb", 640.0, 5120, 128
 FOLDER = Path(__file__).parent / "data" / "small_blocks"

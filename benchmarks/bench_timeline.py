@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 from benchmarks.bench_stac import JUNE
 from benchmarks.bench_throughput import local_provider, write_places
 from benchmarks.oracle import random_checkpoint
-from rs_embed import batch, export_embeddings
+from rs_embed import export_embeddings, pipeline
 from rs_embed.cli.demo_picture import GREY, INK, PAPER, font
 from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
 from rs_embed.providers import archive
@@ -94,7 +94,7 @@ def report(picture: Path | None = None) -> list[str]:
     with tempfile.TemporaryDirectory() as root:
         patches = (
             mock.patch.object(archive, "_fetch_one", recorder.around("fetch", archive._fetch_one)),
-            mock.patch.object(batch, "_prepare", recorder.around("prepare", batch._prepare)),
+            mock.patch.object(pipeline, "_prepare", recorder.around("prepare", pipeline._prepare)),
             mock.patch.object(RemoteClipEmbedder, "start", recorder.around("network", RemoteClipEmbedder.start)),
         )
         with patches[0], patches[1], patches[2]:

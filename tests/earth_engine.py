@@ -30,7 +30,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from shapely.geometry import Polygon, box, mapping
 
-from rs_embed.providers.archive import ArchiveScene, harmonise, scene_radiometry
+from rs_embed.providers.archive import Scene, harmonise, scene_radiometry
 from rs_embed.providers.local import open_local
 from rs_embed.providers.raster import read_onto
 from rs_embed.sentinel2 import processing_baseline
@@ -61,7 +61,7 @@ class Picture:
     """An image: named bands; `scene` where it is one of the collection's own."""
 
     bands: dict[str, Band]
-    scene: ArchiveScene | None = None
+    scene: Scene | None = None
     index: str = ""
 
 
@@ -84,7 +84,7 @@ class Service:
     """Scenes, and the evaluation of expressions over them."""
 
     def __init__(self, folder: Path) -> None:
-        self.scenes: dict[str, ArchiveScene] = {}
+        self.scenes: dict[str, Scene] = {}
         for scene in open_local(str(folder)).scenes:
             self.scenes[index_of(scene, taken=self.scenes)] = scene
         self.max_elements, self.max_bytes = MAX_ELEMENTS, MAX_BYTES
@@ -196,7 +196,7 @@ class Service:
         found = [image.bands[n] if image.scene is None else self._read(image.scene, n, grid) for n in wanted]
         return Picture(dict(zip(names or wanted, found, strict=True)))
 
-    def _read(self, scene: ArchiveScene, name: str, grid: GeoBox) -> Band:
+    def _read(self, scene: Scene, name: str, grid: GeoBox) -> Band:
         """A band of a scene on the grid: nearest neighbour, as the service does without resample()."""
         if name not in scene.files:
             raise Refused(
@@ -248,7 +248,7 @@ class Service:
         return stream.getvalue()
 
 
-def index_of(scene: ArchiveScene, taken: Container[str] = ()) -> str:
+def index_of(scene: Scene, taken: Container[str] = ()) -> str:
     """The `system:index` of a scene, as in S2_SR_HARMONIZED: sensing time, the product's time (the next free), tile."""
     tile = re.search(r"_T(\d\d[A-Z]{3})", " ".join((scene.id, *scene.names)))
     assert tile is not None, scene.id

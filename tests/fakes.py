@@ -19,7 +19,7 @@ from affine import Affine
 
 from rs_embed.clip.model import Activation, ClipConfig, TextConfig, TextTower, VisionConfig, VisionTower, initialise
 from rs_embed.errors import NoImageryError, ProviderError
-from rs_embed.patch import Patch, Scene
+from rs_embed.patch import Patch, SceneRecord
 from rs_embed.providers.base import FetchPlan, PatchRequest
 
 SMALL = ClipConfig(
@@ -127,7 +127,7 @@ def patch_of(request: PatchRequest, **changes: object) -> Patch:
     """Pixels that depend on the place alone: a texture seeded by its grid."""
     seed = abs(hash((request.geobox.affine.c, request.geobox.affine.f))) % 2**32
     dn = np.random.default_rng(seed).integers(1, 4000, (3, *request.geobox.shape)).astype(np.float32)
-    scene = Scene(
+    scene = SceneRecord(
         id="S2A_FAKE",
         datetime="2022-06-03T10:00:00Z",
         cloud_pct=1.0,

@@ -20,7 +20,7 @@ from rs_embed.grid import place_geobox
 from rs_embed.patch import DroppedScene, Patch
 from rs_embed.providers.base import PatchRequest, Provider
 from rs_embed.providers.cache import CachedProvider
-from rs_embed.providers.catalog import resolve
+from rs_embed.providers.registry import resolve
 
 JUNE = TemporalSpec.range("2022-06-01", "2022-07-01")
 LARGE = 10**9

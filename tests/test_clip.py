@@ -16,7 +16,7 @@ from rs_embed import OutputSpec
 from rs_embed.clip.model import ClipConfig, TextConfig, VisionConfig
 from rs_embed.clip.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize_and_crop, resize_on_device, to_uint8
 from rs_embed.clip.tokenizer import Tokenizer, clip_rules
-from rs_embed.embedders.catalog import find_card
+from rs_embed.embedders.cards import find_card
 from rs_embed.embedders.loading import load_embedder
 
 B32 = ClipConfig(

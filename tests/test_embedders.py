@@ -21,15 +21,15 @@ from rs_embed import (
     list_models,
     list_samples,
 )
-from rs_embed.batch import embed_ready, prepare_all
 from rs_embed.clip.kernels import can_pack, pack, quantise
 from rs_embed.clip.model import VisionConfig, VisionTower, initialise
 from rs_embed.clip.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize_and_crop, to_uint8
 from rs_embed.embedders import loading
-from rs_embed.embedders.catalog import find_card
+from rs_embed.embedders.cards import find_card
 from rs_embed.embedders.chips import ChipSize, Preparation, stitch
 from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
 from rs_embed.embedding import Request
+from rs_embed.pipeline import embed_ready, prepare_all
 from test_clip import oracle
 
 MODEL = "remoteclip_s2rgb"

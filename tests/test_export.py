@@ -33,10 +33,10 @@ from rs_embed import (
     open_dataset,
     plan_export,
 )
-from rs_embed.embedders.catalog import find_card
+from rs_embed.embedders.cards import find_card
 from rs_embed.export.folder import DatasetFolder
+from rs_embed.export.inputs import ReadOptions, read_places
 from rs_embed.export.partitions import hilbert, windows
-from rs_embed.export.places import ReadOptions, read_places
 from rs_embed.providers.base import FetchPlan, PatchRequest
 
 MODEL = "clip_eurosat_s2rgb"
@@ -427,7 +427,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from rs_embed import TemporalSpec, export_embeddings
-from rs_embed.providers.catalog import resolve
+from rs_embed.providers.registry import resolve
 
 class Recorded:
     "The local archive; each place that is asked for leaves a line."
@@ -493,7 +493,7 @@ def test_twenty_kills_lose_nothing_double_nothing_and_fetch_nothing_finished_aga
 
 def _Named(backend: str) -> object:
     """The local archive under the name that the killed runs gave it."""
-    from rs_embed.providers.catalog import resolve
+    from rs_embed.providers.registry import resolve
 
     provider = resolve(backend)
 
@@ -510,7 +510,7 @@ def _Named(backend: str) -> object:
 
 
 def _corners(folder: DatasetFolder, number: int) -> list[str]:
-    from rs_embed.export.runner import open_partition
+    from rs_embed.export.workers import open_partition
 
     partition = open_partition(folder, folder.request, number)
     return [f"{p.geobox.affine[2]!r} {p.geobox.affine[5]!r}" for p in partition.patches.values()]

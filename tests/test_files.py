@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from rs_embed.files import MadeOf, whole
+from rs_embed.files import FileMemo, atomic_write
 
 
 def test_a_file_is_there_whole_or_as_it_was(tmp_path):
     path = tmp_path / "a.png"
-    with whole(path) as part:
+    with atomic_write(path) as part:
         assert part.suffix == ".png"  # writers choose the format by it
         part.write_text("old")
         assert not path.exists()
@@ -22,14 +22,14 @@ def test_a_file_is_there_whole_or_as_it_was(tmp_path):
 
 
 def _break_off(path: Path) -> None:
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text("new, ha")
         raise RuntimeError("in the middle")
 
 
 def test_what_was_made_is_kept_by_file_and_kind_and_the_oldest_goes(tmp_path):
     made: list[str] = []
-    kept: MadeOf[str] = MadeOf(keep=2)
+    kept: FileMemo[str] = FileMemo(keep=2)
 
     def get(name: str, kind: str = "") -> str:
         return kept.get(tmp_path / name, lambda: made.append(name + kind) or name, kind)

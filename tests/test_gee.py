@@ -34,11 +34,12 @@ from rs_embed import (
 from rs_embed.cli import doctor
 from rs_embed.grid import place_geobox, transformer
 from rs_embed.patch import Patch
-from rs_embed.providers import catalog, gee_image, gee_session
+from rs_embed.providers import registry
 from rs_embed.providers.base import PatchRequest, Provider
-from rs_embed.providers.catalog import resolve
-from rs_embed.providers.gee import plan_jobs
-from rs_embed.providers.gee_session import explained, open_client
+from rs_embed.providers.gee import expressions, session
+from rs_embed.providers.gee.provider import plan_jobs
+from rs_embed.providers.gee.session import explained, open_client
+from rs_embed.providers.registry import resolve
 
 MODEL = "clip_eurosat_s2rgb"
 HOME = Tile("33UVP", 32633, 499_980, 5_320_020, side_px=1024)
@@ -62,7 +63,7 @@ def archive(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def engine(archive) -> Iterator[EarthEngine]:
-    catalog._open_gee.cache_clear()  # what other tests listed
+    registry._open_gee.cache_clear()  # what other tests listed
     with serving(archive / "items.json") as running:
         ee.Initialize(AnonymousCredentials(), project="test", url=running.url)
         yield running
@@ -160,7 +161,7 @@ def test_what_the_service_saw_a_part_of_was_observed(engine, composite):
 
 
 def test_more_scenes_than_one_band_has_bits(tmp_path):
-    catalog._open_gee.cache_clear()
+    registry._open_gee.cache_clear()
     days = [f"2022-06-{day:02d}" for day in range(1, 29)]
     scenes = [write_scene(tmp_path, ".", HOME, day, seed=i, cloudy_share=0.3) for i, day in enumerate(days)]
     write_items(tmp_path / "items.json", scenes)
@@ -176,7 +177,7 @@ def test_more_scenes_than_one_band_has_bits(tmp_path):
 
 
 def test_a_scene_that_was_processed_twice_counts_once(tmp_path):
-    catalog._open_gee.cache_clear()
+    registry._open_gee.cache_clear()
     twice = [
         write_scene(tmp_path, ".", HOME, "2022-06-03", seed=seed, baseline=baseline)
         for seed, baseline in enumerate(("02.00", "05.09"))
@@ -211,7 +212,7 @@ def test_200_places_share_requests_and_the_client_is_started_once(engine, monkey
 
 def test_at_most_40_requests_are_in_flight_whatever_the_workers(engine, monkeypatch, caplog):
     monkeypatch.setenv("RS_EMBED_REMOTECLIP_FETCH_WORKERS", "64")
-    monkeypatch.setattr("rs_embed.providers.gee._JOINT_PX", 1)
+    monkeypatch.setattr("rs_embed.providers.gee.provider._JOINT_PX", 1)
     engine.delay_s = 0.2
     spots = [at(700 + 600 * (i % 15), 700 + 600 * (i // 15), 160) for i in range(90)]
     assert all(isinstance(p, Patch) for p in patches(resolve("gee"), spots, SensorSpec(max_scenes=1)))
@@ -267,9 +268,9 @@ def test_what_was_listed_is_not_listed_again(engine):
 def test_a_plan_counts_the_parts_of_a_large_place(engine):
     requests = [PatchRequest(place_geobox(at(5100, 5100, 40_000), 10), JUNE, SensorSpec())]
     plan = resolve("gee").plan(requests)
-    pixel_bytes = gee_image.bytes_a_pixel(plan.scenes_of[0], SensorSpec())
+    pixel_bytes = expressions.bytes_a_pixel(plan.scenes_of[0], SensorSpec())
     assert plan.read_bytes == 8000 * 8000 * pixel_bytes
-    assert plan.requests >= plan.read_bytes / gee_image.REQUEST_BYTES
+    assert plan.requests >= plan.read_bytes / expressions.REQUEST_BYTES
     assert plan.requests == 32
 
 
@@ -287,12 +288,12 @@ def test_a_large_place_is_split_under_the_limits_and_joined_exactly(engine, monk
     place, sensor = at(5100, 5100, 4500), SensorSpec()
     [whole] = patches(resolve("gee"), [place], sensor)
     assert engine.pixel_sizes == [(900, 900)]
-    monkeypatch.setattr(gee_image, "REQUEST_BYTES", 4_000_000)
+    monkeypatch.setattr(expressions, "REQUEST_BYTES", 4_000_000)
     [split] = patches(resolve("gee"), [place], sensor)
     np.testing.assert_array_equal(whole.dn, split.dn)
-    assert all(h * w * gee_image.bytes_a_pixel(3, sensor) <= 4_000_000 for h, w in engine.pixel_sizes[1:])
-    monkeypatch.setattr(gee_image, "REQUEST_BYTES", 48_000_000)
-    monkeypatch.setattr(gee_image, "MAX_SIDE_PX", 500)
+    assert all(h * w * expressions.bytes_a_pixel(3, sensor) <= 4_000_000 for h, w in engine.pixel_sizes[1:])
+    monkeypatch.setattr(expressions, "REQUEST_BYTES", 48_000_000)
+    monkeypatch.setattr(expressions, "MAX_SIDE_PX", 500)
     [narrow] = patches(resolve("gee"), [place], sensor)
     np.testing.assert_array_equal(whole.dn, narrow.dn)
 
@@ -368,7 +369,7 @@ def test_a_failure_of_one_request_does_not_take_all_its_places_along(engine):
 
 def test_a_service_that_cannot_be_reached_is_no_question_of_size(archive, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda *_: None)
-    catalog._open_gee.cache_clear()
+    registry._open_gee.cache_clear()
     with serving(archive / "items.json") as running:
         ee.Initialize(AnonymousCredentials(), project="test", url=running.url)
     tries: list[object] = []
@@ -400,7 +401,7 @@ def refuse() -> None:
 def test_what_the_service_says_becomes_what_to_do(said, remedy):
     found = explained(ee.EEException(said))
     assert remedy in str(found)
-    assert not isinstance(found, gee_session.TooMuch)
+    assert not isinstance(found, session.TooMuch)
 
 
 def test_a_quota_that_stays_exhausted_is_told(engine, monkeypatch):
@@ -450,7 +451,7 @@ def test_the_doctor_looks_where_the_client_will_look(monkeypatch, tmp_path):
 def test_without_a_project_it_says_how_to_name_one(monkeypatch, tmp_path):
     ee.Reset()
     monkeypatch.setattr(ee.data, "get_persistent_credentials", AnonymousCredentials)
-    for name in gee_session.PROJECT_VARIABLES:
+    for name in session.PROJECT_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ProviderError, match="set EE_PROJECT"):
         open_client()
@@ -511,12 +512,12 @@ def test_a_service_accounts_key_file_is_used(monkeypatch, tmp_path):
     facts |= {"private_key": key.decode(), "token_uri": "https://oauth2.googleapis.com/token", "private_key_id": "1"}
     path.write_text(json.dumps(facts))
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
-    made = gee_session._credentials(ee)
+    made = session._credentials(ee)
     assert made.service_account_email == "a@p.iam.gserviceaccount.com"
     assert "https://www.googleapis.com/auth/earthengine" in made.scopes
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "missing.json"))
     with pytest.raises(ProviderError, match="no readable key file"):
-        gee_session._credentials(ee)
+        session._credentials(ee)
 
 
 def test_without_the_extra_one_error_names_the_pip_line(monkeypatch):

@@ -22,12 +22,12 @@ from rs_embed import (
     list_samples,
 )
 from rs_embed.cli.main import main
-from rs_embed.embedders.catalog import find_card
+from rs_embed.embedders.cards import find_card
 from rs_embed.embedders.loading import load_text_embedder
 from rs_embed.embedders.text import unit
-from rs_embed.search.found import NOTHING_LIKE_IT
 from rs_embed.search.heatmap import _spread
 from rs_embed.search.query import text_query, word_odds
+from rs_embed.search.results import NOTHING_LIKE_IT
 
 MODEL = "clip_eurosat_s2rgb"
 JUNE = TemporalSpec.range("2022-06-01", "2022-07-01")

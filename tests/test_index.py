@@ -31,8 +31,8 @@ from rs_embed import (
 from rs_embed.cli.main import main
 from rs_embed.embedders.text import unit
 from rs_embed.search.concepts import learn
-from rs_embed.search.found import NOTHING_LIKE_IT
 from rs_embed.search.query import query_vector, text_query
+from rs_embed.search.results import NOTHING_LIKE_IT
 from rs_embed.search.vectors import VectorFile
 from vector_dataset import write_vectors
 

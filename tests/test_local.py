@@ -15,7 +15,7 @@ from rs_embed import NoImageryError, PointBuffer, ProviderError, SensorSpec, Tem
 from rs_embed.grid import place_geobox
 from rs_embed.patch import Patch
 from rs_embed.providers.base import PatchRequest
-from rs_embed.providers.catalog import resolve
+from rs_embed.providers.registry import resolve
 
 PLACE = PointBuffer(15.0, 48.0, 300)
 GEOBOX = place_geobox(PLACE, 10)

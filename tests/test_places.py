@@ -12,8 +12,8 @@ import pytest
 import shapely
 
 from rs_embed import BBox, PointBuffer, SpecError
-from rs_embed.export.places import ReadOptions, read_places, read_region, region_places
-from rs_embed.export.plan import find_places
+from rs_embed.export.cost import find_places
+from rs_embed.export.inputs import ReadOptions, read_places, read_region, region_places
 from rs_embed.grid import place_geobox, utm_epsg
 
 CHIP = ReadOptions(chip_m=640)

@@ -13,9 +13,9 @@ from rs_embed import NoImageryError, PointBuffer, ProviderError, SensorSpec, Tem
 from rs_embed.errors import RSEmbedError
 from rs_embed.grid import place_geobox
 from rs_embed.patch import Patch
-from rs_embed.providers.archive import ArchiveScene, choose
+from rs_embed.providers.archive import Scene, choose
 from rs_embed.providers.base import PatchRequest, Provider, fetch_in_threads
-from rs_embed.providers.catalog import resolve
+from rs_embed.providers.registry import resolve
 
 JUNE = TemporalSpec.range("2022-06-01", "2022-07-01")
 
@@ -24,8 +24,8 @@ def request(lon: float = 15.0, sensor: SensorSpec | None = None, buffer_m: float
     return PatchRequest(place_geobox(PointBuffer(lon, 48.0, buffer_m), 10), JUNE, sensor or SensorSpec())
 
 
-def scene(name: str, day: int, cloud: float | None, bounds=(14.0, 47.0, 16.0, 49.0)) -> ArchiveScene:
-    return ArchiveScene(id=name, acquired=datetime(2022, 6, day, tzinfo=UTC), bounds=bounds, files={}, cloud_pct=cloud)
+def scene(name: str, day: int, cloud: float | None, bounds=(14.0, 47.0, 16.0, 49.0)) -> Scene:
+    return Scene(id=name, acquired=datetime(2022, 6, day, tzinfo=UTC), bounds=bounds, files={}, cloud_pct=cloud)
 
 
 # --- choosing scenes ---------------------------------------------------------------------------------
@@ -54,7 +54,7 @@ def test_the_cloud_filter_keeps_what_gives_no_cloud_cover():
 
 
 def test_days_are_utc_and_the_last_is_not_included():
-    late = ArchiveScene(
+    late = Scene(
         id="x", acquired=datetime.fromisoformat("2022-07-01T01:00:00+02:00"), bounds=(14, 47, 16, 49), files={}
     )
     assert [s.id for s in choose([late, scene("first", 1, 0)], request()).chosen] == ["x", "first"]

@@ -24,15 +24,15 @@ from fakes import write_checkpoint
 from rs_embed import NoImageryError, PointBuffer, ProviderError, SensorSpec, TemporalSpec, get_embedding
 from rs_embed.grid import place_geobox
 from rs_embed.patch import Patch
-from rs_embed.providers.archive import ArchiveScene
+from rs_embed.providers.archive import Scene
 from rs_embed.providers.base import PatchRequest, Provider
 from rs_embed.providers.cache import CachedProvider
-from rs_embed.providers.catalog import resolve
 from rs_embed.providers.duplicates import unique
-from rs_embed.providers.items import scene_of_item
-from rs_embed.providers.offsets import dark_end, offset_seen
-from rs_embed.providers.stac import StacProvider
-from rs_embed.providers.stac_search import CATALOGS, StacCatalog
+from rs_embed.providers.registry import resolve
+from rs_embed.providers.stac.items import scene_of_item
+from rs_embed.providers.stac.offsets import dark_end, offset_seen
+from rs_embed.providers.stac.provider import StacProvider
+from rs_embed.providers.stac.search import CATALOGS, StacCatalog
 
 HOME = Tile("33UVP", 32633, 499_980, 5_300_040)
 EAST = Tile("33UWP", 32633, 499_980 + 15_360 - 980, 5_300_040)  # overlaps its neighbour, as tiles do
@@ -252,7 +252,7 @@ def test_a_plan_takes_the_size_of_a_file_from_its_item():
         },
         properties={"proj:shape": [10980, 10980], "proj:transform": [10, 0, 499_980, 0, -10, 5_300_040]},
     )
-    from rs_embed.providers.stac import _block_bytes
+    from rs_embed.providers.stac.provider import _block_bytes
 
     assert scene.files["B4"].grid.epsg == 32633
     assert scene.files["B3"].grid is None
@@ -486,8 +486,8 @@ def test_faults_that_pass_change_nothing(archive):
 def test_a_header_that_arrives_corrupt_is_asked_for_again(stored):
     import asyncio
 
-    from rs_embed.providers.cog import open_cog
     from rs_embed.providers.http import FetchError, RangeReader
+    from rs_embed.providers.stac.cog import open_cog
 
     root, items = stored
     body = (root / str(items[0]["id"]) / "B04.tif").read_bytes()
@@ -622,7 +622,7 @@ def item_document(**changes) -> dict[str, object]:
     return item | changes | {"properties": properties}
 
 
-def item_scene(**changes) -> ArchiveScene:
+def item_scene(**changes) -> Scene:
     return scene_of_item(item_document(**changes), str)
 
 
@@ -648,7 +648,7 @@ def test_one_scene_in_two_collections_is_taken_once():
     ],
 )
 def test_real_items_are_read_as_cogs_and_nothing_else(shared, file, bands):
-    from rs_embed.providers.stac_search import _cog_address
+    from rs_embed.providers.stac.search import _cog_address
 
     document = json.loads((shared / "stac" / file).read_text())
     items = [

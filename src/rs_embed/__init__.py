@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from rs_embed.api import get_embeddings_batch as get_embeddings_batch
     from rs_embed.api import inspect_gee_patch as inspect_gee_patch
     from rs_embed.api import inspect_provider_patch as inspect_provider_patch
-    from rs_embed.embedders.catalog import describe_model as describe_model
-    from rs_embed.embedders.catalog import list_models as list_models
+    from rs_embed.embedders.cards import describe_model as describe_model
+    from rs_embed.embedders.cards import list_models as list_models
     from rs_embed.embedding import Embedding as Embedding
     from rs_embed.embedding import EmbeddingFailure as EmbeddingFailure
     from rs_embed.errors import CheckpointError as CheckpointError
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from rs_embed.errors import RSEmbedError as RSEmbedError
     from rs_embed.errors import SpecError as SpecError
     from rs_embed.errors import UnknownModelError as UnknownModelError
+    from rs_embed.export.cost import plan_export as plan_export
     from rs_embed.export.dataset import open_dataset as open_dataset
-    from rs_embed.export.export import export_embeddings as export_embeddings
-    from rs_embed.export.plan import plan_export as plan_export
+    from rs_embed.export.run import export_embeddings as export_embeddings
     from rs_embed.providers.sample import list_samples as list_samples
     from rs_embed.search.heatmap import heat_map as heat_map
     from rs_embed.search.index import EmbeddingIndex as EmbeddingIndex
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "api": ("get_embedding", "get_embeddings_batch", "inspect_gee_patch", "inspect_provider_patch"),
-    "embedders.catalog": ("describe_model", "list_models"),
+    "embedders.cards": ("describe_model", "list_models"),
     "embedding": ("Embedding", "EmbeddingFailure"),
     "errors": (
         "CheckpointError",
@@ -50,8 +50,8 @@ _HOME = {
         "UnknownModelError",
     ),
     "export.dataset": ("open_dataset",),
-    "export.export": ("export_embeddings",),
-    "export.plan": ("plan_export",),
+    "export.run": ("export_embeddings",),
+    "export.cost": ("plan_export",),
     "providers.sample": ("list_samples",),
     "search.heatmap": ("heat_map",),
     "search.index": ("EmbeddingIndex",),

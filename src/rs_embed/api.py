@@ -12,8 +12,7 @@ import numpy as np
 
 from rs_embed.clip.reference import local_file
 from rs_embed.digest import digest_of
-from rs_embed.embedders.card import ModelCard
-from rs_embed.embedders.catalog import find_card, shipped_folder
+from rs_embed.embedders.cards import ModelCard, find_card, shipped_folder
 from rs_embed.embedders.checks import check_bands, check_input_chw
 from rs_embed.embedding import Embedding, EmbeddingFailure, Request, Result
 from rs_embed.errors import (
@@ -28,12 +27,12 @@ from rs_embed.errors import (
 from rs_embed.grid import place_geobox
 from rs_embed.inspection import inspect_array, save_quicklook
 from rs_embed.providers.base import Arrivals, PatchRequest, Pixels, Provider, from_provider
-from rs_embed.providers.catalog import resolve
+from rs_embed.providers.registry import resolve
 from rs_embed.specs import BBox, InputPrep, OutputSpec, Place, PointBuffer, SensorSpec, TemporalSpec
 
 if TYPE_CHECKING:
-    from rs_embed.batch import Outcome
     from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
+    from rs_embed.pipeline import Outcome
 
 _POOLED = OutputSpec.pooled()
 
@@ -332,7 +331,7 @@ def _run(
     progress: bool,
 ) -> list[Result]:
     """All results in the order of the requests."""
-    from rs_embed.batch import embed_all, log_warnings
+    from rs_embed.pipeline import embed_all, log_warnings
 
     results: list[Result | None] = [None] * len(requests)
     at_hand = all(request.backend is None for request in requests)

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from rs_embed.errors import CheckpointError
-from rs_embed.files import MadeOf
+from rs_embed.files import FileMemo
 
 
 class FileDigest:
@@ -58,7 +58,7 @@ def _sha256(file: Path) -> str:
 
 
 _BLOCK_BYTES = 1 << 24
-_begun: MadeOf[FileDigest] = MadeOf(keep=4)
+_begun: FileMemo[FileDigest] = FileMemo(keep=4)
 
 
 def digest_of(file: Path) -> FileDigest:

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A path beside this one to write to, with the same ending; it takes this one's place when nothing was raised."""
     part = path.with_name(f".{os.getpid()}.part.{path.name}")
     try:
@@ -24,7 +24,7 @@ def whole(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-class MadeOf(Generic[T]):
+class FileMemo(Generic[T]):
     """What was made of the last few files, each once; a file that changed is another file."""
 
     def __init__(self, keep: int = 2) -> None:

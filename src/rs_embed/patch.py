@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scene:
+class SceneRecord:
     """One scene that went into a patch."""
 
     id: str
@@ -51,7 +51,7 @@ class Patch:
     bands: tuple[str, ...]
     source: str
     """What was read, in words: a catalog's collection, a folder's name. Never a signed URL."""
-    scenes: tuple[Scene, ...]
+    scenes: tuple[SceneRecord, ...]
     dropped: tuple[DroppedScene, ...] = ()
     clear_frac: float | None = None
     """Share of pixels with at least one clear observation; None where no scene has a scene classification."""

@@ -149,7 +149,7 @@ def _similarity(samples: list[Sample], vectors: list[Embedding]) -> str:
 
 def _export(samples: list[Sample], out: Path, model: str) -> Path:
     """Nine chips a place, each place with its own time range, as a dataset that can be searched."""
-    from rs_embed.export.export import export_embeddings
+    from rs_embed.export.run import export_embeddings
 
     rows = [
         f"{s.id}/{x}/{y},{s.lon + x * DEGREES_LAT_M / cos(radians(s.lat)):.6f},{s.lat + y * DEGREES_LAT_M:.6f},"

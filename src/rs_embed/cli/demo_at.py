@@ -48,8 +48,8 @@ def around(lon: float, lat: float) -> BBox:
 def search_around(at: tuple[float, float], out: Path, model: str | None, backend: str, port: int | None) -> None:
     """Plan, export and serve; the same command again goes on where it stopped."""
     from rs_embed.cli.export import plan_lines, reporting, summary_lines
-    from rs_embed.export.export import export_embeddings
-    from rs_embed.export.plan import plan_export
+    from rs_embed.export.cost import plan_export
+    from rs_embed.export.run import export_embeddings
     from rs_embed.providers.archive import lonlat_text
 
     lon, lat = at

@@ -123,7 +123,7 @@ def _page() -> Finding:
 def _weights() -> Finding:
     from huggingface_hub import try_to_load_from_cache
 
-    from rs_embed.embedders.catalog import find_card
+    from rs_embed.embedders.cards import find_card
 
     repo = find_card("remoteclip_s2rgb").checkpoint
     cached = try_to_load_from_cache(repo, "model.safetensors", cache_dir=settings.hub_cache_dir())
@@ -151,7 +151,7 @@ def _hub_credentials() -> Finding:
 
 
 def _catalog() -> Finding:
-    from rs_embed.providers.stac_search import EARTH_SEARCH
+    from rs_embed.providers.stac.search import EARTH_SEARCH
 
     return _reach("Earth Search", EARTH_SEARCH.url, "the sample and local folders work without")
 
@@ -160,7 +160,7 @@ def _earth_engine() -> Finding:
     """What backend 'gee' would start with; nothing is sent."""
     if util.find_spec("ee") is None:
         return Finding("Earth Engine", False, "its client is not installed", pip_line("gee"))
-    from rs_embed.providers.gee_session import PROJECT_VARIABLES
+    from rs_embed.providers.gee.session import PROJECT_VARIABLES
 
     key = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")  # where it is set, nothing else is looked at
     config = Path.home() / ".config"

@@ -17,10 +17,10 @@ from rs_embed.errors import SpecError
 from rs_embed.specs import BBox, OutputSpec
 
 if TYPE_CHECKING:
-    from rs_embed.export.export import ExportSummary
-    from rs_embed.export.places import ReadOptions
-    from rs_embed.export.plan import ExportPlan
-    from rs_embed.export.runner import Report
+    from rs_embed.export.cost import ExportPlan
+    from rs_embed.export.inputs import ReadOptions
+    from rs_embed.export.run import ExportSummary
+    from rs_embed.export.workers import Report
 
 OptionalStart = Annotated[
     str | None, typer.Option("--start", metavar="YYYY-MM-DD", help="First day, for rows that have none of their own.")
@@ -78,7 +78,7 @@ def export(
     """Embed many places into a folder of files; the same command again goes on where it stopped."""
     # Fetching and embedding share the processor: a model's threads that spin while they wait take it from the others.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from rs_embed.export.export import export_embeddings
+    from rs_embed.export.run import export_embeddings
 
     with reporting(as_json) as report:
         summary = export_embeddings(
@@ -142,7 +142,7 @@ def plan(
     as_json: options.Json = False,
 ) -> None:
     """What an export would read and write, from the catalog alone: no pixel is read."""
-    from rs_embed.export.plan import plan_export
+    from rs_embed.export.cost import plan_export
 
     found = plan_export(
         _source(file, bbox, region),
@@ -161,7 +161,7 @@ def plan(
 
 
 def _source(file: Path | None, bbox: tuple[float, float, float, float] | None, region: Path | None) -> object:
-    from rs_embed.export.places import read_region
+    from rs_embed.export.inputs import read_region
 
     given = [name for name, value in (("FILE", file), ("--bbox", bbox), ("--region", region)) if value is not None]
     if len(given) != 1:
@@ -179,7 +179,7 @@ def _chip(buffer_m: float | None, chip: float | None) -> float | None:
 
 
 def _read_options(crs: str, id_column: str, lon: str | None, lat: str | None) -> ReadOptions:
-    from rs_embed.export.places import ReadOptions
+    from rs_embed.export.inputs import ReadOptions
 
     return ReadOptions(crs=crs, id_column=id_column, lon_column=lon, lat_column=lat)
 
@@ -257,7 +257,7 @@ def summary_lines(summary: ExportSummary) -> Iterator[str]:
 
 def plan_lines(plan: ExportPlan) -> Iterator[str]:
     """What an export would cost, for a person."""
-    from rs_embed.export.plan import minutes_of
+    from rs_embed.export.cost import minutes_of
 
     fetch = plan.fetch
     yield f"{fetch.places:,} place(s), {fetch.scenes:,} scene(s) of them to read"

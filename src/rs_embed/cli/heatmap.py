@@ -13,7 +13,7 @@ import typer
 from rs_embed.cli import options
 from rs_embed.cli.places import describe, read_places
 from rs_embed.errors import SpecError
-from rs_embed.files import whole
+from rs_embed.files import atomic_write
 from rs_embed.specs import TemporalSpec
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def heatmap(
         progress=sys.stderr.isatty(),
     )
     written = [] if out is None else [heat.write_geotiff(out)]
-    with whole(plot) as part:
+    with atomic_write(plot) as part:
         draw(heat).save(part)
     written.append(plot)
     facts = _facts(heat) | {"files": [str(path) for path in written]}

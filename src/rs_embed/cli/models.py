@@ -14,7 +14,7 @@ def models(
     name: Annotated[str | None, typer.Argument(help="Describe this one.")] = None, as_json: options.Json = False
 ) -> None:
     """List the models, or describe one."""
-    from rs_embed.embedders.catalog import describe_model, list_models
+    from rs_embed.embedders.cards import describe_model, list_models
 
     described = [describe_model(n) for n in ([name] if name else list_models())]
     if as_json:

@@ -83,7 +83,7 @@ def time_range(start: str | None, end: str | None) -> TemporalSpec | None:
 
 def source(backend: str, cache: Path | None) -> str | Provider:
     """What to pass as `backend=`."""
-    from rs_embed.providers.catalog import resolve
+    from rs_embed.providers.registry import resolve
 
     return backend if cache is None else resolve(backend, cache)
 

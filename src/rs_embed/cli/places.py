@@ -57,8 +57,8 @@ def _half_side(buffer_m: float | None, chip: float | None) -> float:
 
 def _from_file(file: Path, half: float) -> Iterator[NamedPlace]:
     """Places of a file; here, where nothing is kept beside the vectors, a bad row is an error."""
-    from rs_embed.export.places import ReadOptions
-    from rs_embed.export.places import read_places as read_rows
+    from rs_embed.export.inputs import ReadOptions
+    from rs_embed.export.inputs import read_places as read_rows
 
     for row in read_rows(file, ReadOptions(chip_m=2 * half)).rows:
         if row.place is None:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rs_embed.cli import options
-from rs_embed.files import whole
+from rs_embed.files import atomic_write
 
 if TYPE_CHECKING:
     from PIL import ImageDraw
 
-    from rs_embed.search.found import Found, Hit
+    from rs_embed.search.results import Found, Hit
 
 Dataset = Annotated[Path, typer.Argument(metavar="DATASET", help="A folder that `rs-embed export` wrote.")]
 _COLUMNS, _SIDE, _LINE = 5, 192, 40
@@ -101,7 +101,7 @@ def search(
         print(f"saved the concept {save!r}: rs-embed search {dataset} --concept '{save}'", file=sys.stderr)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with whole(out) as part:
+        with atomic_write(out) as part:
             part.write_text(json.dumps(found.to_geojson(), indent=1) + "\n", encoding="utf-8")
         print(f"wrote {len(found.hits)} footprint(s) to {out}", file=sys.stderr)
     if plot is not None:
@@ -150,7 +150,7 @@ def _draw(found: Found, pictures: Mapping[str, bytes], path: Path, title: str) -
             pen.text((x + 8, y + _SIDE // 2 - 8), "no thumbnail", GREY, font=font(14))
         pen.text((x, y + _SIDE + 4), _caption(hit), INK, font=font(14))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as part:
+    with atomic_write(path) as part:
         sheet.save(part)
 
 

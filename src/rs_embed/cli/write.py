@@ -12,7 +12,7 @@ import numpy as np
 from rs_embed.cli.places import NamedPlace
 from rs_embed.embedding import Embedding, EmbeddingFailure, describe_place
 from rs_embed.errors import SpecError
-from rs_embed.files import whole
+from rs_embed.files import atomic_write
 from rs_embed.specs import OutputSpec
 
 Results = Sequence[Embedding | EmbeddingFailure]
@@ -34,7 +34,7 @@ def check_suffix(path: Path, output: OutputSpec) -> None:
 
 def write(path: Path, places: Sequence[NamedPlace], results: Results) -> None:
     """Write all results; the file appears when it is whole."""
-    with whole(path) as part:
+    with atomic_write(path) as part:
         _WRITERS[path.suffix.lower()](part, places, results)
 
 

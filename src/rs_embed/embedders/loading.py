@@ -14,14 +14,13 @@ from rs_embed.clip.model import TextTower, VisionTower
 from rs_embed.clip.reference import resolve
 from rs_embed.clip.tokenizer import Tokenizer
 from rs_embed.digest import digest_of
-from rs_embed.embedders.card import ModelCard
-from rs_embed.embedders.catalog import shipped_folder
+from rs_embed.embedders.cards import ModelCard, shipped_folder
 from rs_embed.embedders.chips import ChipSize
 from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
 from rs_embed.embedders.text import TextEmbedder
-from rs_embed.embedders.wrapper import wrap
+from rs_embed.embedders.wrapped import wrap
 from rs_embed.errors import CheckpointError, ModelError
-from rs_embed.files import MadeOf
+from rs_embed.files import FileMemo
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -45,8 +44,8 @@ class _Texts:
     tokenizer: Tokenizer
 
 
-_images: MadeOf[_Images] = MadeOf()
-_texts: MadeOf[_Texts] = MadeOf()
+_images: FileMemo[_Images] = FileMemo()
+_texts: FileMemo[_Texts] = FileMemo()
 
 
 def load_embedder(card: ModelCard, *, checkpoint: object | None, device: str, precision: str) -> RemoteClipEmbedder:

@@ -16,7 +16,7 @@ from rs_embed.clip.model import VisionTower
 from rs_embed.clip.preprocess import normalise, resize_on_device
 from rs_embed.digest import FileDigest
 from rs_embed.embedders.base import ImageEncoder, PixelTransform, TokenEncoder
-from rs_embed.embedders.card import ModelCard
+from rs_embed.embedders.cards import ModelCard
 from rs_embed.embedders.chips import Chips, ChipSize, Preparation, stitch
 from rs_embed.errors import ModelError
 from rs_embed.specs import OutputSpec

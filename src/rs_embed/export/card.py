@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from rs_embed.embedders.catalog import find_card
+from rs_embed.embedders.cards import find_card
 from rs_embed.export.folder import DatasetFolder
-from rs_embed.export.geoparquet import SOURCE_DATA, emb_facts
 from rs_embed.export.request import ExportRequest
+from rs_embed.export.tables import SOURCE_DATA, emb_facts
 
 _EMB = "https://geo-embeddings.github.io/embeddings-stac-specification/v0.0.1/schema.json"
 _MLM = "https://stac-extensions.github.io/mlm/v1.4.0/schema.json"

@@ -19,8 +19,8 @@ import numpy as np
 from rs_embed.embedding import GRID_NOTE
 from rs_embed.errors import RSEmbedError, missing_package
 from rs_embed.export.folder import cannot_write, sync
-from rs_embed.export.geoparquet import SOURCE_DATA
 from rs_embed.export.request import ExportRequest
+from rs_embed.export.tables import SOURCE_DATA
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rs_embed.errors import SpecError
-from rs_embed.export.places import InputPlaces
+from rs_embed.export.inputs import InputPlaces
 from rs_embed.export.request import ExportRequest
 from rs_embed.grid import transformer, utm_epsg
 from rs_embed.specs import BBox, Place, PointBuffer, TemporalSpec

@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rs_embed.batch import Outcome, Ready, embed_ready, prepare_all
-from rs_embed.embedders.catalog import find_card
+from rs_embed.embedders.cards import find_card
 from rs_embed.embedders.chips import Preparation
 from rs_embed.embedders.loading import load_embedder
 from rs_embed.errors import RSEmbedError, missing_package
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.request import ExportRequest
-from rs_embed.export.runner import Progress, Report, look_of, open_partition, write_partition
+from rs_embed.export.workers import Progress, Report, look_of, open_partition, write_partition
+from rs_embed.pipeline import Outcome, Ready, embed_ready, prepare_all
 from rs_embed.providers.base import Provider, from_provider
-from rs_embed.providers.catalog import resolve
+from rs_embed.providers.registry import resolve
 
 _QUIET_S = 60.0
 """A run that moves nothing for so long says what it waits for."""

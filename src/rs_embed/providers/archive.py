@@ -18,7 +18,7 @@ from rs_embed import settings
 from rs_embed.composite import SceneImage, clear_statistics, median, mosaic
 from rs_embed.errors import NoImageryError, ProviderError
 from rs_embed.grid import lonlat_bounds
-from rs_embed.patch import DroppedScene, Patch, Scene
+from rs_embed.patch import DroppedScene, Patch, SceneRecord
 from rs_embed.providers.base import FetchPlan, PatchRequest, fetch_in_threads
 from rs_embed.providers.raster import BlockGrid, read_onto
 from rs_embed.sentinel2 import Radiometry, processing_baseline, radiometry
@@ -43,7 +43,7 @@ class BandFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ArchiveScene:
+class Scene:
     """One scene of an archive."""
 
     id: str
@@ -69,7 +69,7 @@ class Archive:
 
     name: str
     source: str
-    scenes: tuple[ArchiveScene, ...]
+    scenes: tuple[Scene, ...]
 
     def fetch(self, requests: Sequence[PatchRequest]) -> Iterator[tuple[int, Patch | ProviderError]]:
         """Yield patches as they are read, `FETCH_WORKERS` places at a time."""
@@ -83,17 +83,17 @@ class Archive:
         return FetchPlan(scenes_of=tuple(map(len, chosen)), covered=coverage(chosen, requests), read_bytes=sum(read))
 
 
-def _read_bytes(scenes: Sequence[ArchiveScene], request: PatchRequest) -> int:
+def _read_bytes(scenes: Sequence[Scene], request: PatchRequest) -> int:
     """Bytes a pixel of the place: two for each band of each scene, one for its classification."""
     return sum(2 * len(request.sensor.bands) + ("SCL" in scene.files) for scene in scenes)
 
 
-def coverage(chosen: Sequence[Sequence[ArchiveScene]], requests: Sequence[PatchRequest]) -> tuple[float, ...]:
+def coverage(chosen: Sequence[Sequence[Scene]], requests: Sequence[PatchRequest]) -> tuple[float, ...]:
     """The share of each place that lies under the footprints of its scenes."""
     return tuple(_covered(scenes, r) for scenes, r in zip(chosen, requests, strict=True))
 
 
-def _covered(scenes: Sequence[ArchiveScene], request: PatchRequest) -> float:
+def _covered(scenes: Sequence[Scene], request: PatchRequest) -> float:
     place = box(*lonlat_bounds(request.geobox))
     footprints = [box(*s.bounds) if s.footprint is None else s.footprint for s in scenes]
     if any(footprint.contains(place) for footprint in footprints):
@@ -105,7 +105,7 @@ def _covered(scenes: Sequence[ArchiveScene], request: PatchRequest) -> float:
 class Choice:
     """Scenes for one request, newest first, and how many the filters left."""
 
-    chosen: tuple[ArchiveScene, ...]
+    chosen: tuple[Scene, ...]
     met: int
     """Scenes that meet the place in the time range, before the cloud filter."""
     warnings: tuple[str, ...]
@@ -115,14 +115,14 @@ class Choice:
 class ReadScene:
     """A scene that was read for a place."""
 
-    scene: ArchiveScene
+    scene: Scene
     image: SceneImage
     rule: Radiometry
     doubt: str | None = None
     """What its pixels say against the rule."""
 
 
-def choose(scenes: Sequence[ArchiveScene], request: PatchRequest) -> Choice:
+def choose(scenes: Sequence[Scene], request: PatchRequest) -> Choice:
     """Scenes that meet the place in the time range, by cloud cover, the least cloudy `max_scenes` of them."""
     sensor, place = request.sensor, lonlat_bounds(request.geobox)
     met = [s for s in scenes if _in_range(s.acquired, request.temporal) and _meets(s, place)]
@@ -139,7 +139,7 @@ def choose(scenes: Sequence[ArchiveScene], request: PatchRequest) -> Choice:
     return Choice(tuple(kept), len(met), tuple(warnings))
 
 
-def _least_cloudy(scene: ArchiveScene) -> tuple[float, float, str]:
+def _least_cloudy(scene: Scene) -> tuple[float, float, str]:
     cloud = 101.0 if scene.cloud_pct is None else scene.cloud_pct
     return cloud, -scene.acquired.timestamp(), scene.id
 
@@ -149,7 +149,7 @@ def _in_range(acquired: datetime, temporal: TemporalSpec) -> bool:
     return temporal.start <= day < temporal.end
 
 
-def _meets(scene: ArchiveScene, place: tuple[float, float, float, float]) -> bool:
+def _meets(scene: Scene, place: tuple[float, float, float, float]) -> bool:
     a = scene.bounds
     if not (a[0] < place[2] and place[0] < a[2] and a[1] < place[3] and place[1] < a[3]):
         return False
@@ -241,7 +241,7 @@ def _chain(first: SceneImage, rest: Iterator[SceneImage]) -> Iterator[SceneImage
 
 
 def _read_scenes(
-    scenes: Sequence[ArchiveScene],
+    scenes: Sequence[Scene],
     request: PatchRequest,
     used: list[ReadScene],
     dropped: list[DroppedScene],
@@ -260,7 +260,7 @@ def _read_scenes(
         yield image
 
 
-def read_scene(scene: ArchiveScene, request: PatchRequest) -> tuple[SceneImage, Radiometry]:
+def read_scene(scene: Scene, request: PatchRequest) -> tuple[SceneImage, Radiometry]:
     """One scene on the request's grid, harmonised.
 
     Raises:
@@ -277,7 +277,7 @@ def read_scene(scene: ArchiveScene, request: PatchRequest) -> tuple[SceneImage, 
     return SceneImage(harmonise(values, rule), valid, _read_scl(scene, request)), rule
 
 
-def _read_scl(scene: ArchiveScene, request: PatchRequest) -> npt.NDArray[np.uint8] | None:
+def _read_scl(scene: Scene, request: PatchRequest) -> npt.NDArray[np.uint8] | None:
     """The scene classification, read whenever there is one: a composite must show how clear it is."""
     file = scene.files.get("SCL")
     if file is None:
@@ -286,7 +286,7 @@ def _read_scl(scene: ArchiveScene, request: PatchRequest) -> npt.NDArray[np.uint
     return np.where(pixels.valid, pixels.values[0], 0).astype(np.uint8)
 
 
-def scene_radiometry(scene: ArchiveScene, file: BandFile, scale: float, offset: float) -> Radiometry:
+def scene_radiometry(scene: Scene, file: BandFile, scale: float, offset: float) -> Radiometry:
     """How this scene's stored values become DN; `scale` and `offset` are the file's own tags."""
     return radiometry(
         collection=scene.collection,
@@ -310,9 +310,9 @@ def harmonise(values: npt.NDArray[np.generic], rule: Radiometry) -> npt.NDArray[
     return dn
 
 
-def provenance(scene: ArchiveScene, rule: Radiometry) -> Scene:
+def provenance(scene: Scene, rule: Radiometry) -> SceneRecord:
     """What metadata tell of a scene."""
-    return Scene(
+    return SceneRecord(
         id=scene.id,
         datetime=scene.acquired.astimezone(UTC).isoformat().replace("+00:00", "Z"),
         cloud_pct=scene.cloud_pct,
@@ -337,7 +337,7 @@ def _scene_warnings(used: Sequence[ReadScene]) -> Iterator[str]:
             )
 
 
-def nothing_found(name: str, scenes: Sequence[ArchiveScene], request: PatchRequest, choice: Choice) -> str:
+def nothing_found(name: str, scenes: Sequence[Scene], request: PatchRequest, choice: Choice) -> str:
     """Why a place has no scene, with the nearest of the scenes that are known."""
     lon, lat = _middle(lonlat_bounds(request.geobox))
     counts = f"{name}: {choice.met} scene(s) before the cloud filter and 0 after it at {lonlat_text(lon, lat)}"
@@ -366,7 +366,7 @@ def _middle(bounds: tuple[float, float, float, float]) -> tuple[float, float]:
     return (bounds[0] + bounds[2]) / 2, (bounds[1] + bounds[3]) / 2
 
 
-def _distance_km(scene: ArchiveScene, lon: float, lat: float) -> float:
+def _distance_km(scene: Scene, lon: float, lat: float) -> float:
     """Great-circle distance to a scene's middle, 0 inside its bounds."""
     west, south, east, north = scene.bounds
     if west <= lon <= east and south <= lat <= north:

@@ -20,12 +20,12 @@ import numpy as np
 import numpy.typing as npt
 from odc.geo.geobox import GeoBox
 
-from rs_embed.providers.archive import ArchiveScene
+from rs_embed.providers.archive import Scene
 from rs_embed.providers.base import PatchRequest
-from rs_embed.providers.cog import Cog, open_cog, read_blocks, read_dark_end
 from rs_embed.providers.http import FetchError, RangeReader, SasTokens, new_client
-from rs_embed.providers.offsets import DarkEnd
 from rs_embed.providers.raster import BlockGrid, IndexArray, by_themselves
+from rs_embed.providers.stac.cog import Cog, open_cog, read_blocks, read_dark_end
+from rs_embed.providers.stac.offsets import DarkEnd
 
 _TOGETHER = 4
 """Blocks of one request, where they follow one another in the file."""
@@ -65,7 +65,7 @@ class ReadPlace:
 
     position: int
     request: PatchRequest
-    scenes: Sequence[ArchiveScene]
+    scenes: Sequence[Scene]
     """Newest first."""
     tags: dict[int, tuple[float, float]] = field(default_factory=dict)
     """Scale and offset tags of each scene's first band."""

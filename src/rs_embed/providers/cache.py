@@ -24,7 +24,7 @@ from odc.geo.geobox import GeoBox
 
 from rs_embed.errors import ProviderError
 from rs_embed.grid import epsg_of
-from rs_embed.patch import DroppedScene, Patch, Scene
+from rs_embed.patch import DroppedScene, Patch, SceneRecord
 from rs_embed.providers.archive import NOTHING_SEEN
 from rs_embed.providers.base import FetchPlan, PatchRequest, Provider
 
@@ -178,7 +178,7 @@ def _parsed(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **facts,
         "bands": tuple(facts["bands"]),
-        "scenes": tuple(Scene(**scene) for scene in facts["scenes"]),
+        "scenes": tuple(SceneRecord(**scene) for scene in facts["scenes"]),
         "dropped": tuple(DroppedScene(**scene) for scene in facts["dropped"]),
         "warnings": tuple(facts["warnings"]),
     }

@@ -20,9 +20,9 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from rs_embed.errors import ProviderError
-from rs_embed.providers.archive import Archive, ArchiveScene, BandFile
-from rs_embed.providers.items import scene_of_item
+from rs_embed.providers.archive import Archive, BandFile, Scene
 from rs_embed.providers.raster import RasterHeader, read_header
+from rs_embed.providers.stac.items import scene_of_item
 from rs_embed.sentinel2 import RGB_BANDS, canonical_band, parse_product_name
 
 _log = logging.getLogger("rs_embed")
@@ -57,7 +57,7 @@ def open_local(location: str) -> Archive:
 # --- STAC items --------------------------------------------------------------------------------------
 
 
-def _stac_scenes(root: Path) -> tuple[list[ArchiveScene], list[str]]:
+def _stac_scenes(root: Path) -> tuple[list[Scene], list[str]]:
     scenes, problems = [], []
     for path, item in _stac_items(root):
         try:
@@ -142,7 +142,7 @@ class _Named:
     """Metres in the name, or 0."""
 
 
-def _named_scenes(root: Path, problems: list[str]) -> tuple[list[ArchiveScene], list[str]]:
+def _named_scenes(root: Path, problems: list[str]) -> tuple[list[Scene], list[str]]:
     groups: dict[str, list[_Named]] = defaultdict(list)
     for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in _RASTERS and p.is_file()):
         named = _read_name(path, root)
@@ -168,7 +168,7 @@ def _read_name(path: Path, root: Path) -> _Named:
     return _Named(path, band, name, int(resolution[1]) if resolution else 0)
 
 
-def _scene_of_files(key: str, files: Sequence[_Named], root: Path) -> ArchiveScene:
+def _scene_of_files(key: str, files: Sequence[_Named], root: Path) -> Scene:
     names = (key, root.name, str(root))
     acquired = _acquired(names)
     if acquired is None:
@@ -179,9 +179,7 @@ def _scene_of_files(key: str, files: Sequence[_Named], root: Path) -> ArchiveSce
     header = read_header(str(files[0].path))
     if not bands:
         bands, warnings = _bands_of_stack(files[0].path, header)
-    return ArchiveScene(
-        id=key, acquired=acquired, bounds=header.bounds_lonlat, files=bands, names=names, warnings=warnings
-    )
+    return Scene(id=key, acquired=acquired, bounds=header.bounds_lonlat, files=bands, names=names, warnings=warnings)
 
 
 def _bands_of_stack(path: Path, header: RasterHeader) -> tuple[dict[str, BandFile], tuple[str, ...]]:

@@ -19,7 +19,7 @@ from rasterio.io import MemoryFile
 
 from rs_embed.errors import ProviderError, missing_package
 from rs_embed.grid import transformer
-from rs_embed.providers.archive import Archive, ArchiveScene, BandFile
+from rs_embed.providers.archive import Archive, BandFile, Scene
 from rs_embed.sentinel2 import canonical_band
 
 _PACKAGE, _FILE = "bigearthnet_common", "BigEarthNet-S2-Example.tar.bz2"
@@ -51,7 +51,7 @@ class Sample:
 @dataclass(frozen=True, slots=True)
 class _Entry:
     sample: Sample
-    scene: ArchiveScene
+    scene: Scene
     memory: tuple[MemoryFile, ...]
     """Keeps the files that `scene` points to alive."""
 
@@ -88,7 +88,7 @@ def _entry(described: str, contents: dict[str, bytes]) -> _Entry:
         if name.startswith(f"{prefix}_B") and (band := canonical_band(name.removesuffix(".tif").rsplit("_", 1)[1]))
     }
     sample, bounds = _place(folder.rsplit("/", 1)[1], facts)
-    scene = ArchiveScene(
+    scene = Scene(
         id=sample.id,
         acquired=datetime.fromisoformat(facts["acquisition_date"]).replace(tzinfo=UTC),
         bounds=bounds,

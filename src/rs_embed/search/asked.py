@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rs_embed.api import get_embedding
-from rs_embed.embedders.catalog import find_card
+from rs_embed.embedders.cards import find_card
 from rs_embed.embedders.loading import load_text_embedder
 from rs_embed.embedders.text import TextEmbedder, check_texts, unit
 from rs_embed.embedding import Embedding

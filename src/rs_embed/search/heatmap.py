@@ -14,17 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from rs_embed.api import get_embeddings_batch, inspect_provider_patch
-from rs_embed.embedders.catalog import find_card
+from rs_embed.embedders.cards import find_card
 from rs_embed.embedders.loading import load_text_embedder
 from rs_embed.embedders.text import check_texts, unit
 from rs_embed.embedding import Embedding
 from rs_embed.errors import ModelError, NoImageryError, SpecError
-from rs_embed.files import whole
+from rs_embed.files import atomic_write
 from rs_embed.grid import epsg_of, place_geobox, transformer
 from rs_embed.patch import observed
 from rs_embed.providers.base import Provider
-from rs_embed.search.found import NOTHING_LIKE_IT, UNLIKELY
 from rs_embed.search.query import word_odds, word_query
+from rs_embed.search.results import NOTHING_LIKE_IT, UNLIKELY
 from rs_embed.specs import OutputSpec, Place, SensorSpec, TemporalSpec
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class HeatMap:
         size = {"height": height, "width": width, "count": 2, "dtype": "float32", "nodata": float("nan")}
         where = {"crs": epsg_of(self.geobox), "transform": self.geobox.transform}
         with (
-            whole(path) as part,
+            atomic_write(path) as part,
             rasterio.open(part, "w", "GTiff", **size, **where, compress="deflate", predictor=3) as file,
         ):
             file.write(np.stack([self.probability, self.score]))

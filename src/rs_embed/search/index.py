@@ -17,7 +17,7 @@ from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.request import ExportRequest
 from rs_embed.search.asked import Asker, Terms, names
 from rs_embed.search.concepts import Concept, Concepts
-from rs_embed.search.found import Found, notice_of
+from rs_embed.search.results import Found, notice_of
 from rs_embed.search.store import Report, Store
 from rs_embed.search.vectors import Nearest
 from rs_embed.specs import BBox, TemporalSpec

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from rs_embed.embedders.catalog import find_card
+from rs_embed.embedders.cards import find_card
 from rs_embed.embedders.loading import load_text_embedder
 from rs_embed.embedders.text import TextEmbedder, check_texts, frames_of, unit
 from rs_embed.errors import ModelError

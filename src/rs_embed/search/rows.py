@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rs_embed.errors import SpecError
-from rs_embed.search.found import JUDGED_BY, Hit, corners_of, day_of
+from rs_embed.search.results import JUDGED_BY, Hit, corners_of, day_of
 from rs_embed.search.vectors import Nearest, VectorFile
 from rs_embed.specs import BBox, TemporalSpec
 

@@ -18,9 +18,9 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, Field, StringConstraints
 
 from rs_embed.errors import RSEmbedError
-from rs_embed.search.found import Found
 from rs_embed.search.index import EmbeddingIndex
 from rs_embed.search.query import background_words, known_words
+from rs_embed.search.results import Found
 from rs_embed.specs import BBox, TemporalSpec
 
 MAX_TEXT = 500

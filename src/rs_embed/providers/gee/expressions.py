@@ -18,9 +18,9 @@ from shapely.geometry import shape
 
 from rs_embed.composite import shown
 from rs_embed.grid import epsg_of
-from rs_embed.providers.archive import ArchiveScene
+from rs_embed.providers.archive import Scene
 from rs_embed.providers.duplicates import unique
-from rs_embed.providers.gee_session import TooMuch, ask
+from rs_embed.providers.gee.session import TooMuch, ask
 from rs_embed.sentinel2 import CLEAR_SCL, HARMONIZED_COLLECTION
 from rs_embed.specs import SensorSpec
 
@@ -36,7 +36,7 @@ _BITS = 24
 Bounds = tuple[float, float, float, float]
 
 
-def list_scenes(ee: ModuleType, bounds: Bounds, start: str, end: str) -> list[ArchiveScene]:
+def list_scenes(ee: ModuleType, bounds: Bounds, start: str, end: str) -> list[Scene]:
     """Scenes that meet a box from `start` to before `end`, whatever their clouds; one request.
 
     A time range with more than Earth Engine lists at once is asked for in halves.
@@ -61,10 +61,10 @@ def list_scenes(ee: ModuleType, bounds: Bounds, start: str, end: str) -> list[Ar
     return unique(map(_scene, told), (HARMONIZED_COLLECTION,))
 
 
-def _scene(feature: dict[str, Any]) -> ArchiveScene:
+def _scene(feature: dict[str, Any]) -> Scene:
     facts = feature["properties"]
     outline = shape(feature["geometry"]) if feature.get("geometry") else None
-    return ArchiveScene(
+    return Scene(
         id=feature["id"],
         acquired=datetime.fromtimestamp(facts["system:time_start"] / 1000, UTC),
         bounds=(-180.0, -90.0, 180.0, 90.0) if outline is None else outline.bounds,

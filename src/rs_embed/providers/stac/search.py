@@ -15,11 +15,11 @@ from pystac_client.stac_api_io import StacApiIO
 from urllib3 import Retry
 
 from rs_embed.errors import ProviderError
-from rs_embed.providers.archive import ArchiveScene
+from rs_embed.providers.archive import Scene
 from rs_embed.providers.duplicates import unique
 from rs_embed.providers.http import SasTokens
-from rs_embed.providers.items import scene_of_item
-from rs_embed.providers.recent import Bounds, Listing, Recent
+from rs_embed.providers.listings import Bounds, Listing, Recent
+from rs_embed.providers.stac.items import scene_of_item
 from rs_embed.sentinel2 import asset_keys
 from rs_embed.specs import TemporalSpec
 
@@ -88,7 +88,7 @@ class Searcher:
     _client: Client | None = None
     _recent: Recent = field(default_factory=Recent)
 
-    def search(self, bounds: Bounds, temporal: TemporalSpec, bands: frozenset[str]) -> list[ArchiveScene]:
+    def search(self, bounds: Bounds, temporal: TemporalSpec, bands: frozenset[str]) -> list[Scene]:
         """All scenes of the catalog's collections in a box and time range, each one once.
 
         Clouds are filtered later, here: the error of an empty answer says how many scenes the filter took, and
@@ -102,7 +102,7 @@ class Searcher:
             return known
         return self._recent.keep(Listing(bounds, temporal, bands, self._ask(bounds, temporal, bands)))
 
-    def _ask(self, bounds: Bounds, temporal: TemporalSpec, bands: frozenset[str]) -> list[ArchiveScene]:
+    def _ask(self, bounds: Bounds, temporal: TemporalSpec, bands: frozenset[str]) -> list[Scene]:
         try:
             client = self._client = self._client or self._open()
             found = client.search(
@@ -144,7 +144,7 @@ def _fields(bands: Iterable[str]) -> dict[str, list[str]]:
     return {"include": ["id", "type", "collection", "bbox", "geometry", "properties", *assets], "exclude": ["links"]}
 
 
-def _scenes(items: Iterable[Mapping[str, Any]]) -> Iterator[ArchiveScene]:
+def _scenes(items: Iterable[Mapping[str, Any]]) -> Iterator[Scene]:
     for item in items:
         try:
             yield scene_of_item(item, _cog_address)

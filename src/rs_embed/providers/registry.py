@@ -64,8 +64,8 @@ def _cached(provider: Provider, folder: Path | None) -> Provider:
 @lru_cache(maxsize=8)
 def _open_stac(name: str) -> Provider:
     """One provider a catalog: it remembers what it searched, its tokens, and what it learnt of scenes."""
-    from rs_embed.providers.stac import StacProvider
-    from rs_embed.providers.stac_search import CATALOGS, parse_backend
+    from rs_embed.providers.stac.provider import StacProvider
+    from rs_embed.providers.stac.search import CATALOGS, parse_backend
 
     known, _, option = name.partition(OFFSET_OPTION)
     if OFFSET_OPTION in name and option not in ("item", "pixels"):
@@ -77,7 +77,7 @@ def _open_stac(name: str) -> Provider:
 @lru_cache(maxsize=8)
 def _open_gee(name: str) -> Provider:
     """One provider a project: it remembers what it listed."""
-    from rs_embed.providers.gee import GeeProvider
+    from rs_embed.providers.gee.provider import GeeProvider
 
     return GeeProvider(name.removeprefix("gee").removeprefix(":") or None)
 

@@ -17,10 +17,10 @@ from rs_embed.grid import lonlat_bounds
 from rs_embed.patch import DroppedScene, Patch
 from rs_embed.providers.archive import (
     NOTHING_SEEN,
-    ArchiveScene,
     BandFile,
     Choice,
     ReadScene,
+    Scene,
     build_patch,
     choose,
     coverage,
@@ -32,10 +32,10 @@ from rs_embed.providers.archive import (
 )
 from rs_embed.providers.base import FetchPlan, PatchRequest
 from rs_embed.providers.blocks import BlockReader, Layer, ReadPlace
-from rs_embed.providers.cog import look_at
-from rs_embed.providers.offsets import MANY_DARK, DarkEnd, confront
-from rs_embed.providers.recent import Bounds
-from rs_embed.providers.stac_search import Searcher, StacCatalog
+from rs_embed.providers.listings import Bounds
+from rs_embed.providers.stac.cog import look_at
+from rs_embed.providers.stac.offsets import MANY_DARK, DarkEnd, confront
+from rs_embed.providers.stac.search import Searcher, StacCatalog
 from rs_embed.sentinel2 import OFFSET_2022, Radiometry, may_carry_offset
 from rs_embed.specs import TemporalSpec
 
@@ -130,7 +130,7 @@ class StacProvider:
             dark_ends=self._memory.dark_ends,
         )
 
-    def _confront(self, scene: ArchiveScene, told: Radiometry) -> tuple[Radiometry, str | None]:
+    def _confront(self, scene: Scene, told: Radiometry) -> tuple[Radiometry, str | None]:
         """What the item told of the offset, against the pixels of the whole scene."""
         known = self._memory.dark_ends
         first = known.get(scene.files[_DARK_BAND].path) if _DARK_BAND in scene.files else None
@@ -157,7 +157,7 @@ class StacProvider:
         )
 
     @staticmethod
-    def _plan_sweep(places: Sequence[tuple[PatchRequest, Sequence[ArchiveScene]]]) -> tuple[int, int, float]:
+    def _plan_sweep(places: Sequence[tuple[PatchRequest, Sequence[Scene]]]) -> tuple[int, int, float]:
         """Files, blocks and bytes that one sweep reads: a block that two sweeps need is read twice."""
         files: dict[str, tuple[str, BandFile]] = {}
         blocks: dict[str, set[tuple[int, int]]] = defaultdict(set)
@@ -168,9 +168,9 @@ class StacProvider:
         read_bytes = sum(len(found) * _block_bytes(*files[path]) for path, found in blocks.items())
         return len(files), sum(map(len, blocks.values())), read_bytes
 
-    def _choose(self, asked: Sequence[PatchRequest]) -> list[tuple[Sequence[ArchiveScene], Choice]]:
+    def _choose(self, asked: Sequence[PatchRequest]) -> list[tuple[Sequence[Scene], Choice]]:
         """For each request the scenes that were found around it, and those that it takes."""
-        found: dict[int, tuple[Sequence[ArchiveScene], Choice]] = {}
+        found: dict[int, tuple[Sequence[Scene], Choice]] = {}
         for temporal, cell in _cells(asked):
             members = list(cell)
             west, south, east, north = zip(*cell.values(), strict=True)
@@ -190,7 +190,7 @@ class StacProvider:
             return error
 
 
-_Confront = Callable[[ArchiveScene, Radiometry], tuple[Radiometry, str | None]]
+_Confront = Callable[[Scene, Radiometry], tuple[Radiometry, str | None]]
 
 
 @dataclass(slots=True)

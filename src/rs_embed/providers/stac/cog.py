@@ -17,8 +17,8 @@ from isal import isal_zlib
 from typing_extensions import Buffer
 
 from rs_embed.providers.http import GAP_BYTES, FetchError, RangeReader, SasTokens, new_client
-from rs_embed.providers.offsets import DarkEnd, dark_end
 from rs_embed.providers.raster import BlockGrid
+from rs_embed.providers.stac.offsets import DarkEnd, dark_end
 
 _DECODE_ATTEMPTS = 5
 """Of a block or header that arrives but cannot be read. With 2 % of answers corrupt, three were too few for 20,000."""

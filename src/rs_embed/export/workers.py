@@ -18,18 +18,18 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from rs_embed import settings
-from rs_embed.batch import Look, Outcome, Ready, embed_ready, in_background, prepare_all
 from rs_embed.embedders.chips import ChipSize, Preparation
 from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
 from rs_embed.embedding import Embedding, EmbeddingFailure, Request
 from rs_embed.errors import NoImageryError, RSEmbedError, SpecError
 from rs_embed.export.folder import DatasetFolder
-from rs_embed.export.geoparquet import ExportedRow, tables
 from rs_embed.export.grids import read_grid, write_grids
 from rs_embed.export.partitions import OURS, place_of
 from rs_embed.export.request import ExportRequest
+from rs_embed.export.tables import ExportedRow, tables
 from rs_embed.grid import place_geobox
 from rs_embed.inspection import look_at, look_at_colour
+from rs_embed.pipeline import Look, Outcome, Ready, embed_ready, in_background, prepare_all
 from rs_embed.providers.base import Arrivals, PatchRequest, Provider, from_provider
 from rs_embed.specs import OutputSpec, TemporalSpec
 

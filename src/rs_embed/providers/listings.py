@@ -6,7 +6,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from rs_embed.providers.archive import ArchiveScene
+from rs_embed.providers.archive import Scene
 from rs_embed.specs import TemporalSpec
 
 _KEPT_S = 600.0
@@ -23,7 +23,7 @@ class Listing:
     bounds: Bounds
     temporal: TemporalSpec
     bands: frozenset[str]
-    scenes: list[ArchiveScene]
+    scenes: list[Scene]
     at_s: float = field(default_factory=time.monotonic)
 
     def covers(self, bounds: Bounds, temporal: TemporalSpec, bands: frozenset[str]) -> bool:
@@ -39,11 +39,11 @@ class Recent:
 
     _listings: deque[Listing] = field(default_factory=lambda: deque(maxlen=_KEPT))
 
-    def find(self, bounds: Bounds, temporal: TemporalSpec, bands: frozenset[str]) -> list[ArchiveScene] | None:
+    def find(self, bounds: Bounds, temporal: TemporalSpec, bands: frozenset[str]) -> list[Scene] | None:
         """Scenes of a listing that covers a search; None when there is none."""
         return next((a.scenes for a in tuple(self._listings) if a.covers(bounds, temporal, bands)), None)
 
-    def keep(self, listing: Listing) -> list[ArchiveScene]:
+    def keep(self, listing: Listing) -> list[Scene]:
         """Remember it, and give its scenes."""
         self._listings.append(listing)
         return listing.scenes

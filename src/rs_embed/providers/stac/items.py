@@ -10,7 +10,7 @@ from affine import Affine
 from shapely.geometry import shape
 
 from rs_embed.errors import ProviderError
-from rs_embed.providers.archive import ArchiveScene, BandFile
+from rs_embed.providers.archive import BandFile, Scene
 from rs_embed.providers.raster import BlockGrid
 from rs_embed.sentinel2 import canonical_band
 
@@ -20,7 +20,7 @@ Locate = Callable[[str], str | None]
 _TRUE_COLOUR = ("visual", "tci")
 
 
-def scene_of_item(item: Mapping[str, Any], locate: Locate) -> ArchiveScene:
+def scene_of_item(item: Mapping[str, Any], locate: Locate) -> Scene:
     """One item as a scene.
 
     Raises:
@@ -32,7 +32,7 @@ def scene_of_item(item: Mapping[str, Any], locate: Locate) -> ArchiveScene:
         raise ProviderError("no asset is a Sentinel-2 band that can be read")
     cloud = properties.get("eo:cloud_cover")
     footprint = shape(item["geometry"]) if item.get("geometry") else None
-    return ArchiveScene(
+    return Scene(
         id=str(item["id"]),
         acquired=_parse_datetime(str(properties.get("datetime") or properties["start_datetime"])),
         bounds=_bounds(item, footprint),

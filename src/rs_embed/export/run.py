@@ -9,24 +9,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rs_embed.api import refuse_without_imagery
-from rs_embed.embedders.catalog import find_card
+from rs_embed.embedders.cards import find_card
 from rs_embed.embedders.checks import check_bands
 from rs_embed.embedders.loading import load_embedder
 from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
 from rs_embed.embedding import versions
 from rs_embed.errors import RSEmbedError, SpecError
 from rs_embed.export.card import write_card
+from rs_embed.export.cost import find_places, patch_requests
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.grids import check_zarr, write_root
+from rs_embed.export.inputs import InputPlaces, ReadOptions
 from rs_embed.export.partitions import PARTITION_SIZE, Every, PlannedRow, expand, plan_rows
-from rs_embed.export.places import InputPlaces, ReadOptions
-from rs_embed.export.plan import find_places, patch_requests
 from rs_embed.export.ray import RayRunner
 from rs_embed.export.request import ExportRequest, VectorType
-from rs_embed.export.runner import Progress, Report, Runner, count_done, dims_of
+from rs_embed.export.workers import Progress, Report, Runner, count_done, dims_of
 from rs_embed.grid import place_geobox
 from rs_embed.providers.base import Provider
-from rs_embed.providers.catalog import resolve
+from rs_embed.providers.registry import resolve
 from rs_embed.specs import InputPrep, OutputSpec, PointBuffer, SensorSpec, TemporalSpec
 
 _POOLED = OutputSpec.pooled()

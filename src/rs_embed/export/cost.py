@@ -9,14 +9,14 @@ from typing import Any
 from shapely.geometry import box
 from shapely.geometry.base import BaseGeometry
 
-from rs_embed.embedders.catalog import find_card
+from rs_embed.embedders.cards import find_card
 from rs_embed.errors import SpecError
+from rs_embed.export.inputs import InputPlaces, ReadOptions, read_places, region_places
 from rs_embed.export.partitions import Every, PlannedRow, expand
-from rs_embed.export.places import InputPlaces, ReadOptions, read_places, region_places
 from rs_embed.grid import place_geobox
 from rs_embed.providers.base import FetchPlan, PatchRequest, Provider
-from rs_embed.providers.catalog import resolve
-from rs_embed.providers.gee_image import bytes_a_pixel
+from rs_embed.providers.gee.expressions import bytes_a_pixel
+from rs_embed.providers.registry import resolve
 from rs_embed.specs import BBox, OutputSpec, PointBuffer, SensorSpec, TemporalSpec
 
 _POOLED = OutputSpec.pooled()

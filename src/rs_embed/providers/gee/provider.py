@@ -18,8 +18,8 @@ from rs_embed.grid import epsg_of, lonlat_bounds
 from rs_embed.patch import DroppedScene, Patch
 from rs_embed.providers.archive import (
     NOTHING_SEEN,
-    ArchiveScene,
     Choice,
+    Scene,
     choose,
     coverage,
     nothing_found,
@@ -27,7 +27,7 @@ from rs_embed.providers.archive import (
     provenance,
 )
 from rs_embed.providers.base import FetchPlan, PatchRequest, in_threads
-from rs_embed.providers.gee_image import (
+from rs_embed.providers.gee.expressions import (
     Bounds,
     bytes_a_pixel,
     composite,
@@ -36,8 +36,8 @@ from rs_embed.providers.gee_image import (
     read_answer,
     read_pixels,
 )
-from rs_embed.providers.gee_session import IN_FLIGHT, Unexplained, open_client
-from rs_embed.providers.recent import Listing, Recent
+from rs_embed.providers.gee.session import IN_FLIGHT, Unexplained, open_client
+from rs_embed.providers.listings import Listing, Recent
 from rs_embed.sentinel2 import HARMONIZED_COLLECTION, radiometry
 
 _JOINT_PX = 1 << 20
@@ -116,7 +116,7 @@ class GeeProvider:
         ranges = _grouped(range(len(requests)), lambda i: (requests[i].temporal.start, requests[i].temporal.end))
         areas = [area for same in ranges for area in _neighbourhoods(same, places)]
 
-        def scenes_of(number: int) -> list[ArchiveScene]:
+        def scenes_of(number: int) -> list[Scene]:
             bounds, temporal = _around([places[i] for i in areas[number]]), requests[areas[number][0]].temporal
             known = self._recent.find(bounds, temporal, frozenset())
             if known is not None:

@@ -1,0 +1,1 @@
+"""STAC catalogs: items are searched, and their COGs are read block by block."""

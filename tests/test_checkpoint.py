@@ -15,7 +15,7 @@ from fakes import SMALL, SMALL_JSON, small_config, state_dict, towers, write_che
 from rs_embed import CheckpointError
 from rs_embed.clip.checkpoint import open_checkpoint, save_checkpoint
 from rs_embed.clip.reference import find_file
-from rs_embed.digest import FileDigest
+from rs_embed.digest import digest_of
 
 PIXELS = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
 
@@ -82,7 +82,7 @@ def test_every_layout_gives_the_same_network(tmp_path, layout):
     ids = torch.tensor([[49_406, 320, 49_407] + [0] * 74])
     torch.testing.assert_close(checkpoint.load_vision().encode_image(PIXELS), vision.encode_image(PIXELS))
     torch.testing.assert_close(checkpoint.load_text().encode_text(ids), text.encode_text(ids))
-    assert str(FileDigest(file)) == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert digest_of(file).result() == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def test_half_precision_weights_are_read_as_float32(tmp_path):

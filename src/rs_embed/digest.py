@@ -1,6 +1,6 @@
-"""The sha256 of a large file, computed beside other work: 605 MB take a third of a second.
+"""The sha256 of a weights file, computed in a background thread.
 
-A request begins it before it imports torch, which keeps one processor busy for longer than that.
+A digest of 605 MB takes a third of a second. A request starts it before it imports torch, which takes longer.
 """
 
 from __future__ import annotations
@@ -13,54 +13,41 @@ from pathlib import Path
 from rs_embed.errors import CheckpointError
 from rs_embed.files import FileMemo
 
+_BLOCK_BYTES = 1 << 24
+"""Large blocks: after each of them the thread waits for the interpreter lock, which an import holds for long."""
 
-class FileDigest:
-    """Begins when it is made; `str()` waits for it.
+_digests: FileMemo[Future[str]] = FileMemo(keep=4)
 
-    Raises:
-        CheckpointError: from `str()`, where the file cannot be read.
+
+def digest_of(file: Path) -> Future[str]:
+    """Start the sha256 of a file, or return the one that was started for the file as it is now.
+
+    The result is hexadecimal; it raises CheckpointError if the file cannot be read. A digest that failed is started
+    again, because a network drive may have been away for a moment.
     """
+    digest = _digests.get(file, lambda: _start(file))
+    if digest.done() and digest.exception() is not None:
+        _digests.made.clear()
+        digest = _digests.get(file, lambda: _start(file))
+    return digest
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._begin()
 
-    def _begin(self) -> None:
-        self._found: Future[str] = Future()
-        # a daemon: a program that ends, or a wrong file that is refused, does not wait for it
-        threading.Thread(target=self._run, args=(self._found,), name="rs-embed-digest", daemon=True).start()
+def _start(file: Path) -> Future[str]:
+    digest: Future[str] = Future()
 
-    def _run(self, found: Future[str]) -> None:
+    def run() -> None:
         try:
-            found.set_result(_sha256(self._file))
+            digest.set_result(_sha256(file))
         except OSError as error:
-            found.set_exception(CheckpointError(f"{self._file} cannot be read: {error.strerror or error}"))
-        except BaseException as error:  # noqa: BLE001  (handed to whoever waits)
-            found.set_exception(error)
+            digest.set_exception(CheckpointError(f"{file} cannot be read: {error.strerror or error}"))
+        except BaseException as error:  # noqa: BLE001  (raised by result())
+            digest.set_exception(error)
 
-    def __str__(self) -> str:
-        if self._found.done() and self._found.exception() is not None:
-            self._begin()  # what failed once may have been a network drive's hiccup
-        return self._found.result()
-
-    def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        """Another process gets the digest itself."""
-        return str, (str(self),)
+    # a daemon thread, so that a program that ends does not wait for it
+    threading.Thread(target=run, name="rs-embed-digest", daemon=True).start()
+    return digest
 
 
 def _sha256(file: Path) -> str:
-    """In large blocks: between two of them this thread waits its turn behind one that imports."""
-    found, block = hashlib.sha256(), bytearray(_BLOCK_BYTES)
     with file.open("rb", buffering=0) as stream:
-        while count := stream.readinto(block):
-            found.update(memoryview(block)[:count])
-    return found.hexdigest()
-
-
-_BLOCK_BYTES = 1 << 24
-_begun: FileMemo[FileDigest] = FileMemo(keep=4)
-
-
-def digest_of(file: Path) -> FileDigest:
-    """The digest of a file as it is now, begun where it was not yet; the last ones are remembered."""
-    return _begun.get(file, lambda: FileDigest(file))
+        return hashlib.file_digest(stream, "sha256", _bufsize=_BLOCK_BYTES).hexdigest()

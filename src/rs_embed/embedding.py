@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from rs_embed.digest import FileDigest
 from rs_embed.errors import RSEmbedError, missing_core
 from rs_embed.grid import epsg_of
 from rs_embed.patch import Patch
@@ -89,20 +89,20 @@ class Request:
     """The provider's name; None where pixels were passed."""
     model: str
     precision: str
-    weights_sha256: str | FileDigest | None
-    """A digest that is being computed is waited for when it is needed."""
+    weights_sha256: str | Future[str] | None
+    """Digest of the weights, or the future of one that is being computed."""
     pixels_sha256: str | None = None
     """Digest of pixels that were passed."""
 
     def id(self) -> str:
         """sha256 of the canonical request: the same in every process and on every machine."""
-        temporal = self.temporal
+        temporal, sha256 = self.temporal, self.weights_sha256
         facts = flat(self) | {
             "place": describe_place(self.place),
             "temporal": None if temporal is None else flat(temporal),
             "sensor": {k: v for k, v in flat(self.sensor).items() if not k.startswith("check_")},
             "output": flat(self.output),
-            "weights_sha256": None if self.weights_sha256 is None else str(self.weights_sha256),
+            "weights_sha256": sha256.result() if isinstance(sha256, Future) else sha256,
         }
         text = json.dumps(facts, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -169,4 +169,4 @@ def _load_texts(file: Path, device: torch.device) -> _Texts:
             f"{file} has a vocabulary of {vocabulary}, and its tokenizer one of {tokenizer.rules.get_vocab_size()}: "
             "put the tokenizer.json that belongs to it beside it"
         )
-    return _Texts(checkpoint.load_text().to(device), str(digest), tokenizer)
+    return _Texts(checkpoint.load_text().to(device), digest.result(), tokenizer)

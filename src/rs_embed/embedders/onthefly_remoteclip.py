@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,6 @@ from rs_embed import settings
 from rs_embed.clip.kernels import pack_when_it_pays
 from rs_embed.clip.model import VisionTower
 from rs_embed.clip.preprocess import normalise, resize_on_device
-from rs_embed.digest import FileDigest
 from rs_embed.embedders.base import ImageEncoder, PixelTransform, TokenEncoder
 from rs_embed.embedders.cards import ModelCard
 from rs_embed.embedders.chips import Chips, ChipSize, Preparation, stitch
@@ -34,7 +34,7 @@ class RemoteClipEmbedder:
     device: torch.device
     checkpoint: str
     """What was loaded, as the user would name it."""
-    digest: FileDigest | None
+    digest: Future[str] | None
     """Of the weights' file; None for a ready object."""
     activation: str | None
     transform: PixelTransform | None = None
@@ -47,7 +47,7 @@ class RemoteClipEmbedder:
     @property
     def weights_sha256(self) -> str | None:
         """Of the weights' file, hexadecimal; waits until it is computed."""
-        return None if self.digest is None else str(self.digest)
+        return None if self.digest is None else self.digest.result()
 
     @property
     def preprocess(self) -> str:

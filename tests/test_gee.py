@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from earth_engine import EarthEngine, serving
 from fakes import Hub, serve_hub, write_checkpoint
 from rs_embed import (
     BBox,
+    EarthEngineProvider,
     NoImageryError,
     OutputSpec,
     PointBuffer,
@@ -190,6 +192,19 @@ def test_a_scene_that_was_processed_twice_counts_once(tmp_path):
     assert isinstance(patch, Patch), patch
     assert [s.processing_baseline for s in patch.scenes] == ["05.09"]
     assert patch.n_clear == 1
+
+
+def test_a_provider_object_is_what_its_name_means_and_travels_to_other_processes(engine, archive):
+    provider = EarthEngineProvider("test")
+    assert repr(provider) == "EarthEngineProvider(project='test')"
+    [before] = patches(provider, [PLACES[0]], SensorSpec())
+    sent = pickle.loads(pickle.dumps(provider))
+    assert sent == provider
+    [after] = patches(sent, [PLACES[0]], SensorSpec())
+    [named] = patches(resolve("gee:test"), [PLACES[0]], SensorSpec())
+    np.testing.assert_array_equal(before.dn, after.dn)
+    np.testing.assert_array_equal(before.dn, named.dn)
+    assert engine.count("value:compute") == 3  # each lists for itself
 
 
 # --- as few requests as will do -------------------------------------------------------------------------

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rs_embed.export.cost import plan_export as plan_export
     from rs_embed.export.dataset import open_dataset as open_dataset
     from rs_embed.export.run import export_embeddings as export_embeddings
+    from rs_embed.providers.gee.provider import EarthEngineProvider as EarthEngineProvider
     from rs_embed.providers.sample import list_samples as list_samples
     from rs_embed.search.heatmap import heat_map as heat_map
     from rs_embed.search.index import EmbeddingIndex as EmbeddingIndex
@@ -52,6 +53,7 @@ _HOME = {
     "export.dataset": ("open_dataset",),
     "export.run": ("export_embeddings",),
     "export.cost": ("plan_export",),
+    "providers.gee.provider": ("EarthEngineProvider",),
     "providers.sample": ("list_samples",),
     "search.heatmap": ("heat_map",),
     "search.index": ("EmbeddingIndex",),

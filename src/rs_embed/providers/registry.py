@@ -77,9 +77,9 @@ def _open_stac(name: str) -> Provider:
 @lru_cache(maxsize=8)
 def _open_gee(name: str) -> Provider:
     """One provider a project: it remembers what it listed."""
-    from rs_embed.providers.gee.provider import GeeProvider
+    from rs_embed.providers.gee.provider import EarthEngineProvider
 
-    return GeeProvider(name.removeprefix("gee").removeprefix(":") or None)
+    return EarthEngineProvider(name.removeprefix("gee").removeprefix(":") or None)
 
 
 def _unknown(name: str, asked: str) -> str:

@@ -59,15 +59,23 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class GeeProvider:
-    """The backend `gee`.
+class EarthEngineProvider:
+    """Sentinel-2 imagery from Google Earth Engine, composited by the service: the backend `gee`.
 
-    A batch costs one request that lists scenes for each neighbourhood of a degree, and one for the pixels of each group
-    of near places.
+    A batch costs one listing request for each area of one degree, and one pixel request for each group of nearby
+    places. Pass an instance wherever a backend is accepted, as in `backend=EarthEngineProvider("my-project")`.
+    It can be pickled; credentials are read on the machine that fetches and are never part of it.
+
+    Args:
+        project: the Cloud project that is charged. By default `EE_PROJECT`, `GOOGLE_CLOUD_PROJECT`, or the project of
+            the credentials.
     """
 
     project: str | None = None
-    _recent: Recent = field(default_factory=Recent, compare=False, repr=False)
+    _recent: Recent = field(default_factory=Recent, init=False, compare=False, repr=False)
+
+    def __reduce__(self) -> tuple[type[EarthEngineProvider], tuple[str | None]]:
+        return EarthEngineProvider, (self.project,)  # a listing's age is measured by this process's clock
 
     @property
     def name(self) -> str:

@@ -34,8 +34,8 @@ from rs_embed import (
     get_embeddings_batch,
     list_samples,
 )
+from rs_embed.background import in_background
 from rs_embed.patch import DroppedScene
-from rs_embed.pipeline import in_background
 
 MODEL = "remoteclip_s2rgb"
 JUNE = TemporalSpec.range("2022-06-01", "2022-07-01")

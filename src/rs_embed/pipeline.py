@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from affine import Affine
 
 from rs_embed import settings
+from rs_embed.background import in_background, map_in_background
 from rs_embed.embedders.chips import Chips, Preparation
 from rs_embed.embedders.onthefly_remoteclip import Encoded, RemoteClipEmbedder
 from rs_embed.embedding import (
@@ -41,8 +39,6 @@ from rs_embed.providers.base import Arrivals, Pixeled, Pixels
 
 if TYPE_CHECKING:
     import xarray as xr
-
-T = TypeVar("T")
 
 _log = logging.getLogger("rs_embed")
 
@@ -85,13 +81,9 @@ def embed_all(
     With `at_hand` nothing has to be waited for: all processors prepare, and then all multiply. Side by side the two
     would be slower, since a product waits for its slowest thread.
     """
-    if at_hand:
-        prepared = prepare_all(embedder.preparation, requests, arrivals, workers=os.cpu_count())
+    ahead = None if at_hand else settings.batch_size(embedder.device.type)
+    with closing(prepare_all(embedder.preparation, requests, arrivals, ahead=ahead, at_hand=at_hand)) as prepared:
         yield from embed_ready(embedder, requests, prepared, stop_on_error=stop_on_error)
-        return
-    prepared = prepare_all(embedder.preparation, requests, arrivals)
-    with closing(in_background(prepared, limit=settings.batch_size(embedder.device.type))) as ahead:
-        yield from embed_ready(embedder, requests, ahead, stop_on_error=stop_on_error)
 
 
 Look = Callable[[Pixels], PatchLook]
@@ -103,21 +95,29 @@ def prepare_all(
     arrivals: Arrivals,
     *,
     look: Look | None = None,
-    workers: int | None = None,
-) -> Iterator[Ready | Outcome]:
-    """Patches as the model will see them, or why a place has none; needs no weights. `look` sees the pixels too.
+    ahead: int | None = None,
+    at_hand: bool = False,
+) -> Generator[Ready | Outcome, None, None]:
+    """Prepare patches for the model in background threads, and yield them in the order of their arrival.
 
-    In some threads, for a GPU takes more images a second than one thread can prepare; in the order of the arrivals.
+    A GPU takes more images a second than one thread can prepare. No weights are needed.
+
+    Args:
+        preparation: the model's way to cut and scale pixels.
+        requests: requests by position; they may be added while patches arrive.
+        arrivals: patches, or errors instead of them.
+        look: called with each place's pixels; its result is kept.
+        ahead: places prepared before the consumer takes them; as many as there are threads when None.
+        at_hand: arrivals need no waiting, so that all processors prepare.
     """
-    workers = workers or settings.prepare_workers()
-    with ThreadPoolExecutor(workers, "rs-embed-prepare") as pool:
-        waiting: deque[Future[Ready | Outcome]] = deque()
-        for position, pixels in arrivals:
-            waiting.append(pool.submit(_prepare, preparation, requests[position], position, pixels, look))
-            while waiting and (len(waiting) >= workers or waiting[0].done()):
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    workers = min(os.cpu_count() or 1, len(requests)) if at_hand else settings.prepare_workers()
+    return map_in_background(
+        lambda arrival: _prepare(preparation, requests[arrival[0]], *arrival, look),
+        arrivals if at_hand else in_background(arrivals, limit=1),
+        workers=workers,
+        limit=max(workers, ahead or 0),
+        ordered=True,
+    )
 
 
 def embed_ready(
@@ -287,46 +287,6 @@ def _percentiles(images: Sequence[npt.NDArray[np.uint8]], shares: Sequence[float
     counts = sum(np.bincount(image.ravel(), minlength=256) for image in images)
     cumulative = np.cumsum(counts)
     return [int(np.searchsorted(cumulative, share * cumulative[-1])) for share in shares]
-
-
-def in_background(items: Generator[T, None, None] | Iterator[T], limit: int) -> Generator[T, None, None]:
-    """Run an iterator in a thread of its own, at most `limit` items ahead of the consumer.
-
-    The thread is a daemon, so that Ctrl-C ends the program at once.
-    """
-    done = object()
-    waiting: queue.Queue[object] = queue.Queue(maxsize=limit)
-    stop = threading.Event()
-
-    def put(item: object) -> bool:
-        while not stop.is_set():
-            try:
-                waiting.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def run() -> None:
-        try:
-            for item in items:
-                if not put(item):
-                    break
-            put(done)
-        except BaseException as error:  # noqa: BLE001  (handed to the consumer, which raises it)
-            put(error)
-        finally:
-            if isinstance(items, Generator):
-                items.close()
-
-    threading.Thread(target=run, name="rs-embed-prepare", daemon=True).start()
-    try:
-        while (item := waiting.get()) is not done:
-            if isinstance(item, BaseException):
-                raise item
-            yield item  # type: ignore[misc]
-    finally:
-        stop.set()
 
 
 def log_warnings(results: Iterable[Result | None]) -> None:

@@ -29,7 +29,7 @@ from rs_embed.export.request import ExportRequest
 from rs_embed.export.tables import ExportedRow, tables
 from rs_embed.grid import place_geobox
 from rs_embed.inspection import look_at, look_at_colour
-from rs_embed.pipeline import Look, Outcome, Ready, embed_ready, in_background, prepare_all
+from rs_embed.pipeline import Look, Outcome, Ready, embed_ready, prepare_all
 from rs_embed.providers.base import Arrivals, PatchRequest, Provider, from_provider
 from rs_embed.specs import OutputSpec, TemporalSpec
 
@@ -165,10 +165,11 @@ class Runner:
         requests: dict[int, Request] = {}
         busy: list[int] = []
         arrivals = self._arrivals(numbers, opened, requests, busy, retry)
-        prepared = prepare_all(self.embedder.preparation, requests, arrivals, look=look_of(self.request))
+        ahead, look = settings.batch_size(self.embedder.device.type), look_of(self.request)
+        prepared = prepare_all(self.embedder.preparation, requests, arrivals, look=look, ahead=ahead)
         try:
-            with closing(in_background(prepared, limit=settings.batch_size(self.embedder.device.type))) as ahead:
-                waited = _timed(ahead, progress)
+            with closing(prepared):
+                waited = _timed(prepared, progress)
                 outcomes = embed_ready(self.embedder, requests, waited, with_tokens=self.request.grid)
                 last = 0.0
                 for outcome in outcomes:

@@ -1,0 +1,189 @@
+"""The bounded background iterator: threads that work ahead of one consumer, by so many items and bytes at most.
+
+Use `in_background` to run an iterator in a thread, `map_in_background` to call a function in several threads, and
+a `Channel` for any other producer. An event loop, for example, calls `channel.offer(item)`, which never blocks, and
+awaits a moment where the channel is full:
+
+    channel: Channel[Place] = Channel(limit=16)
+    yield from channel.consume([lambda: asyncio.run(sweep(channel))])
+
+All threads are daemons, so that Ctrl-C ends the program without waiting for reads in flight. Closing the iterator
+stops the threads: each finishes the item it has, and takes no more. The consumer raises what a producer raised.
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Generic, TypeVar
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+class ConsumerGone(Exception):
+    """Raised in a producer's thread once nobody takes its items any more."""
+
+
+class Room:
+    """Limit on the items and bytes in memory at once; one item always fits, however large."""
+
+    def __init__(self, limit: int, limit_bytes: int = sys.maxsize) -> None:
+        self._limit, self._limit_bytes = limit, limit_bytes
+        self._count = self._bytes = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def enter(self, size: int = 0, *, wait: bool = True) -> bool:
+        """Take room for an item of `size` bytes, and wait for it unless told not to; False if there is none.
+
+        Raises:
+            ConsumerGone: once the room is closed.
+        """
+        with self._changed:
+            while not self._closed and not self._fits(size):
+                if not wait:
+                    return False
+                self._changed.wait()
+            if self._closed:
+                raise ConsumerGone
+            self._count, self._bytes = self._count + 1, self._bytes + size
+            return True
+
+    def leave(self, size: int = 0) -> None:
+        """Give back the room of one item."""
+        with self._changed:
+            self._count, self._bytes = self._count - 1, self._bytes - size
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Turn away all that wait, and all that come."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _fits(self, size: int) -> bool:
+        return self._count == 0 or (self._count < self._limit and self._bytes + size <= self._limit_bytes)
+
+
+class Channel(Generic[T]):
+    """Items on their way from background threads to one consumer.
+
+    Args:
+        limit: items that may wait.
+        limit_bytes: bytes that they may take.
+    """
+
+    def __init__(self, limit: int, limit_bytes: int = sys.maxsize) -> None:
+        self.room = Room(limit, limit_bytes)
+        self._items: queue.SimpleQueue[tuple[Future[T], int] | None] = queue.SimpleQueue()
+
+    def offer(self, item: T) -> bool:
+        """Hand over an item if there is room for it now.
+
+        Raises:
+            ConsumerGone: once nobody takes items any more.
+        """
+        if not self.room.enter(wait=False):
+            return False
+        self.deliver(_done(item))
+        return True
+
+    def deliver(self, item: Future[T], size: int = 0) -> None:
+        """Hand over an item that has its room already; it may still be in the making."""
+        self._items.put((item, size))
+
+    def consume(self, producers: Sequence[Callable[[], None]]) -> Generator[T, None, None]:
+        """Run each producer in a thread, and yield what they hand over until all have returned."""
+        try:
+            for produce in producers:
+                threading.Thread(target=self._run, args=(produce,), name="rs-embed-background", daemon=True).start()
+            running = len(producers)
+            while running:
+                message = self._items.get()
+                if message is None:
+                    running -= 1
+                    continue
+                item, size = message
+                self.room.leave(size)
+                yield item.result()
+        finally:
+            self.room.close()
+
+    def _run(self, produce: Callable[[], None]) -> None:
+        try:
+            produce()
+        except ConsumerGone:
+            pass
+        except BaseException as error:  # noqa: BLE001  (the consumer raises it)
+            failed: Future[T] = Future()
+            failed.set_exception(error)
+            self.deliver(failed)
+        finally:
+            self._items.put(None)
+
+
+def in_background(items: Iterable[T], limit: int) -> Generator[T, None, None]:
+    """Run an iterator in a thread, at most `limit` items ahead of the consumer. A generator is closed in the end."""
+    return map_in_background(lambda item: item, items, workers=1, limit=limit)
+
+
+def map_in_background(
+    work: Callable[[S], T],
+    items: Iterable[S],
+    *,
+    workers: int,
+    limit: int,
+    size_of: Callable[[S], int] = lambda item: 0,
+    limit_bytes: int = sys.maxsize,
+    ordered: bool = False,
+) -> Generator[T, None, None]:
+    """Call `work` on every item in threads, and yield the results as they are finished.
+
+    Args:
+        work: called in several threads at once; what it raises, the consumer raises.
+        items: advanced by one thread at a time; a generator is closed in the end.
+        workers: threads.
+        limit: items in the making or waiting for the consumer.
+        size_of: bytes of an item's result.
+        limit_bytes: bytes of all results in the making or waiting.
+        ordered: yield results in the order of the items instead.
+    """
+    channel: Channel[T] = Channel(limit, limit_bytes)
+    iterator: Iterator[S] = iter(items)
+    taking = threading.Lock()  # also held while waiting for room, so that items start in their order
+
+    def run() -> None:
+        try:
+            while True:
+                with taking:
+                    try:
+                        item = next(iterator)
+                    except StopIteration:
+                        return
+                    size = size_of(item)
+                    channel.room.enter(size)
+                    result: Future[T] = Future()
+                    if ordered:
+                        channel.deliver(result, size)
+                try:
+                    result.set_result(work(item))
+                except BaseException as error:  # noqa: BLE001  (the consumer raises it)
+                    result.set_exception(error)
+                if not ordered:
+                    channel.deliver(result, size)
+        finally:
+            with taking:
+                if isinstance(iterator, Generator):
+                    iterator.close()
+
+    return channel.consume([run] * workers)
+
+
+def _done(item: T) -> Future[T]:
+    future: Future[T] = Future()
+    future.set_result(item)
+    return future

@@ -2,26 +2,66 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Generic, TypeVar
+
+from rs_embed.errors import RSEmbedError
 
 T = TypeVar("T")
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """A path beside this one to write to, with the same ending; it takes this one's place when nothing was raised."""
-    part = path.with_name(f".{os.getpid()}.part.{path.name}")
+def atomic_write(path: Path, *, scratch: Path | None = None, durable: bool = False) -> Iterator[Path]:
+    """Yield a temporary path with the same ending; the file written there replaces `path` when the block ends.
+
+    A block that raises leaves `path` as it was, and no temporary file.
+
+    Args:
+        path: the file to write.
+        scratch: folder on the same disk for the temporary file; the folder of `path` when None.
+        durable: flush the file and its folder to disk, so that the file survives a power cut.
+
+    Raises:
+        RSEmbedError: when the system refuses to write, because the disk is full for example.
+    """
+    part = (scratch or path.parent) / f".{uuid.uuid4().hex[:12]}.part.{path.name}"
     try:
         yield part
+        if durable:
+            flush(part)
         os.replace(part, path)
+        if durable:
+            flush(path.parent)
+    except OSError as error:
+        if error.errno is None:  # a library's own error, not one of the system
+            raise
+        raise cannot_write(path, error) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
+
+
+def cannot_write(path: Path, error: OSError) -> RSEmbedError:
+    """Return our error for a file or folder that the system refuses to write, with the remedy."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "make room" if full else "check the folder and its permissions"
+    return RSEmbedError(f"{path} cannot be written ({error.strerror}): {remedy}, then run the same again")
+
+
+def flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk and no longer in a buffer of the system."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 class FileMemo(Generic[T]):

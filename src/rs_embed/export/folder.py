@@ -13,9 +13,8 @@ DATASET/embeddings/part-000012.parquet    rows with vectors, nothing else
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from filelock import FileLock, Timeout
 
 from rs_embed.errors import RSEmbedError
 from rs_embed.export.request import ExportRequest, differences
+from rs_embed.files import atomic_write
 
 FORMAT = 1
 
@@ -210,23 +210,18 @@ class DatasetFolder:
 
     def write_text(self, path: Path, text: str) -> None:
         """Write a text file, whole or not at all."""
-        self.write(path, lambda part: _write_text(part, text))
+
+        def fill(part: Path) -> None:
+            part.write_text(text, encoding="utf-8")
+
+        self.write(path, fill)
 
     def write(self, path: Path, fill: Callable[[Path], None]) -> None:
         """Write a file so that it is there whole or not at all, also after a power cut."""
-        folder = self.scratch
-        folder.mkdir(parents=True, exist_ok=True)
+        self.scratch.mkdir(parents=True, exist_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = folder / f"{path.parent.name}-{path.name}.{os.getpid()}"
-        try:
+        with atomic_write(path, scratch=self.scratch, durable=True) as part:
             fill(part)
-            sync(part)
-            os.replace(part, path)
-            sync(path.parent)
-        except OSError as error:
-            with suppress(OSError):
-                part.unlink()
-            raise cannot_write(path, error) from error
 
 
 @lru_cache(maxsize=8)
@@ -252,21 +247,3 @@ def _write_table(table: pa.Table, path: Path) -> None:
 def _dictionary_columns(schema: pa.Schema) -> list[str]:
     """Texts repeat; vectors and pictures do not."""
     return [field.name for field in schema if pa.types.is_string(field.type) and not field.name.endswith("_id")]
-
-
-def cannot_write(path: Path, error: OSError) -> RSEmbedError:
-    """Our error for a file that could not be written, with its remedy."""
-    return RSEmbedError(f"{path} cannot be written ({error.strerror}): make room, then run the same again")
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
-def sync(path: Path) -> None:
-    """Have a file or folder on the disk, not on its way there."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -18,9 +18,9 @@ import numpy as np
 
 from rs_embed.embedding import GRID_NOTE
 from rs_embed.errors import RSEmbedError, missing_package
-from rs_embed.export.folder import cannot_write, sync
 from rs_embed.export.request import ExportRequest
 from rs_embed.export.tables import SOURCE_DATA
+from rs_embed.files import cannot_write, flush
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -176,4 +176,4 @@ def _attributes(request: ExportRequest, dim: int) -> dict[str, Any]:
 def _sync_all(folder: Path) -> None:
     for root, _, files in os.walk(folder):
         for name in (*files, "."):
-            sync(Path(root) / name)
+            flush(Path(root) / name)

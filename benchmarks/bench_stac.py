@@ -22,8 +22,8 @@ from benchmarks.timing import Comparison, compare
 from rs_embed.grid import place_geobox
 from rs_embed.patch import Patch
 from rs_embed.providers.base import PatchRequest
+from rs_embed.providers.stac.catalogs import StacCatalog
 from rs_embed.providers.stac.provider import StacProvider
-from rs_embed.providers.stac.search import StacCatalog
 from rs_embed.specs import PointBuffer, SensorSpec, TemporalSpec
 
 FOLDER = Path(__file__).parent / "data" / "archive"

@@ -28,9 +28,9 @@ from rs_embed.grid import transformer
 from rs_embed.pipeline import Ready, embed_ready, prepare_all
 from rs_embed.providers.archive import Archive
 from rs_embed.providers.base import Provider, from_provider
+from rs_embed.providers.stac.catalogs import StacCatalog
 from rs_embed.providers.stac.items import scene_of_item
 from rs_embed.providers.stac.provider import StacProvider
-from rs_embed.providers.stac.search import StacCatalog
 
 MODEL, CHIP_M, SIDE_PX, BLOCK_PX = "clip_eurosat_s2rgb", 640.0, 5120, 128
 FOLDER = Path(__file__).parent / "data" / "small_blocks"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from rasterio.shutil import copy as copy_raster
 
 from archive_server import FileServer, Tile, serve_files, serve_stac, write_items, write_scene
 from fakes import write_checkpoint
-from rs_embed import NoImageryError, PointBuffer, ProviderError, SensorSpec, TemporalSpec, get_embedding
+from rs_embed import NoImageryError, PointBuffer, ProviderError, SensorSpec, StacProvider, TemporalSpec, get_embedding
 from rs_embed.grid import place_geobox
 from rs_embed.patch import Patch
 from rs_embed.providers.archive import Scene
@@ -29,10 +30,9 @@ from rs_embed.providers.base import PatchRequest, Provider
 from rs_embed.providers.cache import CachedProvider
 from rs_embed.providers.duplicates import unique
 from rs_embed.providers.registry import resolve
+from rs_embed.providers.stac.catalogs import CATALOGS, StacCatalog
 from rs_embed.providers.stac.items import scene_of_item
-from rs_embed.providers.stac.offsets import dark_end, offset_seen
-from rs_embed.providers.stac.provider import StacProvider
-from rs_embed.providers.stac.search import CATALOGS, StacCatalog
+from rs_embed.providers.stac.offsets import dark_pixels, has_offset
 
 HOME = Tile("33UVP", 32633, 499_980, 5_300_040)
 EAST = Tile("33UWP", 32633, 499_980 + 15_360 - 980, 5_300_040)  # overlaps its neighbour, as tiles do
@@ -327,7 +327,7 @@ def test_what_was_searched_is_not_searched_again(archive):
     provider, _ = archive
     asked = [request(3000, 3000), request(9000, 9000)]
     provider.plan(asked)
-    searcher = provider._memory.searcher
+    searcher = provider._searcher
     provider.plan([request(6000, 6000)])  # inside of what was searched
     assert len(searcher._recent._listings) == 1
 
@@ -340,7 +340,7 @@ def one_scene(tmp_path: Path, asked: PatchRequest, offset: str = "item", **how) 
         item = write_scene(tmp_path, files.url, HOME, "2022-06-03", seed=1, overviews="AUTO", **how)
         with serve_stac(write_items(tmp_path / "items.json", [item])) as api:
             catalog = StacCatalog(name="test", url=api, collections=("sentinel-2-l2a",))
-            [patch] = fetch(StacProvider(catalog, offset), [asked])
+            [patch] = fetch(StacProvider(catalog, offset=offset), [asked])
             assert max(files.requests.values()) == 1
     assert isinstance(patch, Patch)
     return patch
@@ -375,7 +375,7 @@ def test_an_offset_that_is_still_in_is_seen_by_a_second_band(tmp_path):
         with serve_stac(write_items(tmp_path / "items.json", [item])) as api:
             catalog = StacCatalog(name="test", url=api, collections=("sentinel-2-l2a",))
             [told] = fetch(StacProvider(catalog), [asked])
-            [decided] = fetch(StacProvider(catalog, "pixels"), [asked])
+            [decided] = fetch(StacProvider(catalog, offset="pixels"), [asked])
     assert "begin at DN 104" in told.warnings[0]
     assert told.scenes[0].dn_offset == 0
     assert decided.scenes[0].dn_offset == -1000
@@ -390,8 +390,8 @@ def test_real_cogs_and_a_shifted_copy(shared, shift, seen):
         [path] = (shared / "earth_search_cogs").glob(f"*{band}.tif")
         with rasterio.open(path) as file:
             values = file.read(1, out_shape=(file.height // 4, file.width // 4))
-        ends.append(dark_end(np.where(values > 0, values + shift, 0).astype(np.uint16)))
-    assert offset_seen(ends) is seen
+        ends.append(dark_pixels(np.where(values > 0, values + shift, 0).astype(np.uint16)))
+    assert has_offset(ends) is seen
 
 
 @pytest.mark.parametrize(("shift", "seen"), [(0, False), (1000, True)])
@@ -400,8 +400,8 @@ def test_real_ground_with_vegetation_and_a_shifted_copy(shared, shift, seen):
     with rasterio.open(shared / "time_series" / "openEO_2023-06-01Z.tif") as file:
         for index in (3, 1):
             values = file.read(index)
-            ends.append(dark_end(np.where(values > 0, values + shift, 0).astype(np.uint16)))
-    assert offset_seen(ends) is seen
+            ends.append(dark_pixels(np.where(values > 0, values + shift, 0).astype(np.uint16)))
+    assert has_offset(ends) is seen
 
 
 def test_the_real_cog_of_a_harmonised_archive_is_not_shifted_twice(shared, tmp_path):
@@ -423,7 +423,7 @@ def test_the_real_cog_of_a_harmonised_archive_is_not_shifted_twice(shared, tmp_p
             place = place_geobox(PointBuffer(lon, lat, 6400), 100)
             asked = PatchRequest(place, TemporalSpec.range("2020-02-01", "2020-03-01"), SensorSpec(scale_m=100))
             [told] = fetch(StacProvider(catalog), [asked])
-            [decided] = fetch(StacProvider(catalog, "pixels"), [asked])
+            [decided] = fetch(StacProvider(catalog, offset="pixels"), [asked])
     assert "already out" in told.warnings[0]
     assert decided.scenes[0].dn_offset == 0
     with rasterio.open(next((shared / "earth_search_cogs").glob("*B04.tif"))) as file:
@@ -693,6 +693,22 @@ def test_an_address_that_is_no_api_is_refused(backend, says):
 def test_a_password_in_an_address_is_not_in_the_providers_name():
     provider = resolve("stac:https://user:secret@host:8443/v1?key=hidden#sentinel-2-l2a")
     assert provider.name == "stac:https://host:8443/v1#sentinel-2-l2a"
+
+
+def test_a_provider_is_built_as_an_object_and_travels_without_its_credentials_showing():
+    provider = StacProvider("https://user:secret@host/v1", collection="sentinel-2-l2a", offset="pixels")
+    assert provider.name == "stac:https://host/v1#sentinel-2-l2a?offset=pixels"
+    assert repr(provider) == "StacProvider('stac:https://host/v1#sentinel-2-l2a', offset='pixels')"
+    assert "secret" not in repr(provider.catalog)
+    copy = pickle.loads(pickle.dumps(provider))
+    assert (copy.catalog, copy.offset) == (provider.catalog, "pixels")
+    assert StacProvider("earth-search").catalog.collections == ("sentinel-2-c1-l2a", "sentinel-2-l2a")
+    assert StacProvider("earth-search", "sentinel-2-l2a").catalog.collections == ("sentinel-2-l2a",)
+    for arguments in (("https://host/v1",), ("elsewhere", "sentinel-2-l2a")):
+        with pytest.raises(ProviderError, match="must be earth-search, planetary-computer, or an http or https"):
+            StacProvider(*arguments)
+    with pytest.raises(ProviderError, match="got 'guess'"):
+        StacProvider("earth-search", offset="guess")
 
 
 def test_the_known_catalogs_are_there():

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rs_embed.export.run import export_embeddings as export_embeddings
     from rs_embed.providers.gee.provider import EarthEngineProvider as EarthEngineProvider
     from rs_embed.providers.sample import list_samples as list_samples
+    from rs_embed.providers.stac.provider import StacProvider as StacProvider
     from rs_embed.search.heatmap import heat_map as heat_map
     from rs_embed.search.index import EmbeddingIndex as EmbeddingIndex
     from rs_embed.specs import BBox as BBox
@@ -55,6 +56,7 @@ _HOME = {
     "export.cost": ("plan_export",),
     "providers.gee.provider": ("EarthEngineProvider",),
     "providers.sample": ("list_samples",),
+    "providers.stac.provider": ("StacProvider",),
     "search.heatmap": ("heat_map",),
     "search.index": ("EmbeddingIndex",),
     "texts": ("embed_text", "zero_shot"),

@@ -151,7 +151,7 @@ def _hub_credentials() -> Finding:
 
 
 def _catalog() -> Finding:
-    from rs_embed.providers.stac.search import EARTH_SEARCH
+    from rs_embed.providers.stac.catalogs import EARTH_SEARCH
 
     return _reach("Earth Search", EARTH_SEARCH.url, "the sample and local folders work without")
 

@@ -1,7 +1,7 @@
 """Blocks of COGs for many places at once: each block is fetched and decoded once, and goes to all places on it.
 
-Blocks are taken in the order in which they lie on the map. A place's buffers are made when its first block arrives and
-handed over when its last one has, so that memory holds the places along the front of the sweep, not all of them.
+Blocks are taken in their order on the map. The arrays of a place are created when its first block arrives and handed
+over after its last one, so that memory holds the places along the front of the sweep, not all of them.
 """
 
 from __future__ import annotations
@@ -24,24 +24,11 @@ from rs_embed.providers.archive import Scene
 from rs_embed.providers.base import PatchRequest
 from rs_embed.providers.http import FetchError, RangeReader, SasTokens, new_client
 from rs_embed.providers.raster import BlockGrid, IndexArray, by_themselves
-from rs_embed.providers.stac.cog import Cog, open_cog, read_blocks, read_dark_end
-from rs_embed.providers.stac.offsets import DarkEnd
+from rs_embed.providers.stac.cog import Cog, fetch_blocks, open_cog, overview_dark_pixels
+from rs_embed.providers.stac.offsets import DarkPixels
 
-_TOGETHER = 4
-"""Blocks of one request, where they follow one another in the file."""
+_BLOCKS_PER_REQUEST = 4
 _POLL_S = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """Where one file's pixels go: a band of a scene of a place, or its scene classification."""
-
-    place: ReadPlace
-    scene: int
-    index: int
-    """Which of the place's bands."""
-    band: int
-    """Which band of the file, from 0."""
 
 
 @dataclass(slots=True, eq=False)
@@ -55,92 +42,116 @@ class Layer:
     @property
     def valid(self) -> npt.NDArray[np.bool_]:
         """(y, x), True where a value was read that is not nodata."""
-        found: npt.NDArray[np.bool_] = ~np.isnan(self.values) if np.isnan(self.nodata) else self.values != self.nodata
-        return found
+        valid: npt.NDArray[np.bool_] = ~np.isnan(self.values) if np.isnan(self.nodata) else self.values != self.nodata
+        return valid
 
 
 @dataclass(slots=True, eq=False)
-class ReadPlace:
-    """A place and what has been read of it."""
+class PlaceLayers:
+    """Layers of one place, filled block by block."""
 
     position: int
+    """Number of the request."""
     request: PatchRequest
     scenes: Sequence[Scene]
-    """Newest first."""
-    tags: dict[int, tuple[float, float]] = field(default_factory=dict)
-    """Scale and offset tags of each scene's first band."""
+    """Scenes to read, newest first."""
+    scale_and_offset: dict[int, tuple[float, float]] = field(default_factory=dict)
+    """Tags of the first band's file, by scene number."""
     faults: dict[int, str] = field(default_factory=dict)
-    """What could not be read of a scene."""
+    """Reason why a scene cannot be read, by scene number."""
     layers: dict[tuple[int, int], Layer] = field(default_factory=dict)
-    """What was read, by scene and band."""
-    waiting: int = 0
+    """Layers by scene number and band number."""
+    pending: int = 0
     """Headers and blocks that are still to come."""
 
     def bands(self, scene: int) -> list[str]:
-        """Bands to read of a scene, the scene classification last; it is read whenever there is one."""
-        files = self.scenes[scene].files
-        return [*self.request.sensor.bands, *(["SCL"] if "SCL" in files else [])]
+        """Return the bands to read of a scene; its scene classification comes last, and is read if it exists."""
+        return [*self.request.sensor.bands, *(["SCL"] if "SCL" in self.scenes[scene].files else [])]
 
-    def layer(self, scene: int, index: int, dtype: np.dtype[np.generic], nodata: float) -> Layer:
-        """Where the values of one band of one scene go; made when it is first asked for."""
-        if (scene, index) not in self.layers:
+    def layer(self, scene: int, band: int, dtype: np.dtype[np.generic], nodata: float) -> Layer:
+        """Return the layer of one band of one scene, created empty on first use."""
+        if (scene, band) not in self.layers:
             if dtype.kind in "ui":
                 limits = np.iinfo(dtype.name)
-                nodata = nodata if limits.min <= nodata <= limits.max else 0.0  # what it cannot hold marks nothing
+                nodata = nodata if limits.min <= nodata <= limits.max else 0.0  # the type cannot hold this nodata
             empty = np.full(self.request.geobox.shape, nodata).astype(dtype)
-            self.layers[scene, index] = Layer(empty, nodata)
-        return self.layers[scene, index]
+            self.layers[scene, band] = Layer(empty, nodata)
+        return self.layers[scene, band]
 
-    def give_up(self, scene: int, fault: str) -> None:
-        """Note why a scene cannot be read, and forget what was."""
-        self.faults.setdefault(scene, fault)
+    def drop_scene(self, scene: int, reason: str) -> None:
+        """Record why a scene cannot be read, and free its layers."""
+        self.faults.setdefault(scene, reason)
         for key in [key for key in self.layers if key[0] == scene]:
             del self.layers[key]
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
-    """Blocks of one file side by side, read with one request."""
+class _Target:
+    """Layer that one band of a file fills."""
+
+    place: PlaceLayers
+    scene: int
+    band: int
+    """Band number within the place."""
+    file_band: int
+    """Band number within the file, from 0."""
+
+    @property
+    def is_wanted(self) -> bool:
+        """True until the scene has failed."""
+        return self.scene not in self.place.faults
+
+
+@dataclass(frozen=True, slots=True)
+class _BlockRun:
+    """Adjacent blocks of one file that are fetched with one request."""
 
     cog: Cog
     row: int
     cols: tuple[int, ...]
-    targets: tuple[tuple[_Target, ...], ...]
-    """For each block the places that wait for it."""
+    targets: tuple[Sequence[_Target], ...]
+    """Layers to fill, for each block."""
+
+    @property
+    def map_order(self) -> tuple[float, float, float]:
+        """Sort key: by zone, then north to south, then west to east."""
+        grid = self.cog.grid
+        x, y = grid.transform * (self.cols[0] * grid.block_width, self.row * grid.block_height)
+        return float(grid.epsg), -y, x
 
 
-_Order = tuple[float, float, float, int]
-"""North to south, then west to east; then as they were queued."""
-_Queue = asyncio.PriorityQueue[tuple[_Order, "_Run | None"]]
+_Queue = asyncio.PriorityQueue[tuple[tuple[float, float, float, int], "_BlockRun | None"]]
+"""Runs in map order, and in order of arrival where they lie in one place; None ends a worker."""
+_LAST = (float("inf"), 0.0, 0.0)
 
 
 class BlockReader:
-    """One sweep over the blocks that some places need; iterate over it for the places as they are complete.
+    """One sweep over the blocks that some places need; iterating yields each place when it is complete.
 
     Args:
-        places: what to read.
-        in_flight: requests at a time.
-        tokens: for files that want them.
-        dark_ends: files whose overview is looked at too, None where it is not known yet; it is filled in.
+        places: the places to read.
+        in_flight: number of simultaneous requests.
+        tokens: read tokens, for files that need them.
+        dark_pixels: files whose histogram is read as well, by address; values that are None are filled in.
     """
 
     def __init__(
         self,
-        places: Sequence[ReadPlace],
+        places: Sequence[PlaceLayers],
         *,
         in_flight: int,
         tokens: SasTokens | None = None,
-        dark_ends: MutableMapping[str, DarkEnd | None] | None = None,
+        dark_pixels: MutableMapping[str, DarkPixels | None] | None = None,
     ) -> None:
         self._places = places
         self._in_flight = in_flight
         self._tokens = tokens
-        self._dark_ends = {} if dark_ends is None else dark_ends
-        self._done: queue.Queue[ReadPlace | BaseException | None] = queue.Queue(maxsize=2 * in_flight)
+        self._dark_pixels = {} if dark_pixels is None else dark_pixels
+        self._done: queue.Queue[PlaceLayers | BaseException | None] = queue.Queue(maxsize=2 * in_flight)
         self._stop = threading.Event()
         self._numbers = count()
 
-    def __iter__(self) -> Iterator[ReadPlace]:
+    def __iter__(self) -> Iterator[PlaceLayers]:
         threading.Thread(target=self._start, name="rs-embed-blocks", daemon=True).start()
         try:
             while (item := self._done.get()) is not None:
@@ -162,75 +173,84 @@ class BlockReader:
                 return
 
     async def _sweep(self) -> None:
-        """Headers are asked for first; the blocks of a file follow as soon as its header is there."""
+        """Open all files; the blocks of each are queued as soon as its header has arrived."""
         runs: _Queue = asyncio.PriorityQueue()
         targets = self._targets_by_file()
         for place in self._places:
-            if place.waiting == 0:
+            if place.pending == 0:
                 await self._hand_over(place)
         async with new_client() as client:
             reader = RangeReader(client, asyncio.Semaphore(self._in_flight), self._tokens)
-            workers = self._in_flight + (os.cpu_count() or 1)
-            working = [asyncio.create_task(self._work(runs, reader)) for _ in range(workers)]
-            await asyncio.gather(*(self._open(url, found, runs, reader) for url, found in targets.items()))
-            for number, _ in enumerate(working):
-                runs.put_nowait(((float("inf"), 0.0, 0.0, number), None))
-            await asyncio.gather(*working)
+            worker_count = self._in_flight + (os.cpu_count() or 1)  # some decode while others fetch
+            workers = [asyncio.create_task(self._work(runs, reader)) for _ in range(worker_count)]
+            await asyncio.gather(*(self._open(url, waiting, runs, reader) for url, waiting in targets.items()))
+            for _ in workers:
+                self._queue(runs, None)
+            await asyncio.gather(*workers)
 
     def _targets_by_file(self) -> dict[str, list[_Target]]:
-        """Which places wait for which file; a scene without a band of its own is faulty from the start."""
-        found: dict[str, list[_Target]] = defaultdict(list)
+        """Group the layers by their file; a scene that lacks a band has failed from the start."""
+        targets: dict[str, list[_Target]] = defaultdict(list)
         for place in self._places:
             for number, scene in enumerate(place.scenes):
-                missing = next((band for band in place.bands(number) if band not in scene.files), None)
+                bands = place.bands(number)
+                missing = next((band for band in bands if band not in scene.files), None)
                 if missing is not None:
                     place.faults[number] = f"it has no band {missing}"
                     continue
-                for index, band in enumerate(place.bands(number)):
+                for index, band in enumerate(bands):
                     file = scene.files[band]
-                    found[file.path].append(_Target(place, number, index, file.index - 1))
-                    place.waiting += 1
-        return found
+                    targets[file.path].append(_Target(place, number, index, file.index - 1))
+                place.pending += len(bands)
+        return targets
 
     async def _open(self, url: str, targets: Sequence[_Target], runs: _Queue, reader: RangeReader) -> None:
-        """Read a file's header, and queue the blocks that its places need."""
+        """Fetch a file's header, and queue the blocks that its places need."""
         if self._stop.is_set():
             return
+        check_dark_pixels = url in self._dark_pixels and self._dark_pixels[url] is None
         try:
-            look = url in self._dark_ends and self._dark_ends[url] is None
-            cog = await open_cog(reader, url, with_overview=look)
+            cog = await open_cog(reader, url, with_overview=check_dark_pixels)
         except FetchError as error:
             for target in targets:
-                target.place.give_up(target.scene, str(error))
+                target.place.drop_scene(target.scene, str(error))
         else:
             for target in targets:
-                if target.index == 0:
-                    target.place.tags[target.scene] = (cog.scale, cog.offset)
-            for run in _runs(cog, targets):
-                runs.put_nowait(((*_map_order(run), next(self._numbers)), run))
-            if look:
-                self._dark_ends[url] = await read_dark_end(cog, reader)
+                if target.band == 0:
+                    target.place.scale_and_offset[target.scene] = (cog.scale, cog.offset)
+            for run in _block_runs(cog, targets):
+                self._queue(runs, run)
+            if check_dark_pixels:
+                self._dark_pixels[url] = await overview_dark_pixels(cog, reader)
         for target in targets:
-            await self._one_less(target.place)
+            await self._count_down(target.place)
+
+    def _queue(self, runs: _Queue, run: _BlockRun | None) -> None:
+        runs.put_nowait(((*(_LAST if run is None else run.map_order), next(self._numbers)), run))
 
     async def _work(self, runs: _Queue, reader: RangeReader) -> None:
+        """Fetch runs from the queue, and copy their pixels to the layers."""
         while not self._stop.is_set():
             _, run = await runs.get()
             if run is None:
                 return
-            wanted = any(target.scene not in target.place.faults for block in run.targets for target in block)
-            blocks = await read_blocks(run.cog, reader, run.row, run.cols) if wanted else []
-            for col, values, waiting in zip(run.cols, blocks, run.targets, strict=False):
-                _give(run, col, values, waiting)
-            for target in (target for block in run.targets for target in block):
-                await self._one_less(target.place)
+            if any(target.is_wanted for targets in run.targets for target in targets):
+                blocks = await fetch_blocks(run.cog, reader, run.row, run.cols)
+                for col, values, targets in zip(run.cols, blocks, run.targets, strict=True):
+                    for target in (target for target in targets if target.is_wanted):
+                        if isinstance(values, FetchError):
+                            target.place.drop_scene(target.scene, str(values))
+                        else:
+                            _copy_pixels(target, run.cog, run.row, col, values)
+            for target in (target for targets in run.targets for target in targets):
+                await self._count_down(target.place)
 
-    async def _one_less(self, place: ReadPlace) -> None:
-        place.waiting -= 1
-        if place.waiting == 0:
+    async def _count_down(self, place: PlaceLayers) -> None:
+        place.pending -= 1
+        if place.pending == 0:
             await self._hand_over(place)
 
-    async def _hand_over(self, place: ReadPlace) -> None:
+    async def _hand_over(self, place: PlaceLayers) -> None:
         while not self._stop.is_set():
             with suppress(queue.Full):
                 self._done.put_nowait(place)
@@ -238,56 +258,42 @@ class BlockReader:
             await asyncio.sleep(_POLL_S)
 
 
-def _runs(cog: Cog, targets: Sequence[_Target]) -> Iterator[_Run]:
-    """The blocks of a file that its places need, those that follow one another together."""
+def _block_runs(cog: Cog, targets: Sequence[_Target]) -> Iterator[_BlockRun]:
+    """Yield the blocks of a file that its places need, joined where they are contiguous in the file."""
     needed: dict[tuple[int, int], list[_Target]] = defaultdict(list)
     for target in targets:
         for block in cog.grid.blocks_under(target.place.request.geobox):
             needed[block].append(target)
-            target.place.waiting += 1
+            target.place.pending += 1
     run: list[tuple[int, int]] = []
     for row, col in sorted(needed):
-        if run and not (run[-1] == (row, col - 1) and len(run) < _TOGETHER and cog.follow(*run[-1])):
-            yield _run(cog, run, needed)
+        joins = bool(run) and run[-1] == (row, col - 1) and len(run) < _BLOCKS_PER_REQUEST
+        if run and not (joins and cog.is_contiguous(*run[-1])):
+            yield _block_run(cog, run, needed)
             run = []
         run.append((row, col))
     if run:
-        yield _run(cog, run, needed)
+        yield _block_run(cog, run, needed)
 
 
-def _run(cog: Cog, blocks: Sequence[tuple[int, int]], needed: Mapping[tuple[int, int], Sequence[_Target]]) -> _Run:
-    return _Run(cog, blocks[0][0], tuple(col for _, col in blocks), tuple(tuple(needed[block]) for block in blocks))
+def _block_run(
+    cog: Cog, blocks: Sequence[tuple[int, int]], needed: Mapping[tuple[int, int], Sequence[_Target]]
+) -> _BlockRun:
+    return _BlockRun(cog, blocks[0][0], tuple(col for _, col in blocks), tuple(needed[block] for block in blocks))
 
 
-def _map_order(run: _Run) -> tuple[float, float, float]:
-    grid = run.cog.grid
-    x, y = grid.transform * (run.cols[0] * grid.block_width, run.row * grid.block_height)
-    return float(grid.epsg), -y, x
-
-
-def _give(run: _Run, col: int, values: npt.NDArray[np.generic] | FetchError, waiting: Sequence[_Target]) -> None:
-    """One block to the places that wait for it, or the reason why their scene cannot be read."""
-    for target in waiting:
-        if target.scene in target.place.faults:
-            continue
-        if isinstance(values, FetchError):
-            target.place.give_up(target.scene, str(values))
-        else:
-            _scatter(target, run.cog, run.row, col, values)
-
-
-def _scatter(target: _Target, cog: Cog, row: int, col: int, values: npt.NDArray[np.generic]) -> None:
-    """One block's pixels to one place."""
+def _copy_pixels(target: _Target, cog: Cog, row: int, col: int, values: npt.NDArray[np.generic]) -> None:
+    """Copy the pixels of one block that lie on a place to its layer."""
     where, rows, cols = _window(target.place.request.geobox, cog.grid, row, col)
     nodata = 0.0 if cog.nodata is None else cog.nodata
-    layer = target.place.layer(target.scene, target.index, values.dtype, nodata)
-    layer.values[where] = values[target.band][rows, cols]
+    layer = target.place.layer(target.scene, target.band, values.dtype, nodata)
+    layer.values[where] = values[target.file_band][rows, cols]
 
 
 def _window(
     geobox: GeoBox, grid: BlockGrid, row: int, col: int
 ) -> tuple[tuple[IndexArray, ...], IndexArray, IndexArray]:
-    """Target pixels under a block, and the block's rows and columns for them."""
+    """Return the pixels of a place that lie on a block, and the block's rows and columns under them."""
     rows, cols = grid.pixels_under(geobox)
     top, left = row * grid.block_height, col * grid.block_width
     bottom, right = min(top + grid.block_height, grid.height), min(left + grid.block_width, grid.width)

@@ -65,13 +65,11 @@ def _cached(provider: Provider, folder: Path | None) -> Provider:
 def _open_stac(name: str) -> Provider:
     """One provider a catalog: it remembers what it searched, its tokens, and what it learnt of scenes."""
     from rs_embed.providers.stac.provider import StacProvider
-    from rs_embed.providers.stac.search import CATALOGS, parse_backend
 
-    known, _, option = name.partition(OFFSET_OPTION)
+    catalog, _, option = name.partition(OFFSET_OPTION)
     if OFFSET_OPTION in name and option not in ("item", "pixels"):
         raise ProviderError(f"backend {name!r}: offset must be 'item' or 'pixels', got {option!r}")
-    catalog = CATALOGS.get(known) or parse_backend(known)
-    return StacProvider(catalog, "pixels" if option == "pixels" else "item")
+    return StacProvider(catalog, offset="pixels" if option == "pixels" else "item")
 
 
 @lru_cache(maxsize=8)

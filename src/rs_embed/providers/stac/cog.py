@@ -1,4 +1,4 @@
-"""One COG over HTTP: its header, its blocks, and the dark end of its coarsest overview."""
+"""One COG over HTTP: its header, its blocks, and the histogram of its coarsest overview."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -14,25 +15,27 @@ from affine import Affine
 from async_tiff import TIFF, DecoderRegistry, ImageFileDirectory, Tile
 from async_tiff.enums import Compression, PlanarConfiguration
 from isal import isal_zlib
-from typing_extensions import Buffer
 
-from rs_embed.providers.http import GAP_BYTES, FetchError, RangeReader, SasTokens, new_client
+from rs_embed.providers.http import JOIN_GAP_BYTES, FetchError, RangeReader, SasTokens, new_client
 from rs_embed.providers.raster import BlockGrid
-from rs_embed.providers.stac.offsets import DarkEnd, dark_end
+from rs_embed.providers.stac.offsets import DarkPixels, dark_pixels
+from rs_embed.retry import COG_BLOCK
 
-_DECODE_ATTEMPTS = 5
-"""Of a block or header that arrives but cannot be read. With 2 % of answers corrupt, three were too few for 20,000."""
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 _BLOCK_BYTES = 1 << 21
-"""Of a block as it mostly is: 1024 px a side, uint16."""
+"""Size of a usual block when decoded: 1024 px a side, uint16."""
 _HEADER_BYTES = 32_768
 _OVERVIEW_BYTES = 786_432
-_OVERVIEW_PX = 1400
-"""An overview larger than this a side is too dear for a look at it."""
+"""Length of a file's beginning that holds its header and its coarsest overview."""
+_MAX_OVERVIEW_PX = 1400
+"""Largest side of an overview that is read for a histogram."""
 _SCALE_TAG = re.compile(r'role="(scale|offset)"[^>]*>([^<]+)<')
 
 
 def _inflate(buffer: Buffer) -> bytes:
-    """Decoding is the limit, and isal does it three times as fast as the library; it lets other threads run."""
+    """Inflate with isal, three times as fast as async-tiff's decoder and without holding the GIL."""
     return isal_zlib.decompress(buffer, bufsize=_BLOCK_BYTES)
 
 
@@ -41,44 +44,44 @@ _DECODERS = DecoderRegistry({int(kind): _inflate for kind in (Compression.Deflat
 
 @dataclass(frozen=True, kw_only=True)
 class Cog:
-    """What a COG's header tells."""
+    """The header of a COG."""
 
     url: str
     tiff: TIFF
     grid: BlockGrid
-    planar: bool
-    """Whether its blocks hold one band after the other."""
+    is_planar: bool
+    """True where each block holds a single band."""
     nodata: float | None
     scale: float
     offset: float
 
     @cached_property
-    def _ranges(self) -> tuple[list[int], list[int]]:
+    def _byte_ranges(self) -> tuple[list[int], list[int]]:
         directory = self.tiff.ifds[0]
         return directory.tile_offsets or [], directory.tile_byte_counts or []
 
-    def follow(self, row: int, col: int) -> bool:
-        """Whether the block right of this one comes next in the file, so that one request brings both."""
-        offsets, counts = self._ranges
-        here = row * -(-self.grid.width // self.grid.block_width) + col
-        if self.planar or here + 1 >= len(offsets):
+    def is_contiguous(self, row: int, col: int) -> bool:
+        """Return True when the block to the right comes next in the file, so that one request fetches both."""
+        offsets, counts = self._byte_ranges
+        index = row * -(-self.grid.width // self.grid.block_width) + col
+        if self.is_planar or index + 1 >= len(offsets):
             return False
-        return 0 <= offsets[here + 1] - (offsets[here] + counts[here]) <= GAP_BYTES
+        return 0 <= offsets[index + 1] - (offsets[index] + counts[index]) <= JOIN_GAP_BYTES
 
 
 async def open_cog(reader: RangeReader, url: str, *, with_overview: bool = False) -> Cog:
-    """Read a COG's header.
+    """Fetch a COG's header.
 
     Args:
-        reader: how.
-        url: where.
-        with_overview: read as much ahead as holds the coarsest overview, which comes first in a COG.
+        reader: the client and its limits.
+        url: address of the file, without a query.
+        with_overview: fetch the coarsest overview with the same request; it comes first in a COG.
 
     Raises:
-        FetchError: when it cannot be had, or is not that of a georeferenced COG.
+        FetchError: when the header cannot be fetched, or is not that of a georeferenced COG.
     """
     fault = ""
-    for _ in range(_DECODE_ATTEMPTS):
+    for _ in range(COG_BLOCK.attempts):
         try:
             if with_overview:
                 await reader.read_ahead(url, _OVERVIEW_BYTES)
@@ -86,8 +89,8 @@ async def open_cog(reader: RangeReader, url: str, *, with_overview: bool = False
             return _read_header(url, tiff)
         except FetchError:
             raise
-        except Exception as error:  # noqa: BLE001  (the library wraps what our reader raised; its text is kept in `faults`)
-            reader.heads.pop(url, None)
+        except Exception as error:  # noqa: BLE001  (async-tiff wraps what our reader raises; `faults` keeps its text)
+            reader.beginnings.pop(url, None)
             if url in reader.faults:
                 raise FetchError(reader.faults[url]) from None
             fault = str(error)
@@ -116,85 +119,85 @@ def _read_header(url: str, tiff: TIFF) -> Cog:
             block_height=ifd.tile_height,
             block_width=ifd.tile_width,
         ),
-        planar=_planar(ifd),
+        is_planar=_is_planar(ifd),
         nodata=float(ifd.gdal_nodata.strip("\x00 ")) if ifd.gdal_nodata else None,
         scale=float(tags.get("scale", 1.0)),
         offset=float(tags.get("offset", 0.0)),
     )
 
 
-def _planar(ifd: ImageFileDirectory) -> bool:
+def _is_planar(ifd: ImageFileDirectory) -> bool:
     return bool(ifd.planar_configuration == PlanarConfiguration.Planar)
 
 
-async def read_blocks(
+async def fetch_blocks(
     cog: Cog, reader: RangeReader, row: int, cols: Sequence[int]
 ) -> list[npt.NDArray[np.generic] | FetchError]:
-    """Blocks (bands, y, x) that lie side by side, or why one cannot be had."""
+    """Fetch adjacent blocks (bands, y, x) of one row; an error stands in for a block that cannot be read."""
     reader.faults.pop(cog.url, None)
     tiles: Sequence[Tile | None] = [None] * len(cols)
     try:
         tiles = await cog.tiff.fetch_tiles([(col, row) for col in cols], 0)
-    except Exception:  # noqa: BLE001  (the library wraps what our reader raised; its text is kept in `faults`)
+    except Exception:  # noqa: BLE001  (async-tiff wraps what our reader raises; `faults` keeps its text)
         if cog.url in reader.faults:
             return [FetchError(reader.faults[cog.url])] * len(cols)
-    return [await _decoded(cog, reader, row, col, tile) for col, tile in zip(cols, tiles, strict=True)]
+    return [await _decode(cog, reader, row, col, tile) for col, tile in zip(cols, tiles, strict=True)]
 
 
-async def _decoded(
+async def _decode(
     cog: Cog, reader: RangeReader, row: int, col: int, tile: Tile | None
 ) -> npt.NDArray[np.generic] | FetchError:
-    """One block, fetched again when what came cannot be decoded."""
+    """Decode one block, and fetch it again while it is missing or corrupt."""
     fault = ""
-    for _ in range(_DECODE_ATTEMPTS):
+    for _ in range(COG_BLOCK.attempts):
         reader.faults.pop(cog.url, None)
         try:
             tile = tile or await cog.tiff.fetch_tile(col, row, 0)
             values = np.asarray(await tile.decode(decoder_registry=_DECODERS))
-        except Exception as error:  # noqa: BLE001  (the library wraps what our reader raised, and raises bare errors of its own)
+        except Exception as error:  # noqa: BLE001  (async-tiff wraps what our reader raises, and raises bare errors too)
             if cog.url in reader.faults:
                 return FetchError(reader.faults[cog.url])
             fault, tile = str(error), None
         else:
-            return values if cog.planar else np.moveaxis(values, -1, 0)
+            return values if cog.is_planar else np.moveaxis(values, -1, 0)
     return FetchError(f"{cog.url.rpartition('/')[2]}: block {row},{col} is corrupt ({fault})")
 
 
-def look_at(url: str, tokens: SasTokens | None) -> DarkEnd | None:
-    """The dark end of one file, by itself; None where it cannot be had."""
+def fetch_dark_pixels(url: str, tokens: SasTokens | None) -> DarkPixels | None:
+    """Fetch the dark end of one file's histogram; None where it cannot be read."""
 
-    async def look() -> DarkEnd | None:
+    async def fetch() -> DarkPixels | None:
         async with new_client() as client:
             reader = RangeReader(client, asyncio.Semaphore(1), tokens)
             try:
-                return await read_dark_end(await open_cog(reader, url, with_overview=True), reader)
+                return await overview_dark_pixels(await open_cog(reader, url, with_overview=True), reader)
             except FetchError:
                 return None
 
-    return asyncio.run(look())
+    return asyncio.run(fetch())
 
 
-async def read_dark_end(cog: Cog, reader: RangeReader) -> DarkEnd | None:
-    """The dark end of the whole file's first band by its coarsest overview; None where there is none to look at."""
+async def overview_dark_pixels(cog: Cog, reader: RangeReader) -> DarkPixels | None:
+    """Return the dark end of the first band's histogram, from the coarsest overview; None without one."""
     try:
-        level = _coarsest(cog.tiff.ifds)
+        level = _coarsest_overview(cog.tiff.ifds)
         if level is None:
             return None
         directory = cog.tiff.ifds[level]
         columns, rows = directory.tile_count or (0, 0)
         tiles = await cog.tiff.fetch_tiles([(c, r) for r in range(rows) for c in range(columns)], level)
         parts = [np.asarray(await tile.decode(decoder_registry=_DECODERS)) for tile in tiles]
-    except Exception:  # noqa: BLE001  (a look that fails is no look; the bands themselves are read with all care)
+    except Exception:  # noqa: BLE001  (the check is optional; the bands themselves are read with all care)
         reader.faults.pop(cog.url, None)
         return None
     finally:
-        reader.heads.pop(cog.url, None)
-    first = [(part if _planar(directory) else np.moveaxis(part, -1, 0))[0].ravel() for part in parts]
-    return dark_end(np.concatenate(first))
+        reader.beginnings.pop(cog.url, None)
+    first = [(part if _is_planar(directory) else np.moveaxis(part, -1, 0))[0].ravel() for part in parts]
+    return dark_pixels(np.concatenate(first))
 
 
-def _coarsest(directories: Sequence[ImageFileDirectory]) -> int | None:
-    """The smallest overview of the image itself: masks are overviews of their own."""
-    sizes = {i: d.image_width for i, d in enumerate(directories) if i > 0 and d.new_subfile_type == 1}
-    small = {i: width for i, width in sizes.items() if width <= _OVERVIEW_PX and directories[i].tile_width}
+def _coarsest_overview(directories: Sequence[ImageFileDirectory]) -> int | None:
+    """Return the index of the smallest overview of the image; overviews of masks have another subfile type."""
+    overviews = {i: d.image_width for i, d in enumerate(directories) if i > 0 and d.new_subfile_type == 1}
+    small = {i: width for i, width in overviews.items() if width <= _MAX_OVERVIEW_PX and directories[i].tile_width}
     return min(small, key=lambda i: small[i], default=None)

@@ -1,10 +1,11 @@
-"""Any STAC API with Sentinel-2 COGs: search once for many places, then read each block once for all of them."""
+"""Provider of Sentinel-2 COGs in any STAC API: one search for many places, and each block is read once for all."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -31,67 +32,86 @@ from rs_embed.providers.archive import (
     scene_radiometry,
 )
 from rs_embed.providers.base import FetchPlan, PatchRequest
-from rs_embed.providers.blocks import BlockReader, Layer, ReadPlace
+from rs_embed.providers.blocks import BlockReader, Layer, PlaceLayers
+from rs_embed.providers.http import SasTokens
 from rs_embed.providers.listings import Bounds
-from rs_embed.providers.stac.cog import look_at
-from rs_embed.providers.stac.offsets import MANY_DARK, DarkEnd, confront
-from rs_embed.providers.stac.search import Searcher, StacCatalog
+from rs_embed.providers.stac.catalogs import StacCatalog, find_catalog
+from rs_embed.providers.stac.cog import fetch_dark_pixels
+from rs_embed.providers.stac.offsets import MANY_TOO_DARK, DarkPixels, check_offset
+from rs_embed.providers.stac.search import Searcher
 from rs_embed.sentinel2 import OFFSET_2022, Radiometry, may_carry_offset
 from rs_embed.specs import TemporalSpec
 
-_TOGETHER = 500
-"""Places of one sweep over the blocks."""
-_CELL_DEGREES = 1.0
+_PLACES_PER_SWEEP = 500
+_SEARCH_CELL_DEGREES = 1.0
 _DARK_BAND, _SECOND_BAND = "B2", "B4"
-"""Bands whose overviews tell whether the offset of 2022 is in: the darkest, and one in which sand is bright."""
-_CLASS_BYTES_A_PIXEL = 0.1
-_BAND_BYTES_A_PIXEL = 1.3
-"""Of a deflated band with real ground in it, where the item does not tell the file's size."""
-_OVERVIEWS = 4 / 3
-"""A file with its overviews against the image alone."""
+"""Bands whose overviews show the offset of 2022: the darkest one, and one in which sand is bright."""
+_TYPICAL_BLOCK_PX = 1024
+_SCL_BYTES_PER_PIXEL = 0.1
+_BAND_BYTES_PER_PIXEL = 1.3
+"""Size of a deflated band over real ground, for items that do not state the size of their files."""
+_WITH_OVERVIEWS = 4 / 3
+"""Pixels of a file with its overviews, as a multiple of the full image."""
 
 OffsetSource = Literal["item", "pixels"]
-
-
-@dataclass(slots=True)
-class _Memory:
-    """What a provider has learnt and need not ask again."""
-
-    searcher: Searcher
-    tokens: dict[str, tuple[str, float]] = field(default_factory=dict)
-    dark_ends: dict[str, DarkEnd | None] = field(default_factory=dict)
+_CheckOffset = Callable[[Scene, Radiometry], tuple[Radiometry, str | None]]
 
 
 class StacProvider:
-    """A provider over one catalog.
+    """Sentinel-2 imagery of a STAC API whose assets are cloud-optimised GeoTIFFs.
+
+    A provider remembers its searches, its read tokens and the offsets it has checked; pickling it, for example for a
+    Ray worker, keeps the arguments only.
 
     Args:
-        catalog: where scenes are searched.
-        offset: what decides the DN offset of a scene: "item", and a warning where the pixels contradict it, or
-            "pixels" where they tell.
+        catalog: `"earth-search"`, `"planetary-computer"`, the URL of a STAC API, or a `StacCatalog` for files that
+            need tokens from elsewhere.
+        collection: one or several collections of Sentinel-2 L2A. Required for a URL; a known catalog has its own.
+        offset: `"item"` takes the DN offset of a scene from its metadata, and warns where the pixels contradict it;
+            `"pixels"` follows the pixels there.
+
+    Raises:
+        ProviderError: when the catalog is unknown, a URL has no collection, or `offset` is none of the two.
+
+    Example:
+        >>> StacProvider("https://host/v1", collection="sentinel-2-l2a").name
+        'stac:https://host/v1#sentinel-2-l2a'
     """
 
-    def __init__(self, catalog: StacCatalog, offset: OffsetSource = "item") -> None:
-        self.catalog = catalog
+    def __init__(
+        self,
+        catalog: str | StacCatalog,
+        collection: str | Sequence[str] | None = None,
+        *,
+        offset: OffsetSource = "item",
+    ) -> None:
+        if offset not in ("item", "pixels"):
+            raise ProviderError(f"offset must be 'item' or 'pixels', got {offset!r}")
+        self.catalog = catalog if isinstance(catalog, StacCatalog) else find_catalog(catalog, collection)
         self.offset = offset
-        self._memory = _Memory(Searcher(catalog))
+        self._searcher = Searcher(self.catalog)
+        self._known_tokens: dict[str, tuple[str, float]] = {}
+        self._dark_pixels: dict[str, DarkPixels | None] = {}
 
-    def __reduce__(self) -> tuple[type[StacProvider], tuple[StacCatalog, OffsetSource]]:
-        """In another process it starts with an empty memory: connections do not travel, tokens must not."""
-        return StacProvider, (self.catalog, self.offset)
+    def __repr__(self) -> str:
+        return f"StacProvider({self.catalog.name!r}, offset={self.offset!r})"
+
+    def __reduce__(self) -> tuple[Callable[[StacCatalog], StacProvider], tuple[StacCatalog]]:
+        """Pickle the arguments alone: connections cannot travel, and tokens must not."""
+        return partial(StacProvider, offset=self.offset), (self.catalog,)
 
     @property
     def name(self) -> str:
-        """The backend's name."""
+        """Name of the backend in metadata and errors."""
         return self.catalog.name + ("?offset=pixels" if self.offset == "pixels" else "")
 
     def fetch(self, requests: Sequence[PatchRequest]) -> Iterator[tuple[int, Patch | ProviderError]]:
-        """Yield patches as their last block arrives."""
-        found = self._choose(requests)
-        for part in _parts(requests):
-            waiting = []
-            for position in part:
-                scenes, choice = found[position]
+        """Yield each patch as its last block arrives."""
+        selections = self._select_scenes(requests)
+        for positions in _sweeps(requests):
+            pending = []
+            for position in positions:
+                scenes, choice = selections[position]
                 try:
                     if not choice.chosen:
                         raise NoImageryError(nothing_found(self.name, scenes, requests[position], choice))
@@ -99,55 +119,15 @@ class StacProvider:
                 except ProviderError as error:
                     yield position, error
                 else:
-                    waiting.append(_Gathered(position, requests[position], choice))
-            yield from self._read([g for g in waiting if g.request.sensor.composite == "median"], together=None)
-            yield from self._read([g for g in waiting if g.request.sensor.composite == "mosaic"], together=1)
-
-    def _read(self, waiting: Sequence[_Gathered], together: int | None) -> Iterator[tuple[int, Patch | ProviderError]]:
-        """Read the scenes of places, newest first, `together` of each at a time; a full mosaic reads no more."""
-        open_places = {g.position: g for g in waiting}
-        start = 0
-        while open_places:
-            stop = None if together is None else start + together
-            places = [ReadPlace(p, g.request, g.choice.chosen[start:stop]) for p, g in open_places.items()]
-            for place in self._sweep(places):
-                gathered = open_places[place.position]
-                gathered.add(place, self._confront)
-                if stop is None or stop >= len(gathered.choice.chosen) or gathered.is_full():
-                    del open_places[place.position]
-                    patch = self._patch(gathered)
-                    gathered.used.clear()  # its pixels are in the patch now
-                    yield place.position, patch
-            start += together or 0
-
-    def _sweep(self, places: Sequence[ReadPlace]) -> BlockReader:
-        for url in _files_to_look_at(places):
-            self._memory.dark_ends.setdefault(url, None)
-        return BlockReader(
-            places,
-            in_flight=settings.fetch_workers(),
-            tokens=self.catalog.tokens(self._memory.tokens),
-            dark_ends=self._memory.dark_ends,
-        )
-
-    def _confront(self, scene: Scene, told: Radiometry) -> tuple[Radiometry, str | None]:
-        """What the item told of the offset, against the pixels of the whole scene."""
-        known = self._memory.dark_ends
-        first = known.get(scene.files[_DARK_BAND].path) if _DARK_BAND in scene.files else None
-        ends = [] if first is None else [first]
-        if ends and told.offset != OFFSET_2022 and ends[0].low_share < MANY_DARK and _SECOND_BAND in scene.files:
-            path = scene.files[_SECOND_BAND].path  # the offset may still be in, and one band cannot tell
-            if path not in known:
-                known[path] = look_at(path, self.catalog.tokens(self._memory.tokens))
-            second = known[path]
-            ends += [] if second is None else [second]
-        return confront(told, ends, decide=self.offset == "pixels")
+                    pending.append(_PendingPatch(position, requests[position], choice))
+            yield from self._read([p for p in pending if p.request.sensor.composite == "median"], scenes_per_round=None)
+            yield from self._read([p for p in pending if p.request.sensor.composite == "mosaic"], scenes_per_round=1)
 
     def plan(self, requests: Sequence[PatchRequest]) -> FetchPlan:
         """Count scenes, blocks and bytes from the catalog alone."""
-        chosen = [choice.chosen for _, choice in self._choose(requests)]
-        parts = [self._plan_sweep([(requests[i], chosen[i]) for i in part]) for part in _parts(requests)]
-        files, blocks, read_bytes = (sum(values) for values in zip((0, 0, 0.0), *parts, strict=True))
+        chosen = [choice.chosen for _, choice in self._select_scenes(requests)]
+        sweeps = [_sweep_cost([(requests[i], chosen[i]) for i in positions]) for positions in _sweeps(requests)]
+        files, blocks, read_bytes = (sum(values) for values in zip((0, 0, 0.0), *sweeps, strict=True))
         return FetchPlan(
             scenes_of=tuple(map(len, chosen)),
             covered=coverage(chosen, requests),
@@ -156,46 +136,75 @@ class StacProvider:
             read_bytes=round(read_bytes),
         )
 
-    @staticmethod
-    def _plan_sweep(places: Sequence[tuple[PatchRequest, Sequence[Scene]]]) -> tuple[int, int, float]:
-        """Files, blocks and bytes that one sweep reads: a block that two sweeps need is read twice."""
-        files: dict[str, tuple[str, BandFile]] = {}
-        blocks: dict[str, set[tuple[int, int]]] = defaultdict(set)
-        for request, scenes in places:
-            for band, file in ((b, s.files[b]) for s in scenes for b in (*request.sensor.bands, "SCL") if b in s.files):
-                files[file.path] = band, file
-                blocks[file.path].update(_blocks(file, request))
-        read_bytes = sum(len(found) * _block_bytes(*files[path]) for path, found in blocks.items())
-        return len(files), sum(map(len, blocks.values())), read_bytes
-
-    def _choose(self, asked: Sequence[PatchRequest]) -> list[tuple[Sequence[Scene], Choice]]:
-        """For each request the scenes that were found around it, and those that it takes."""
-        found: dict[int, tuple[Sequence[Scene], Choice]] = {}
-        for temporal, cell in _cells(asked):
-            members = list(cell)
-            west, south, east, north = zip(*cell.values(), strict=True)
-            around = min(west), min(south), max(east), max(north)
-            bands = frozenset(band for i in members for band in (*asked[i].sensor.bands, "SCL"))
-            scenes = self._memory.searcher.search(around, temporal, bands)
+    def _select_scenes(self, requests: Sequence[PatchRequest]) -> list[tuple[Sequence[Scene], Choice]]:
+        """Return the scenes found around each request, and its choice among them."""
+        selections: dict[int, tuple[Sequence[Scene], Choice]] = {}
+        for temporal, members in _search_cells(requests):
+            west, south, east, north = zip(*members.values(), strict=True)
+            bounds = min(west), min(south), max(east), max(north)
+            bands = frozenset(band for i in members for band in (*requests[i].sensor.bands, "SCL"))
+            scenes = self._searcher.search(bounds, temporal, bands)
             for i in members:
-                found[i] = scenes, choose(scenes, asked[i])
-        return [found[i] for i in range(len(asked))]
+                selections[i] = scenes, choose(scenes, requests[i])
+        return [selections[i] for i in range(len(requests))]
 
-    def _patch(self, place: _Gathered) -> Patch | ProviderError:
-        source = f"{self.name}: {', '.join(sorted({s.collection or '?' for s in place.choice.chosen}))}"
+    def _read(
+        self, pending: Sequence[_PendingPatch], scenes_per_round: int | None
+    ) -> Iterator[tuple[int, Patch | ProviderError]]:
+        """Read scenes in rounds, newest first, until all are read or no pixel of a mosaic is left open."""
+        unfinished = {p.position: p for p in pending}
+        start = 0
+        while unfinished:
+            stop = None if scenes_per_round is None else start + scenes_per_round
+            places = [PlaceLayers(i, p.request, p.choice.chosen[start:stop]) for i, p in unfinished.items()]
+            for place in self._sweep(places):
+                patch = unfinished[place.position]
+                patch.add(place, self._check_offset)
+                if stop is None or stop >= len(patch.choice.chosen) or patch.is_full():
+                    del unfinished[place.position]
+                    yield place.position, self._composite(patch)
+            start += scenes_per_round or 0
+
+    def _sweep(self, places: Sequence[PlaceLayers]) -> BlockReader:
+        for url in _files_to_check(places):
+            self._dark_pixels.setdefault(url, None)
+        return BlockReader(
+            places, in_flight=settings.fetch_workers(), tokens=self._tokens(), dark_pixels=self._dark_pixels
+        )
+
+    def _tokens(self) -> SasTokens | None:
+        url = self.catalog.sas_token_url
+        return None if url is None else SasTokens(url, self.catalog.signed_hosts, self._known_tokens)
+
+    def _check_offset(self, scene: Scene, stated: Radiometry) -> tuple[Radiometry, str | None]:
+        """Check the offset that an item states against the pixels of the whole scene."""
+        first = self._dark_pixels.get(scene.files[_DARK_BAND].path) if _DARK_BAND in scene.files else None
+        if first is None:
+            return stated, None
+        bands = [first]
+        if stated.offset != OFFSET_2022 and first.too_dark_share < MANY_TOO_DARK and _SECOND_BAND in scene.files:
+            path = scene.files[_SECOND_BAND].path  # only two bands can show that the offset is still present
+            if path not in self._dark_pixels:
+                self._dark_pixels[path] = fetch_dark_pixels(path, self._tokens())
+            second = self._dark_pixels[path]
+            bands += [] if second is None else [second]
+        return check_offset(stated, bands, pixels_decide=self.offset == "pixels")
+
+    def _composite(self, patch: _PendingPatch) -> Patch | ProviderError:
+        collections = ", ".join(sorted({s.collection or "?" for s in patch.choice.chosen}))
+        source = f"{self.name}: {collections}"
+        images = iter([read.image for read in patch.used])
         try:
-            images = iter([read.image for read in place.used])
-            return build_patch(self.name, source, place.request, place.choice, images, place.used, place.dropped)
+            return build_patch(self.name, source, patch.request, patch.choice, images, patch.used, patch.dropped)
         except ProviderError as error:
             return error
-
-
-_Confront = Callable[[Scene, Radiometry], tuple[Radiometry, str | None]]
+        finally:
+            patch.used.clear()  # the sweep's other places are still to come: do not keep these pixels until then
 
 
 @dataclass(slots=True)
-class _Gathered:
-    """A place, and what has been read for it so far."""
+class _PendingPatch:
+    """One request and the scenes read for it so far."""
 
     position: int
     request: PatchRequest
@@ -203,81 +212,96 @@ class _Gathered:
     used: list[ReadScene] = field(default_factory=list)
     dropped: list[DroppedScene] = field(default_factory=list)
 
-    def add(self, place: ReadPlace, confront: _Confront) -> None:
-        """Take over what was read of some scenes, harmonised."""
+    def add(self, place: PlaceLayers, check_offset: _CheckOffset) -> None:
+        """Take over the scenes that were read, harmonised."""
         sensor = self.request.sensor
         for number, scene in enumerate(place.scenes):
             layers = [place.layers.pop((number, i), None) for i in range(len(place.bands(number)))]
             bands = [layer for layer in layers[: len(sensor.bands)] if layer is not None]
-            complete = number not in place.faults and len(bands) == len(sensor.bands)
-            valid: Any = np.logical_and.reduce([band.valid for band in bands]) if complete else np.zeros(1, bool)
+            is_complete = number not in place.faults and len(bands) == len(sensor.bands)
+            valid: Any = np.logical_and.reduce([band.valid for band in bands]) if is_complete else np.zeros(1, bool)
             if not valid.any():
-                reason = place.faults.get(number, NOTHING_SEEN)
-                self.dropped.append(DroppedScene(scene.id, reason))
+                self.dropped.append(DroppedScene(scene.id, place.faults.get(number, NOTHING_SEEN)))
                 continue
-            told = scene_radiometry(scene, scene.files[sensor.bands[0]], *place.tags[number])
-            rule, doubt = confront(scene, told)
-            dn = harmonise(np.stack([band.values for band in bands]), rule)
+            stated = scene_radiometry(scene, scene.files[sensor.bands[0]], *place.scale_and_offset[number])
+            radiometry, contradiction = check_offset(scene, stated)
+            dn = harmonise(np.stack([band.values for band in bands]), radiometry)
             image = SceneImage(dn, valid, _scene_classes(layers, len(bands), valid.shape))
-            self.used.append(ReadScene(scene, image, rule, doubt))
+            self.used.append(ReadScene(scene, image, radiometry, contradiction))
 
     def is_full(self) -> bool:
-        """Whether every pixel has been observed."""
-        seen = [masked_for(read.image, self.request.sensor).valid for read in self.used]
-        return bool(seen) and bool(np.logical_or.reduce(seen).all())
+        """Return True when every pixel has been observed."""
+        observed = [masked_for(read.image, self.request.sensor).valid for read in self.used]
+        return bool(observed) and bool(np.logical_or.reduce(observed).all())
 
 
 def _scene_classes(layers: Sequence[Layer | None], bands: int, shape: tuple[int, int]) -> npt.NDArray[np.uint8] | None:
-    """The scene classification, 0 where it has nothing; None where the scene has none."""
+    """Return the scene classification, 0 where it has no value; None where the scene has none."""
     if len(layers) == bands:
         return None
-    found = layers[bands]
-    return np.zeros(shape, np.uint8) if found is None else np.where(found.valid, found.values, 0).astype(np.uint8)
+    layer = layers[bands]
+    return np.zeros(shape, np.uint8) if layer is None else np.where(layer.valid, layer.values, 0).astype(np.uint8)
 
 
-def _files_to_look_at(places: Sequence[ReadPlace]) -> Iterator[str]:
-    """Files whose overviews tell of the offset, of scenes that may carry it, each once."""
+def _files_to_check(places: Sequence[PlaceLayers]) -> Iterator[str]:
+    """Yield the blue file of each scene that may carry the offset of 2022."""
     seen = set()
     for place in places:
-        for scene in (scene for scene in place.scenes if scene.id not in seen):
+        if _DARK_BAND not in place.request.sensor.bands:
+            continue
+        for scene in (s for s in place.scenes if s.id not in seen and _DARK_BAND in s.files):
             seen.add(scene.id)
-            looked_at = _DARK_BAND in place.request.sensor.bands and _DARK_BAND in scene.files
-            if looked_at and may_carry_offset(scene.properties, (scene.id, *scene.names), scene.acquired):
+            if may_carry_offset(scene.properties, (scene.id, *scene.names), scene.acquired):
                 yield scene.files[_DARK_BAND].path
 
 
-def _blocks(file: BandFile, request: PatchRequest) -> Sequence[tuple[int, int]]:
-    """The blocks of a file that a place needs; where the item does not tell where it lies, as many of its own."""
+def _sweep_cost(places: Sequence[tuple[PatchRequest, Sequence[Scene]]]) -> tuple[int, int, float]:
+    """Count the files, blocks and bytes of one sweep; a block that two sweeps need is read twice."""
+    files: dict[str, tuple[str, BandFile]] = {}
+    blocks: dict[str, set[tuple[int, int]]] = defaultdict(set)
+    for request, scenes in places:
+        for band, file in ((b, s.files[b]) for s in scenes for b in (*request.sensor.bands, "SCL") if b in s.files):
+            files[file.path] = band, file
+            blocks[file.path].update(_blocks_under(file, request))
+    read_bytes = sum(len(blocks[path]) * _block_bytes(band, file) for path, (band, file) in files.items())
+    return len(files), sum(map(len, blocks.values())), read_bytes
+
+
+def _blocks_under(file: BandFile, request: PatchRequest) -> Sequence[tuple[int, int]]:
+    """Return the blocks that a place needs; where the item states no grid, as many made-up ones of its own."""
     if file.grid is not None:
         return file.grid.blocks_under(request.geobox)
     height, width = request.geobox.shape
     corner = hash((request.geobox.affine.c, request.geobox.affine.f))
-    n = round((1 + height / 1024) * (1 + width / 1024))
-    return [(corner, i) for i in range(n)]
+    return [(corner, i) for i in range(round((1 + height / _TYPICAL_BLOCK_PX) * (1 + width / _TYPICAL_BLOCK_PX)))]
 
 
 def _block_bytes(band: str, file: BandFile) -> float:
-    """Of one block as it is stored."""
+    """Estimate the stored size of one block, in bytes."""
     if file.grid is None or not file.size_bytes:
-        return 1024 * 1024 * (_CLASS_BYTES_A_PIXEL if band == "SCL" else _BAND_BYTES_A_PIXEL)
-    whole = file.grid.height * file.grid.width * _OVERVIEWS
-    return file.size_bytes / whole * file.grid.block_height * file.grid.block_width
+        return _TYPICAL_BLOCK_PX**2 * (_SCL_BYTES_PER_PIXEL if band == "SCL" else _BAND_BYTES_PER_PIXEL)
+    pixels = file.grid.height * file.grid.width * _WITH_OVERVIEWS
+    return file.size_bytes / pixels * file.grid.block_height * file.grid.block_width
 
 
-def _cells(asked: Sequence[PatchRequest]) -> Iterator[tuple[TemporalSpec, dict[int, Bounds]]]:
-    """Requests that one search answers, with their bounds: the same time range, within a degree of each other."""
+def _search_cells(requests: Sequence[PatchRequest]) -> Iterator[tuple[TemporalSpec, dict[int, Bounds]]]:
+    """Group requests that one search answers, with their bounds: same time range, same cell of one degree."""
     cells: dict[tuple[TemporalSpec, int, int], dict[int, Bounds]] = defaultdict(dict)
-    for i, request in enumerate(asked):
+    for i, request in enumerate(requests):
         bounds = lonlat_bounds(request.geobox)
-        cells[request.temporal, int(bounds[0] // _CELL_DEGREES), int(bounds[1] // _CELL_DEGREES)][i] = bounds
+        column, row = int(bounds[0] // _SEARCH_CELL_DEGREES), int(bounds[1] // _SEARCH_CELL_DEGREES)
+        cells[request.temporal, column, row][i] = bounds
     for (temporal, _, _), members in sorted(cells.items(), key=lambda pair: min(pair[1])):
         yield temporal, members
 
 
-def _parts(asked: Sequence[PatchRequest]) -> Iterator[list[int]]:
-    """Positions in sweeps of at most `_TOGETHER` places, neighbours together."""
-    order = sorted(
-        range(len(asked)), key=lambda i: (str(asked[i].geobox.crs), -asked[i].geobox.affine.f, asked[i].geobox.affine.c)
-    )
-    for start in range(0, len(order), _TOGETHER):
-        yield order[start : start + _TOGETHER]
+def _sweeps(requests: Sequence[PatchRequest]) -> Iterator[list[int]]:
+    """Yield positions of the requests of each sweep, neighbours on the map together."""
+
+    def map_order(position: int) -> tuple[str, float, float]:
+        geobox = requests[position].geobox
+        return str(geobox.crs), -geobox.affine.f, geobox.affine.c
+
+    order = sorted(range(len(requests)), key=map_order)
+    for start in range(0, len(order), _PLACES_PER_SWEEP):
+        yield order[start : start + _PLACES_PER_SWEEP]

@@ -1,0 +1,72 @@
+"""STAC catalogs: the known ones, and any other API by its URL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from urllib.parse import urlsplit, urlunsplit
+
+from rs_embed.errors import ProviderError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StacCatalog:
+    """One STAC API and the collections that are searched in it."""
+
+    name: str
+    """Name in metadata and errors."""
+    url: str = field(repr=False)
+    """Address of the API's landing page; it may hold a credential, so that repr leaves it out."""
+    collections: tuple[str, ...]
+    """Collections of Sentinel-2 L2A. A scene that is in several is taken from the first one."""
+    sas_token_url: str | None = None
+    """Address that issues read tokens (`<sas_token_url>/<account>/<container>`); None where files are public."""
+    signed_hosts: str = ".blob.core.windows.net"
+    """Suffix of the hosts whose files need a token."""
+
+
+EARTH_SEARCH = StacCatalog(
+    name="earth-search",
+    url="https://earth-search.aws.element84.com/v1",
+    collections=("sentinel-2-c1-l2a", "sentinel-2-l2a"),
+)
+PLANETARY_COMPUTER = StacCatalog(
+    name="planetary-computer",
+    url="https://planetarycomputer.microsoft.com/api/stac/v1",
+    collections=("sentinel-2-l2a",),
+    sas_token_url="https://planetarycomputer.microsoft.com/api/sas/v1/token",
+)
+CATALOGS = {catalog.name: catalog for catalog in (EARTH_SEARCH, PLANETARY_COMPUTER)}
+
+
+def find_catalog(catalog: str, collection: str | Sequence[str] | None = None) -> StacCatalog:
+    """Return a known catalog by its name, or the catalog at an API's URL.
+
+    Args:
+        catalog: `"earth-search"`, `"planetary-computer"`, an API's URL, or `"stac:<api url>#<collection>"`.
+        collection: collections to search; None for those of the known catalog or of the `#` part.
+
+    Raises:
+        ProviderError: when the text is none of these, or names no collection.
+    """
+    collections = (collection,) if isinstance(collection, str) else tuple(collection or ())
+    if catalog in CATALOGS:
+        known = CATALOGS[catalog]
+        return replace(known, collections=collections or known.collections)
+    url, _, fragment = catalog.removeprefix("stac:").partition("#")
+    collections = collections or ((fragment,) if fragment else ())
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not collections:
+        raise ProviderError(
+            f"catalog {_without_credentials(url)!r} must be {', '.join(CATALOGS)}, or an http or https address with a "
+            "collection, such as stac:<api url>#<collection>"
+        )
+    name = f"stac:{_without_credentials(url)}#{','.join(collections)}"
+    return StacCatalog(name=name, url=url, collections=collections)
+
+
+def _without_credentials(url: str) -> str:
+    """Return a URL without user, password, query and fragment."""
+    parts = urlsplit(url)
+    port = f":{parts.port}" if parts.port else ""
+    return urlunsplit((parts.scheme, f"{parts.hostname or ''}{port}", parts.path, "", ""))

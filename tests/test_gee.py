@@ -39,8 +39,8 @@ from rs_embed.patch import Patch
 from rs_embed.providers import registry
 from rs_embed.providers.base import PatchRequest, Provider
 from rs_embed.providers.gee import expressions, session
-from rs_embed.providers.gee.provider import plan_jobs
-from rs_embed.providers.gee.session import explained, open_client
+from rs_embed.providers.gee.provider import share_requests
+from rs_embed.providers.gee.session import open_client, to_provider_error
 from rs_embed.providers.registry import resolve
 
 MODEL = "clip_eurosat_s2rgb"
@@ -227,7 +227,7 @@ def test_200_places_share_requests_and_the_client_is_started_once(engine, monkey
 
 def test_at_most_40_requests_are_in_flight_whatever_the_workers(engine, monkeypatch, caplog):
     monkeypatch.setenv("RS_EMBED_REMOTECLIP_FETCH_WORKERS", "64")
-    monkeypatch.setattr("rs_embed.providers.gee.provider._JOINT_PX", 1)
+    monkeypatch.setattr("rs_embed.providers.gee.provider._MAX_SHARED_PX", 1)
     engine.delay_s = 0.2
     spots = [at(700 + 600 * (i % 15), 700 + 600 * (i // 15), 160) for i in range(90)]
     assert all(isinstance(p, Patch) for p in patches(resolve("gee"), spots, SensorSpec(max_scenes=1)))
@@ -250,9 +250,9 @@ def test_far_places_are_not_joined():
     class Chosen:
         chosen = (Scene(),)
 
-    jobs = plan_jobs(requests, dict.fromkeys(range(4), Chosen()))
-    assert sorted(job.members for job in jobs) == [(0, 1), (2,), (3,)]
-    assert max(max(job.geobox.shape) for job in jobs) <= 130
+    shared = share_requests(requests, dict.fromkeys(range(4), Chosen()))
+    assert sorted(request.positions for request in shared) == [(0, 1), (2,), (3,)]
+    assert max(max(request.geobox.shape) for request in shared) <= 130
 
 
 def test_scenes_of_places_far_apart_are_listed_apart(engine):
@@ -283,7 +283,7 @@ def test_what_was_listed_is_not_listed_again(engine):
 def test_a_plan_counts_the_parts_of_a_large_place(engine):
     requests = [PatchRequest(place_geobox(at(5100, 5100, 40_000), 10), JUNE, SensorSpec())]
     plan = resolve("gee").plan(requests)
-    pixel_bytes = expressions.bytes_a_pixel(plan.scenes_of[0], SensorSpec())
+    pixel_bytes = expressions.bytes_per_pixel(plan.scenes_of[0], SensorSpec())
     assert plan.read_bytes == 8000 * 8000 * pixel_bytes
     assert plan.requests >= plan.read_bytes / expressions.REQUEST_BYTES
     assert plan.requests == 32
@@ -306,7 +306,7 @@ def test_a_large_place_is_split_under_the_limits_and_joined_exactly(engine, monk
     monkeypatch.setattr(expressions, "REQUEST_BYTES", 4_000_000)
     [split] = patches(resolve("gee"), [place], sensor)
     np.testing.assert_array_equal(whole.dn, split.dn)
-    assert all(h * w * expressions.bytes_a_pixel(3, sensor) <= 4_000_000 for h, w in engine.pixel_sizes[1:])
+    assert all(h * w * expressions.bytes_per_pixel(3, sensor) <= 4_000_000 for h, w in engine.pixel_sizes[1:])
     monkeypatch.setattr(expressions, "REQUEST_BYTES", 48_000_000)
     monkeypatch.setattr(expressions, "MAX_SIDE_PX", 500)
     [narrow] = patches(resolve("gee"), [place], sensor)
@@ -414,9 +414,9 @@ def refuse() -> None:
     ],
 )
 def test_what_the_service_says_becomes_what_to_do(said, remedy):
-    found = explained(ee.EEException(said))
+    found = to_provider_error(ee.EEException(said))
     assert remedy in str(found)
-    assert not isinstance(found, session.TooMuch)
+    assert not isinstance(found, session.RequestTooLargeError)
 
 
 def test_a_quota_that_stays_exhausted_is_told(engine, monkeypatch):
@@ -433,7 +433,7 @@ def test_a_band_that_the_collection_lacks_is_told(engine):
 
 
 def test_no_secret_is_in_an_error():
-    said = explained(RuntimeError("Bearer ya29.abcdef failed with ya29.xyz"))
+    said = to_provider_error(RuntimeError("Bearer ya29.abcdef failed with ya29.xyz"))
     assert "abcdef" not in str(said)
     assert "xyz" not in str(said)
 

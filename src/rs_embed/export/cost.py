@@ -15,7 +15,7 @@ from rs_embed.export.inputs import InputPlaces, ReadOptions, read_places, region
 from rs_embed.export.partitions import Every, PlannedRow, expand
 from rs_embed.grid import place_geobox
 from rs_embed.providers.base import FetchPlan, PatchRequest, Provider
-from rs_embed.providers.gee.expressions import bytes_a_pixel
+from rs_embed.providers.gee.expressions import bytes_per_pixel
 from rs_embed.providers.registry import resolve
 from rs_embed.specs import BBox, OutputSpec, PointBuffer, SensorSpec, TemporalSpec
 
@@ -150,7 +150,7 @@ def _alternatives(rows: list[PlannedRow], sensor: SensorSpec, provider: Provider
     composites = FetchPlan(
         scenes_of=tuple(1 for _ in requests),
         covered=tuple(1.0 for _ in requests),
-        read_bytes=pixels * bytes_a_pixel(1, sensor),
+        read_bytes=pixels * bytes_per_pixel(1, sensor),
         requests=len(requests),
     )
     return [*found, ('backend="gee", which composites on its side', composites)]

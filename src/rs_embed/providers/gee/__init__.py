@@ -1,1 +1,1 @@
-"""Earth Engine: composites are made on the service and read back on our pixel grid."""
+"""Earth Engine: composites are computed by the service and read on our pixel grid."""

@@ -1,6 +1,6 @@
-"""What is asked of Earth Engine, as expressions of its client: which images there are, and their composite.
+"""Earth Engine requests: scene listings, composite expressions, and their pixels.
 
-The images of a composite are named one by one, so that what was listed is what is composited, and provenance is exact.
+The scenes of a composite are named one by one, so that the composite and its provenance cannot differ.
 """
 
 from __future__ import annotations
@@ -16,72 +16,75 @@ import numpy.typing as npt
 from odc.geo.geobox import GeoBox
 from shapely.geometry import shape
 
+from rs_embed.arrays import BoolArray, FloatArray
 from rs_embed.composite import shown
 from rs_embed.grid import epsg_of
 from rs_embed.providers.archive import Scene
 from rs_embed.providers.duplicates import unique
-from rs_embed.providers.gee.session import TooMuch, ask
+from rs_embed.providers.gee.session import RequestTooLargeError, send
+from rs_embed.providers.listings import Bounds
 from rs_embed.sentinel2 import CLEAR_SCL, HARMONIZED_COLLECTION
 from rs_embed.specs import SensorSpec
 
 REQUEST_BYTES = 48_000_000
-"""Earth Engine's limit is 50,331,648 bytes, uncompressed."""
+"""Largest uncompressed response that we request; Earth Engine's limit is 50,331,648 bytes."""
 MAX_SIDE_PX = 32_768
 _PROPERTIES = ("system:time_start", "CLOUDY_PIXEL_PERCENTAGE", "PROCESSING_BASELINE", "PRODUCT_ID")
 _SMALLEST_PX = 64 * 64
-"""What is refused for its size is asked for in halves, down to this."""
-_BITS = 24
-"""Images whose sight one band can tell: whole numbers up to 2^24 are exact, whatever number type is summed in."""
+"""Smallest grid that is halved after a refusal for its size."""
+_SCENES_PER_BAND = 24
+"""Scenes that share a band as bits: every number type on the way holds whole numbers up to 2^24 exactly."""
 
-Bounds = tuple[float, float, float, float]
+CompositePixels = npt.NDArray[np.void]
+"""Pixels of a composite, (y, x), one field per band."""
 
 
 def list_scenes(ee: ModuleType, bounds: Bounds, start: str, end: str) -> list[Scene]:
-    """Scenes that meet a box from `start` to before `end`, whatever their clouds; one request.
+    """Return all scenes that meet a box from `start` to before `end`, whatever their cloud cover.
 
-    A time range with more than Earth Engine lists at once is asked for in halves.
+    One request is sent. A time range with more scenes than Earth Engine lists at once is halved.
     """
 
-    def listed() -> dict[str, Any]:
+    def request() -> dict[str, Any]:
         area = ee.Geometry.BBox(*bounds)
         images = ee.ImageCollection(HARMONIZED_COLLECTION).filterBounds(area).filterDate(start, end)
         rows = images.map(lambda image: ee.Feature(image.geometry(), None).copyProperties(image, list(_PROPERTIES)))
-        answer: dict[str, Any] = ee.FeatureCollection(rows).getInfo()
-        return answer
+        response: dict[str, Any] = ee.FeatureCollection(rows).getInfo()
+        return response
 
     try:
-        found = ask(listed)
-    except TooMuch:
+        response = send(request)
+    except RequestTooLargeError:
         first, last = date.fromisoformat(start), date.fromisoformat(end)
         if last - first < timedelta(days=2):
             raise
         middle = (first + (last - first) / 2).isoformat()
         return [*list_scenes(ee, bounds, start, middle), *list_scenes(ee, bounds, middle, end)]
-    told = (f for f in found["features"] if f["properties"].get("system:time_start") is not None)
-    return unique(map(_scene, told), (HARMONIZED_COLLECTION,))
+    dated = (f for f in response["features"] if f["properties"].get("system:time_start") is not None)
+    return unique(map(_to_scene, dated), (HARMONIZED_COLLECTION,))
 
 
-def _scene(feature: dict[str, Any]) -> Scene:
-    facts = feature["properties"]
-    outline = shape(feature["geometry"]) if feature.get("geometry") else None
+def _to_scene(feature: dict[str, Any]) -> Scene:
+    properties = feature["properties"]
+    footprint = shape(feature["geometry"]) if feature.get("geometry") else None
     return Scene(
         id=feature["id"],
-        acquired=datetime.fromtimestamp(facts["system:time_start"] / 1000, UTC),
-        bounds=(-180.0, -90.0, 180.0, 90.0) if outline is None else outline.bounds,
+        acquired=datetime.fromtimestamp(properties["system:time_start"] / 1000, UTC),
+        bounds=(-180.0, -90.0, 180.0, 90.0) if footprint is None else footprint.bounds,
         files={},
-        footprint=outline,
-        cloud_pct=facts.get("CLOUDY_PIXEL_PERCENTAGE"),
+        footprint=footprint,
+        cloud_pct=properties.get("CLOUDY_PIXEL_PERCENTAGE"),
         collection=HARMONIZED_COLLECTION,
-        properties={"s2:processing_baseline": facts.get("PROCESSING_BASELINE")},
-        names=(facts.get("PRODUCT_ID") or "",),
+        properties={"s2:processing_baseline": properties.get("PROCESSING_BASELINE")},
+        names=(properties.get("PRODUCT_ID") or "",),
     )
 
 
 def composite(ee: ModuleType, scene_ids: Sequence[str], sensor: SensorSpec) -> Any:
-    """The composite of some scenes, newest first, as an `ee.Image` whose bands `read_answer` knows.
+    """Return the composite of scenes, newest first, as an `ee.Image` for `decode_pixels`.
 
-    A pixel of a scene counts where all bands are observed (and with a cloud mask, where it is clear), as everywhere.
-    Above 10 m the service reads copies whose masks are means: whatever it saw a part of was observed.
+    A pixel of a scene counts if all bands are observed (and clear, with a cloud mask), as on every backend. Above 10 m
+    the service reads overviews with averaged masks: any mask above 0 counts as observed.
     """
     pixels, clear, seen = [], [], []
     for number, scene_id in enumerate(scene_ids):
@@ -91,22 +94,24 @@ def composite(ee: ModuleType, scene_ids: Sequence[str], sensor: SensorSpec) -> A
         classes = image.select("SCL")
         is_clear = classes.remap(list(CLEAR_SCL), [1] * len(CLEAR_SCL), 0).unmask(0).And(observed)
         kept = is_clear if sensor.cloud_mask == "scl" else observed
+        bit = 1 << number % _SCENES_PER_BAND
         pixels.append(raw.updateMask(kept))
-        clear.append(is_clear.multiply(1 << number % _BITS))
-        seen.append((kept if sensor.composite == "mosaic" else observed).multiply(1 << number % _BITS))
-    stack = ee.ImageCollection.fromImages(pixels[::-1])  # a mosaic has its last image on top
-    made = stack.mosaic() if sensor.composite == "mosaic" else stack.median()
+        clear.append(is_clear.multiply(bit))
+        seen.append((kept if sensor.composite == "mosaic" else observed).multiply(bit))
+    stack = ee.ImageCollection.fromImages(pixels[::-1])  # a mosaic shows its last image on top
+    merged = stack.mosaic() if sensor.composite == "mosaic" else stack.median()
     return ee.Image.cat(
-        made.select(list(range(len(sensor.bands))), _band_names(sensor)).unmask(0).toFloat(),
-        made.select(0).mask().gt(0).rename("valid").toUint8(),
-        *_bits(ee, "clear", clear),
-        *_bits(ee, "seen", seen),
+        merged.select(list(range(len(sensor.bands))), _band_names(sensor)).unmask(0).toFloat(),
+        merged.select(0).mask().gt(0).rename("valid").toUint8(),
+        *_bit_bands(ee, "clear", clear),
+        *_bit_bands(ee, "seen", seen),
     )
 
 
-def _bits(ee: ModuleType, name: str, images: Sequence[Any]) -> list[Any]:
-    """Bands whose bits are those of the scenes."""
-    groups = {i: [image.rename("n") for image in images[i : i + _BITS]] for i in range(0, len(images), _BITS)}
+def _bit_bands(ee: ModuleType, name: str, images: Sequence[Any]) -> list[Any]:
+    """Return bands with one bit per scene."""
+    starts = range(0, len(images), _SCENES_PER_BAND)
+    groups = {i: [image.rename("n") for image in images[i : i + _SCENES_PER_BAND]] for i in starts}
     collection = ee.ImageCollection.fromImages
     return [collection(group).sum().unmask(0).rename(f"{name}_{i}").toUint32() for i, group in groups.items()]
 
@@ -115,58 +120,58 @@ def _band_names(sensor: SensorSpec) -> list[str]:
     return [f"band_{i}" for i in range(len(sensor.bands))]
 
 
-def bytes_a_pixel(scenes: int, sensor: SensorSpec) -> int:
-    """Of the answer: float32 bands, `valid`, and which scenes were seen, and seen clear."""
-    return 4 * len(sensor.bands) + 1 + 2 * 4 * -(-scenes // _BITS)
+def bytes_per_pixel(n_scenes: int, sensor: SensorSpec) -> int:
+    """Return the bytes of one pixel in a response: float32 bands, `valid`, and the bits of `clear` and `seen`."""
+    return 4 * len(sensor.bands) + 1 + 2 * 4 * -(-n_scenes // _SCENES_PER_BAND)
 
 
 def count_requests(height: int, width: int, pixel_bytes: int) -> int:
-    """How many requests `read_pixels` makes of a grid at least."""
-    if not _over_limits(height, width, pixel_bytes):
+    """Return the smallest number of requests that `read_pixels` sends for a grid."""
+    if not _exceeds_limits(height, width, pixel_bytes):
         return 1
     longer, shorter = max(height, width), min(height, width)
     return sum(count_requests(part, shorter, pixel_bytes) for part in (longer // 2, longer - longer // 2))
 
 
-def _over_limits(height: int, width: int, pixel_bytes: int) -> bool:
+def _exceeds_limits(height: int, width: int, pixel_bytes: int) -> bool:
     return height * width * pixel_bytes > REQUEST_BYTES or max(height, width) > MAX_SIDE_PX
 
 
-def read_pixels(ee: ModuleType, image: Callable[[], Any], geobox: GeoBox, pixel_bytes: int) -> npt.NDArray[np.void]:
-    """What `image` makes on a grid, (y, x) of one field a band; a grid over the limits is asked for in halves."""
+def read_pixels(ee: ModuleType, image: Callable[[], Any], geobox: GeoBox, pixel_bytes: int) -> CompositePixels:
+    """Return the pixels of an image on a grid; a grid that exceeds the service's limits is requested in halves.
+
+    Args:
+        ee: the client.
+        image: builds the `ee.Image`. It is called as part of a request, so that errors of the client get their remedy.
+        geobox: the grid.
+        pixel_bytes: bytes of one pixel in the response.
+    """
     height, width = geobox.shape
-    if _over_limits(height, width, pixel_bytes):
-        return _in_halves(ee, image, geobox, pixel_bytes)
-    affine = geobox.transform
+    if _exceeds_limits(height, width, pixel_bytes):
+        return _read_halves(ee, image, geobox, pixel_bytes)
+    terms = zip(("scaleX", "shearX", "translateX", "shearY", "scaleY", "translateY"), geobox.transform[:6], strict=True)
     grid = {
         "dimensions": {"width": width, "height": height},
-        "affineTransform": {
-            "scaleX": affine.a,
-            "shearX": affine.b,
-            "translateX": affine.c,
-            "shearY": affine.d,
-            "scaleY": affine.e,
-            "translateY": affine.f,
-        },
+        "affineTransform": dict(terms),
         "crsCode": f"EPSG:{epsg_of(geobox)}",
     }
 
-    def pixels() -> npt.NDArray[np.void]:
-        question = {"expression": image(), "fileFormat": "NUMPY_NDARRAY", "grid": grid}
-        found: npt.NDArray[np.void] = ee.data.computePixels(question)
-        if found.shape != (height, width):
-            raise ValueError(f"{found.shape} pixels came, {(height, width)} were asked for")
-        return found
+    def request() -> CompositePixels:
+        body = {"expression": image(), "fileFormat": "NUMPY_NDARRAY", "grid": grid}
+        pixels: CompositePixels = ee.data.computePixels(body)
+        if pixels.shape != (height, width):
+            raise ValueError(f"got {pixels.shape} pixels instead of {(height, width)}")
+        return pixels
 
     try:
-        return ask(pixels)
-    except TooMuch:
+        return send(request)
+    except RequestTooLargeError:
         if height * width < _SMALLEST_PX:
             raise
-        return _in_halves(ee, image, geobox, pixel_bytes)
+        return _read_halves(ee, image, geobox, pixel_bytes)
 
 
-def _in_halves(ee: ModuleType, image: Callable[[], Any], geobox: GeoBox, pixel_bytes: int) -> npt.NDArray[np.void]:
+def _read_halves(ee: ModuleType, image: Callable[[], Any], geobox: GeoBox, pixel_bytes: int) -> CompositePixels:
     height, width = geobox.shape
     axis = 0 if height >= width else 1
     cut = max(height, width) // 2
@@ -175,30 +180,31 @@ def _in_halves(ee: ModuleType, image: Callable[[], Any], geobox: GeoBox, pixel_b
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What came for one place."""
+class DecodedComposite:
+    """Composite of one place with its observation counts."""
 
-    dn: npt.NDArray[np.float32]
+    dn: FloatArray
     """(bands, y, x), NaN where nothing was observed."""
     n_clear: npt.NDArray[np.uint16]
-    """(y, x), clear observations: of all scenes in a median, of the one on top in a mosaic."""
-    entered: list[bool]
-    """Of each scene, newest first: whether it saw a pixel of a median's place, or lies on top somewhere in a mosaic."""
+    """(y, x), clear observations: of all scenes in a median, of the scene on top in a mosaic."""
+    contributed: list[bool]
+    """One flag per scene, newest first: in a median the scene observed the place, in a mosaic it lies on top there."""
 
 
-def read_answer(answer: npt.NDArray[np.void], scenes: int, sensor: SensorSpec) -> Answer:
-    """Take the bands of `composite` apart."""
-    valid = answer["valid"] > 0
-    dn = np.stack([answer[name] for name in _band_names(sensor)]).astype(np.float32)
+def decode_pixels(pixels: CompositePixels, n_scenes: int, sensor: SensorSpec) -> DecodedComposite:
+    """Return the values and counts that the bands of `composite` encode."""
+    valid = pixels["valid"] > 0
+    dn = np.stack([pixels[name] for name in _band_names(sensor)]).astype(np.float32)
     dn[:, ~valid] = np.nan
-    seen, clear = (_scenes_of(answer, name, scenes) for name in ("seen", "clear"))
+    seen, clear = (_scene_masks(pixels, name, n_scenes) for name in ("seen", "clear"))
     if sensor.composite == "mosaic":
-        seen, clear = (list(shown(marks, seen)) for marks in (seen, clear))
+        seen, clear = (list(shown(masks, seen)) for masks in (seen, clear))
     n_clear: npt.NDArray[np.uint16] = np.stack(clear).sum(axis=0, dtype=np.uint16)
-    return Answer(dn, n_clear, [bool(sees.any()) for sees in seen])
+    return DecodedComposite(dn, n_clear, [bool(mask.any()) for mask in seen])
 
 
-def _scenes_of(answer: npt.NDArray[np.void], name: str, scenes: int) -> list[npt.NDArray[np.bool_]]:
-    """What the bits of bands say of each scene, (y, x)."""
-    bands = [answer[f"{name}_{i}"].astype(np.uint32) for i in range(0, scenes, _BITS)]
-    return [(bands[i // _BITS] >> np.uint32(i % _BITS) & np.uint32(1)).astype(bool) for i in range(scenes)]
+def _scene_masks(pixels: CompositePixels, name: str, n_scenes: int) -> list[BoolArray]:
+    """Return one mask per scene, (y, x), from the bits of bands."""
+    bands = [pixels[f"{name}_{i}"].astype(np.uint32) for i in range(0, n_scenes, _SCENES_PER_BAND)]
+    places = (divmod(i, _SCENES_PER_BAND) for i in range(n_scenes))
+    return [(bands[band] >> np.uint32(bit) & np.uint32(1)).astype(bool) for band, bit in places]

@@ -1,14 +1,13 @@
-"""Earth Engine: composites made on its side, read back on our own pixel grid; near places share a request."""
+"""Earth Engine as a provider: it makes the composites, on our pixel grid; nearby places share a request."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
@@ -28,34 +27,59 @@ from rs_embed.providers.archive import (
 )
 from rs_embed.providers.base import FetchPlan, PatchRequest, in_threads
 from rs_embed.providers.gee.expressions import (
-    Bounds,
-    bytes_a_pixel,
+    CompositePixels,
+    bytes_per_pixel,
     composite,
     count_requests,
+    decode_pixels,
     list_scenes,
-    read_answer,
     read_pixels,
 )
-from rs_embed.providers.gee.session import IN_FLIGHT, Unexplained, open_client
+from rs_embed.providers.gee.session import IN_FLIGHT, UnknownServiceError, open_client
 from rs_embed.providers.listings import Listing, Recent
 from rs_embed.sentinel2 import HARMONIZED_COLLECTION, radiometry
+from rs_embed.specs import SensorSpec
 
-_JOINT_PX = 1 << 20
-"""Places are joined up to a request of so many pixels: larger ones take the service long, and run out of its time."""
-_FILLED = 0.3
-"""Places are joined where they fill at least this share of the box around them: what lies between is paid for too."""
-_LISTED_DEGREES = 1.0
-"""Scenes are listed for boxes up to this size, some tiles each."""
+_MAX_SHARED_PX = 1 << 20
+"""Largest grid of a shared request, in pixels: the service needs long for larger ones, and times out."""
+_MIN_FILLED_SHARE = 0.3
+"""Smallest share of a shared grid that its places fill: the pixels between them are computed too."""
+_LISTING_DEGREES = 1.0
+"""Largest side of the box of one listing, which meets a few MGRS tiles."""
+
+N = TypeVar("N", int, float)
+Rectangle = tuple[N, N, N, N]
+"""Two opposite corners, the lesser coordinates first."""
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One question for pixels: some places that have their scenes in common."""
+class SharedRequest:
+    """Request for the pixels of nearby places that have the same scenes and sensor."""
 
-    members: tuple[int, ...]
-    """Positions of requests."""
+    positions: tuple[int, ...]
+    """Positions of the places in the batch."""
     geobox: GeoBox
-    """Around all of them."""
+    """Smallest grid around all places."""
+    scene_ids: tuple[str, ...]
+    """Scenes of the composite, newest first."""
+    sensor: SensorSpec
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of one pixel in the response."""
+        return bytes_per_pixel(len(self.scene_ids), self.sensor)
+
+    @property
+    def response_bytes(self) -> int:
+        """Bytes of the response."""
+        height, width = self.geobox.shape
+        return int(height * width * self.pixel_bytes)
+
+    @property
+    def n_requests(self) -> int:
+        """Requests to the service, several where its limits are exceeded."""
+        height, width = self.geobox.shape
+        return count_requests(height, width, self.pixel_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,53 +103,58 @@ class EarthEngineProvider:
 
     @property
     def name(self) -> str:
-        """How metadata and errors call it."""
+        """Name in metadata and errors."""
         return "gee"
 
     def fetch(self, requests: Sequence[PatchRequest]) -> Iterator[tuple[int, Patch | ProviderError]]:
-        """Yield patches as they arrive, a group of near places at a time."""
+        """Yield patches as they arrive, one group of nearby places at a time."""
         ee = open_client(self.project)
         choices: dict[int, Choice] = {}
-        for position, result in self._choose_all(ee, requests):
+        for position, result in self._choose_scenes(ee, requests):
             if isinstance(result, ProviderError):
                 yield position, result
             else:
                 choices[position] = result
-        jobs = plan_jobs(requests, choices)
-        sizes = [_answer_bytes(requests, choices, job) for job in jobs]
-        for number, found in in_threads(sizes, lambda i: _run(ee, requests, choices, jobs[i]), _workers()):
+        shared = share_requests(requests, choices)
+        sizes = [request.response_bytes for request in shared]
+        for number, found in in_threads(sizes, lambda i: _fetch_shared(ee, shared[i], requests, choices), _workers()):
             if isinstance(found, ProviderError):
-                yield from ((position, found) for position in jobs[number].members)
+                yield from ((position, found) for position in shared[number].positions)
             else:
                 yield from found
 
     def plan(self, requests: Sequence[PatchRequest]) -> FetchPlan:
-        """Scenes from the listing, and requests from how places are joined; no pixel is computed."""
+        """Return the scenes and requests that `fetch` would use; no pixel is computed."""
         ee = open_client(self.project)
-        found = dict(self._choose_all(ee, requests))
-        choices = {i: c for i, c in found.items() if isinstance(c, Choice)}
-        for result in found.values():
+        results = dict(self._choose_scenes(ee, requests))
+        for result in results.values():
             if isinstance(result, ProviderError) and not isinstance(result, NoImageryError):
                 raise result
+        choices = {i: choice for i, choice in results.items() if isinstance(choice, Choice)}
         chosen = [choices[i].chosen if i in choices else () for i in range(len(requests))]
-        jobs = plan_jobs(requests, choices)
+        shared = share_requests(requests, choices)
         return FetchPlan(
             scenes_of=tuple(map(len, chosen)),
             covered=coverage(chosen, requests),
-            read_bytes=sum(_answer_bytes(requests, choices, job) for job in jobs),
-            requests=sum(_count_requests(requests, choices, job) for job in jobs),
+            read_bytes=sum(request.response_bytes for request in shared),
+            requests=sum(request.n_requests for request in shared),
         )
 
-    def _choose_all(
+    def _choose_scenes(
         self, ee: ModuleType, requests: Sequence[PatchRequest]
     ) -> Iterator[tuple[int, Choice | ProviderError]]:
-        """Each request's scenes; one listing for each neighbourhood and time range."""
-        places = [lonlat_bounds(request.geobox) for request in requests]
-        ranges = _grouped(range(len(requests)), lambda i: (requests[i].temporal.start, requests[i].temporal.end))
-        areas = [area for same in ranges for area in _neighbourhoods(same, places)]
+        """Yield the scenes of each place; places within a degree and with the same time range share a listing."""
+        places = {i: lonlat_bounds(request.geobox) for i, request in enumerate(requests)}
+
+        def is_one_area(positions: Sequence[int]) -> bool:
+            west, south, east, north = _enclose([places[i] for i in positions])
+            return len(positions) == 1 or max(east - west, north - south) <= _LISTING_DEGREES
+
+        by_time = _group(places, lambda i: (requests[i].temporal.start, requests[i].temporal.end))
+        areas = [area for group in by_time for area in _split(group, places, is_one_area)]
 
         def scenes_of(number: int) -> list[Scene]:
-            bounds, temporal = _around([places[i] for i in areas[number]]), requests[areas[number][0]].temporal
+            bounds, temporal = _enclose([places[i] for i in areas[number]]), requests[areas[number][0]].temporal
             known = self._recent.find(bounds, temporal, frozenset())
             if known is not None:
                 return known
@@ -148,130 +177,111 @@ def _workers() -> int:
     return min(settings.fetch_workers(), IN_FLIGHT)
 
 
-def _grouped(positions: Iterable[int], key: Callable[[int], Hashable]) -> list[list[int]]:
-    """Positions of the same key together, in the order in which keys come."""
-    found: dict[Hashable, list[int]] = {}
+def _group(positions: Iterable[int], key: Callable[[int], Hashable]) -> list[list[int]]:
+    """Return positions grouped by their key, in the order in which the keys first appear."""
+    groups: dict[Hashable, list[int]] = {}
     for position in positions:
-        found.setdefault(key(position), []).append(position)
-    return list(found.values())
+        groups.setdefault(key(position), []).append(position)
+    return list(groups.values())
 
 
-def _neighbourhoods(members: Sequence[int], places: Sequence[Bounds]) -> Iterator[Sequence[int]]:
-    """Places of at most a degree around all of them."""
-    west, south, east, north = _around([places[i] for i in members])
-    if len(members) == 1 or max(east - west, north - south) <= _LISTED_DEGREES:
-        yield members
+def _split(
+    positions: Sequence[int], rectangles: Mapping[int, Rectangle[N]], fits: Callable[[Sequence[int]], bool]
+) -> Iterator[Sequence[int]]:
+    """Halve a group along the longer side of the rectangle around it, until every part fits."""
+    if fits(positions):
+        yield positions
         return
-    axis = 0 if east - west >= north - south else 1
-    yield from itertools.chain(
-        *(_neighbourhoods(h, places) for h in _halves(members, lambda i: places[i][axis] + places[i][axis + 2]))
-    )
+    left, top, right, bottom = _enclose([rectangles[i] for i in positions])
+    axis = 0 if right - left >= bottom - top else 1
+    ordered = sorted(positions, key=lambda i: rectangles[i][axis] + rectangles[i][axis + 2])
+    half = len(ordered) // 2
+    yield from _split(ordered[:half], rectangles, fits)
+    yield from _split(ordered[half:], rectangles, fits)
 
 
-def _halves(members: Sequence[int], where: Callable[[int], float]) -> tuple[Sequence[int], Sequence[int]]:
-    ordered = sorted(members, key=where)
-    return ordered[: len(ordered) // 2], ordered[len(ordered) // 2 :]
+def _enclose(rectangles: Sequence[Rectangle[N]]) -> Rectangle[N]:
+    left, top, right, bottom = zip(*rectangles, strict=True)
+    return min(left), min(top), max(right), max(bottom)
 
 
-def _around(boxes: Sequence[Bounds]) -> Bounds:
-    west, south, east, north = zip(*boxes, strict=True)
-    return min(west), min(south), max(east), max(north)
+def share_requests(requests: Sequence[PatchRequest], choices: Mapping[int, Choice]) -> list[SharedRequest]:
+    """Join places into requests: same zone, sensor and scenes, and near each other."""
+    windows = {i: _pixel_window(requests[i].geobox) for i in choices}
 
-
-def plan_jobs(requests: Sequence[PatchRequest], choices: Mapping[int, Choice]) -> list[Job]:
-    """Requests joined into questions: same zone, same sensor, same scenes, and near each other."""
-
-    def alike(i: int) -> Hashable:
+    def composite_key(i: int) -> Hashable:
         sensor = requests[i].sensor
         ids = tuple(scene.id for scene in choices[i].chosen)
         return epsg_of(requests[i].geobox), sensor.scale_m, sensor.bands, sensor.composite, sensor.cloud_mask, ids
 
-    corners = {i: _pixel_box(requests[i].geobox) for i in choices}
-    groups = _grouped(sorted(choices), alike)
-    return [job for group in groups for job in _joined(group, corners, requests)]
+    def is_dense(positions: Sequence[int]) -> bool:
+        distinct = {windows[i] for i in positions}
+        left, top, right, bottom = _enclose(list(distinct))
+        size_px = (right - left) * (bottom - top)
+        filled_px = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in distinct)
+        return len(distinct) == 1 or (size_px <= _MAX_SHARED_PX and filled_px >= _MIN_FILLED_SHARE * size_px)
+
+    groups = _group(sorted(choices), composite_key)
+    parts = [part for group in groups for part in _split(group, windows, is_dense)]
+    return [_shared_request(part, requests, choices[part[0]]) for part in parts]
 
 
-def _pixel_box(geobox: GeoBox) -> Bounds:
-    """Left, top, right, bottom in pixels of the zone: edges lie on multiples of the pixel's side."""
+def _pixel_window(geobox: GeoBox) -> Rectangle[int]:
+    """Return left, top, right, bottom in pixels of the UTM zone: edges lie on multiples of the pixel size."""
     left, top = round(geobox.transform.c / geobox.transform.a), round(geobox.transform.f / geobox.transform.e)
     return left, top, left + geobox.shape[1], top + geobox.shape[0]
 
 
-def _joined(members: Sequence[int], corners: Mapping[int, Bounds], requests: Sequence[PatchRequest]) -> Iterator[Job]:
-    left, top, right, bottom = _around([corners[i] for i in members])
-    width, height = int(right - left), int(bottom - top)
-    distinct = {corners[i] for i in members}
-    asked = sum((r - x) * (b - y) for x, y, r, b in distinct)
-    if len(distinct) == 1 or (width * height <= _JOINT_PX and asked >= _FILLED * width * height):
-        yield _job(members, requests)
-        return
-    axis = 0 if width >= height else 1
-    for half in _halves(members, lambda i: corners[i][axis] + corners[i][axis + 2]):
-        yield from _joined(half, corners, requests)
+def _shared_request(positions: Sequence[int], requests: Sequence[PatchRequest], choice: Choice) -> SharedRequest:
+    windows = [_pixel_window(requests[i].geobox) for i in positions]
+    left, top, right, bottom = _enclose(windows)
+    first = requests[positions[0]]
+    affine = first.geobox.transform * Affine.translation(left - windows[0][0], top - windows[0][1])
+    geobox = GeoBox((bottom - top, right - left), affine, first.geobox.crs)
+    return SharedRequest(tuple(positions), geobox, tuple(scene.id for scene in choice.chosen), first.sensor)
 
 
-def _job(members: Sequence[int], requests: Sequence[PatchRequest]) -> Job:
-    """The box around some places."""
-    corners = [_pixel_box(requests[i].geobox) for i in members]
-    left, top, right, bottom = _around(corners)
-    first = requests[members[0]].geobox
-    affine = first.transform * Affine.translation(left - corners[0][0], top - corners[0][1])
-    return Job(tuple(members), GeoBox((int(bottom - top), int(right - left)), affine, first.crs))
-
-
-def _pixel_bytes(requests: Sequence[PatchRequest], choices: Mapping[int, Choice], job: Job) -> int:
-    first = job.members[0]
-    return bytes_a_pixel(len(choices[first].chosen), requests[first].sensor)
-
-
-def _count_requests(requests: Sequence[PatchRequest], choices: Mapping[int, Choice], job: Job) -> int:
-    height, width = job.geobox.shape
-    return count_requests(height, width, _pixel_bytes(requests, choices, job))
-
-
-def _answer_bytes(requests: Sequence[PatchRequest], choices: Mapping[int, Choice], job: Job) -> int:
-    height, width = job.geobox.shape
-    return height * width * _pixel_bytes(requests, choices, job)
-
-
-def _run(
-    ee: ModuleType, requests: Sequence[PatchRequest], choices: Mapping[int, Choice], job: Job
+def _fetch_shared(
+    ee: ModuleType, shared: SharedRequest, requests: Sequence[PatchRequest], choices: Mapping[int, Choice]
 ) -> list[tuple[int, Patch | ProviderError]]:
-    """Ask for a job's pixels and give each place its own; what fails for reasons unknown is tried with fewer places."""
-    scenes, sensor = choices[job.members[0]].chosen, requests[job.members[0]].sensor
-    names = [scene.id for scene in scenes]
+    """Return the patches of a shared request; after an unknown failure, retry with half of its places each."""
     try:
-        answer = read_pixels(ee, lambda: composite(ee, names, sensor), job.geobox, _pixel_bytes(requests, choices, job))
-    except Unexplained as error:
-        if len(job.members) == 1:
-            return [(job.members[0], error)]
-        middle = len(job.members) // 2
-        halves = (_job(part, requests) for part in (job.members[:middle], job.members[middle:]))
-        return [found for half in halves for found in _run(ee, requests, choices, half)]
-    left, top, *_ = (int(v) for v in _pixel_box(job.geobox))
+        pixels = read_pixels(
+            ee, lambda: composite(ee, shared.scene_ids, shared.sensor), shared.geobox, shared.pixel_bytes
+        )
+    except UnknownServiceError as error:
+        if len(shared.positions) == 1:
+            return [(shared.positions[0], error)]
+        half = len(shared.positions) // 2
+        parts = [
+            _shared_request(positions, requests, choices[positions[0]])
+            for positions in (shared.positions[:half], shared.positions[half:])
+        ]
+        return [found for part in parts for found in _fetch_shared(ee, part, requests, choices)]
+    left, top, *_ = _pixel_window(shared.geobox)
     found: list[tuple[int, Patch | ProviderError]] = []
-    for position in job.members:
-        x0, y0, x1, y1 = (int(v) for v in _pixel_box(requests[position].geobox))
-        part = answer[y0 - top : y1 - top, x0 - left : x1 - left]
-        found.append((position, _patch(part, requests[position], choices[position])))
+    for position in shared.positions:
+        x0, y0, x1, y1 = _pixel_window(requests[position].geobox)
+        window = pixels[y0 - top : y1 - top, x0 - left : x1 - left]
+        found.append((position, _patch(window, requests[position], choices[position])))
     return found
 
 
-def _patch(part: npt.NDArray[np.void], request: PatchRequest, choice: Choice) -> Patch | ProviderError:
-    read = read_answer(part, len(choice.chosen), request.sensor)
-    used = [scene for scene, entered in zip(choice.chosen, read.entered, strict=True) if entered]
+def _patch(pixels: CompositePixels, request: PatchRequest, choice: Choice) -> Patch | ProviderError:
+    decoded = decode_pixels(pixels, len(choice.chosen), request.sensor)
+    used = [scene for scene, contributed in zip(choice.chosen, decoded.contributed, strict=True) if contributed]
     dropped = tuple(DroppedScene(s.id, NOTHING_SEEN) for s in choice.chosen if s not in used)
-    if np.isnan(read.dn[0]).all():
+    if np.isnan(decoded.dn[0]).all():
         return NoImageryError(nothing_valid("gee", request, choice, dropped))
     rule = radiometry(collection=HARMONIZED_COLLECTION)
     return Patch(
-        dn=read.dn,
+        dn=decoded.dn,
         geobox=request.geobox,
         bands=request.sensor.bands,
         source=HARMONIZED_COLLECTION,
         scenes=tuple(provenance(scene, rule) for scene in used),
         dropped=dropped if request.sensor.composite == "median" else (),
-        clear_frac=float((read.n_clear > 0).mean()),
-        n_clear=float(np.median(read.n_clear)),
+        clear_frac=float((decoded.n_clear > 0).mean()),
+        n_clear=float(np.median(decoded.n_clear)),
         warnings=choice.warnings,
     )

@@ -1,4 +1,4 @@
-"""The Earth Engine client: initialised once a process, asked politely, its failures told with their remedy.
+"""The Earth Engine client: initialisation, the limit on concurrent requests, and errors with their remedies.
 
 https://developers.google.com/earth-engine/guides/usage · https://developers.google.com/earth-engine/apidocs
 """
@@ -25,27 +25,27 @@ T = TypeVar("T")
 
 PROJECT_VARIABLES = ("EE_PROJECT", "GOOGLE_CLOUD_PROJECT")
 IN_FLIGHT = 40
-"""Requests that Earth Engine takes from a project at a time."""
+"""Concurrent requests that Earth Engine accepts from a project."""
 _KEY_VARIABLE = "GOOGLE_APPLICATION_CREDENTIALS"
 _ATTEMPTS = 3
-"""For an answer that is not what was announced; the client itself repeats 429, 5xx and what breaks on its way, five
-times, with growing and random pauses."""
+"""Attempts when a response is truncated or malformed. The client itself retries status 429, 5xx and broken connections
+five times, with growing random pauses."""
 _DEADLINE_MS = 360_000
-"""Earth Engine itself gives up on a request after five minutes."""
+"""Longest wait for a response; Earth Engine aborts a request after five minutes."""
 _SCOPES = ("https://www.googleapis.com/auth/earthengine", "https://www.googleapis.com/auth/cloud-platform")
 _REGISTER = "https://console.cloud.google.com/earth-engine"
 
-_starting = threading.Lock()
+_initialising = threading.Lock()
 _in_flight = threading.BoundedSemaphore(IN_FLIGHT)
 _log = logging.getLogger("rs_embed")
 
 
-class TooMuch(ProviderError):
-    """Earth Engine refused the size of a request: less at a time may do."""
+class RequestTooLargeError(ProviderError):
+    """Refusal of a request for its size: a smaller request may succeed."""
 
 
-class Unexplained(ProviderError):
-    """Earth Engine failed for a reason that is not in our table: it may be one place's own."""
+class UnknownServiceError(ProviderError):
+    """Failure that no known remedy matches: it may concern only one of the places in a request."""
 
 
 _REMEDIES: tuple[tuple[str, type[ProviderError], str], ...] = (
@@ -53,14 +53,14 @@ _REMEDIES: tuple[tuple[str, type[ProviderError], str], ...] = (
         r"no project found|project is required|required permission to use project|requires a quota project"
         r"|project \S+ (was )?not found",
         ProviderError,
-        "no Cloud project that may be used: set EE_PROJECT (or backend='gee:<project>') to one of yours that is "
+        "no usable Cloud project: set EE_PROJECT (or backend='gee:<project>') to a project of yours that is "
         f"registered at {_REGISTER}",
     ),
     (
         r"permission 'earthengine\.|permission 'serviceusage\.",
         ProviderError,
-        "this account may not use Earth Engine in the project: give it the roles Earth Engine Resource Writer and "
-        "Service Usage Consumer there",
+        "this account may not use Earth Engine in the project: grant it the roles Earth Engine Resource Writer and "
+        "Service Usage Consumer",
     ),
     (
         r"authorize access|could not automatically determine credentials|default credentials were not found"
@@ -78,79 +78,77 @@ _REMEDIES: tuple[tuple[str, type[ProviderError], str], ...] = (
     (
         r"over \d+ elements|total request size|user memory limit|computation timed out|pixel grid dimensions"
         r"|deadline exceeded|reprojection output too large",
-        TooMuch,
-        "too much for one request: take a smaller place, a shorter time range, or max_scenes",
+        RequestTooLargeError,
+        "the request is too large: use a smaller place, a shorter time range, or max_scenes",
     ),
     (
         r"request payload size",
         ProviderError,
-        "too many scenes for one request: take a shorter time range, or max_scenes",
+        "too many scenes for one request: use a shorter time range, or max_scenes",
     ),
     (
         r"too many requests|quota|rate.?limit|too many concurrent|capacity|\b429\b|resource_exhausted",
         ProviderError,
-        "over its quota: lower RS_EMBED_REMOTECLIP_FETCH_WORKERS, wait, or look at the project's EECU-hours "
+        "the quota is exhausted: lower RS_EMBED_REMOTECLIP_FETCH_WORKERS, wait, or check the project's EECU-hours "
         "(https://developers.google.com/earth-engine/guides/noncommercial_tiers)",
     ),
 )
 
 
 def open_client(project: str | None = None) -> ModuleType:
-    """The client, initialised unless the caller has done so; it never asks a person anything.
+    """Return the client, and initialise it unless the caller has done so. It never prompts the user.
 
     Args:
-        project: a Cloud project; else `EE_PROJECT`, `GOOGLE_CLOUD_PROJECT`, or that of the credentials.
+        project: a Cloud project; by default `EE_PROJECT`, `GOOGLE_CLOUD_PROJECT`, or the project of the credentials.
 
     Raises:
-        RSEmbedError: when the client is not installed.
-        ProviderError: when it cannot be initialised, with the remedy.
+        RSEmbedError: if the client is not installed.
+        ProviderError: if it cannot be initialised; the message names the remedy.
     """
     try:
         import ee
     except ModuleNotFoundError:
         raise RSEmbedError(missing_package("ee", extra="gee")) from None
-    with _starting:
+    with _initialising:
         if not ee.data.is_initialized():
-            _start(ee, project or next((v for name in PROJECT_VARIABLES if (v := os.environ.get(name))), None))
-        elif project is not None and project != (current := _project_of(ee)):
+            _initialise(ee, project or next((v for name in PROJECT_VARIABLES if (v := os.environ.get(name))), None))
+        elif project is not None and project != (current := _current_project(ee)):
             raise ProviderError(
-                f"Earth Engine is initialised already, for the project {current!r}: backend='gee' uses it, and it "
-                f"cannot change to {project!r} in this process"
+                f"Earth Engine is already initialised for the project {current!r} and cannot change to {project!r} in "
+                "this process: use backend='gee', or another process"
             )
         _keep_connections(ee)
     module: ModuleType = ee
     return module
 
 
-def _start(ee: Any, project: str | None) -> None:
-    """Initialise the client; one that fails half-way is reset, for it would call itself initialised."""
+def _initialise(ee: Any, project: str | None) -> None:
     try:
         ee.Initialize(_credentials(ee), project=project, url=ee.data.HIGH_VOLUME_API_BASE_URL)
         ee.data.setDeadline(_DEADLINE_MS)
-    except Exception as error:  # noqa: BLE001  (of several libraries; told in one line)
-        ee.Reset()
-        raise explained(error) from None
+    except Exception as error:  # noqa: BLE001  (several libraries raise their own; all become one line)
+        ee.Reset()  # a client that failed half-way would report that it is initialised
+        raise to_provider_error(error) from None
 
 
 def _keep_connections(ee: Any) -> None:
-    """As many as there may be requests: the client's own pool keeps ten, and drops the others with a warning each."""
+    """Keep one connection for each concurrent request; the client's own pool keeps ten and warns about the rest."""
     state = getattr(ee.data, "_get_state", lambda: None)()
     session = getattr(state, "requests_session", None)
     if session is None:
-        return  # another version's client: it works with ten
+        return  # another version of the client, which works with its own pool
     for scheme in ("https://", "http://"):
         adapter = session.get_adapter(scheme)
-        if type(adapter) is HTTPAdapter and adapter._pool_maxsize < IN_FLIGHT:  # a caller's own stays
+        if type(adapter) is HTTPAdapter and adapter._pool_maxsize < IN_FLIGHT:  # a caller's own adapter stays
             session.mount(scheme, HTTPAdapter(pool_maxsize=IN_FLIGHT))
 
 
-def _project_of(ee: Any) -> str:
-    """What the client was initialised for, by whomever."""
+def _current_project(ee: Any) -> str:
     return str(ee.data._get_projects_path()).removeprefix("projects/")
 
 
 def _credentials(ee: Any) -> Any:
-    """A service account's key file where one is named, else the client's own store or application default."""
+    """Return a service account's credentials if a key file is set, else the client's stored or default credentials."""
     named = os.environ.get(_KEY_VARIABLE)
     if named and _is_service_account(Path(named)):
         from google.oauth2.service_account import Credentials
@@ -163,47 +161,47 @@ def _is_service_account(path: Path) -> bool:
     try:
         return bool(json.loads(path.read_text(encoding="utf-8")).get("type") == "service_account")
     except (OSError, ValueError, AttributeError) as error:
-        raise ProviderError(f"{_KEY_VARIABLE} names {path}, which is no readable key file ({error})") from None
+        raise ProviderError(
+            f"{_KEY_VARIABLE} names {path}, which is no readable key file ({error}): correct or unset it"
+        ) from None
 
 
-def ask(question: Callable[[], T]) -> T:
-    """Put a question to the service, at most 40 at a time over the whole process.
+def send(request: Callable[[], T]) -> T:
+    """Send a request and return its response; at most 40 are in flight in this process.
 
     Raises:
-        ProviderError: with the remedy.
-        TooMuch: when less at a time may do.
+        ProviderError: if the service fails; the message names the remedy.
+        RequestTooLargeError: if a smaller request may succeed.
     """
     import ee
 
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             with _in_flight:
-                return question()
-        except (EOFError, ValueError) as error:  # cut off, or not what was announced
+                return request()
+        except (EOFError, ValueError) as error:  # a truncated or malformed response
             if attempt == _ATTEMPTS:
-                raise explained(error) from None
-            _log.info("Earth Engine's answer was broken (%s), attempt %s", error, attempt)
+                raise to_provider_error(error) from None
+            _log.info("Earth Engine's response was malformed (%s), attempt %s", error, attempt)
             time.sleep(random.uniform(0, 0.5 * 2**attempt))
         except (ee.EEException, OSError) as error:
-            raise explained(error) from None
+            raise to_provider_error(error) from None
         except Exception as error:
             if type(error).__module__.startswith(("google.auth", "httplib2")):
-                raise explained(error) from None
+                raise to_provider_error(error) from None
             raise
     raise AssertionError("unreachable")
 
 
-def explained(error: Exception) -> ProviderError:
-    """A failure of the client as one line with its remedy; nothing of a key or token is in it."""
+def to_provider_error(error: Exception) -> ProviderError:
+    """Return a failure of the client as a one-line error with its remedy, without keys and tokens."""
     if isinstance(error, ProviderError):
         return error
-    said = " ".join(str(error).split()) or type(error).__name__
-    said = re.sub(r"(ya29\.|Bearer\s+)\S+", "…", said)
+    message = " ".join(str(error).split()) or type(error).__name__
+    message = re.sub(r"(ya29\.|Bearer\s+)\S+", "…", message)
     if isinstance(error, OSError) or type(error).__name__ in ("TransportError", "ServerNotFoundError"):
-        return ProviderError(
-            f"Earth Engine cannot be reached: check the network or HTTPS_PROXY (it said: {said[:300]})"
-        )
+        return ProviderError(f"Earth Engine cannot be reached: check the network or HTTPS_PROXY ({message[:300]})")
     for pattern, kind, remedy in _REMEDIES:
-        if re.search(pattern, said, re.IGNORECASE):
-            return kind(f"Earth Engine: {remedy} (it said: {said[:300]})")
-    return Unexplained(f"Earth Engine: {said[:300]}")
+        if re.search(pattern, message, re.IGNORECASE):
+            return kind(f"Earth Engine: {remedy} ({message[:300]})")
+    return UnknownServiceError(f"Earth Engine: {message[:300]}")

@@ -47,7 +47,9 @@ def around(lon: float, lat: float) -> BBox:
 
 def search_around(at: tuple[float, float], out: Path, model: str | None, backend: str, port: int | None) -> None:
     """Plan, export and serve; the same command again goes on where it stopped."""
-    from rs_embed.cli.export import plan_lines, reporting, summary_lines
+    from rs_embed.cli.export import summary_lines
+    from rs_embed.cli.plan import plan_lines
+    from rs_embed.cli.progress import export_progress
     from rs_embed.export.cost import plan_export
     from rs_embed.export.run import export_embeddings
     from rs_embed.providers.archive import lonlat_text
@@ -61,7 +63,7 @@ def search_around(at: tuple[float, float], out: Path, model: str | None, backend
     typer.echo("\n".join(plan_lines(plan)))
     if not plan.fetch.scenes:
         raise NoImageryError(f"{backend} has no scene there in {temporal.start} to {temporal.end}: take another --at")
-    with reporting(False) as report:
+    with export_progress(False) as report:
         summary = export_embeddings(
             model, area, folder, temporal=temporal, sensor=_SENSOR, backend=backend, chip_m=CHIP_M, report=report
         )

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from rs_embed.api import get_embeddings_batch
 from rs_embed.cli.demo_labels import CLASSES, right_answers
-from rs_embed.cli.demo_picture import GAP, GREY, INK, LEFT, PAPER, font
+from rs_embed.cli.draw import GAP, GREY, INK, LEFT, PAPER, font
 from rs_embed.embedders.text import unit
 from rs_embed.embedding import Embedding
 from rs_embed.inspection import quicklook

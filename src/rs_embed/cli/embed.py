@@ -1,4 +1,4 @@
-"""`rs-embed embed`: places to vectors, printed or written."""
+"""`rs-embed embed`: vectors of places, printed or written to a file."""
 
 from __future__ import annotations
 
@@ -9,36 +9,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rs_embed.cli import options
-from rs_embed.cli.places import EXPORT_FROM, NamedPlace, describe, read_places
-from rs_embed.errors import SpecError
-from rs_embed.specs import OutputSpec, TemporalSpec
+from rs_embed.cli.places import EXPORT_FROM, NamedPlace, describe, exit_on_failures, read_places
+from rs_embed.specs import OutputSpec
 
 if TYPE_CHECKING:
     from rs_embed.embedding import Embedding, Result
 
 
 def embed(
-    start: options.Start,
-    end: options.End,
+    place: options.PlaceOptions,
+    time: options.TimeOptions,
+    source: options.SourceOptions,
+    sensor: options.SensorOptions,
+    model: options.ModelOptions,
     file: options.PlacesFile = None,
-    point: options.Point = None,
-    buffer_m: options.BufferM = None,
-    chip: options.Chip = None,
-    bbox: options.Box = None,
-    model: options.Model = options.DEFAULT_MODEL,
-    backend: options.Backend = "auto",
-    cache: options.Cache = None,
-    checkpoint: options.Checkpoint = None,
-    output: Annotated[str, typer.Option("--output", help="pooled or grid.")] = "pooled",
-    pooling: Annotated[str | None, typer.Option("--pooling", help="mean (768) or projected (512).")] = None,
-    input_prep: Annotated[str, typer.Option("--input-prep", help="resize or tile.")] = "resize",
-    device: options.Device = "auto",
-    precision: options.Precision = "fp32",
-    scale_m: options.ScaleM = 10,
-    cloudy_pct: options.CloudyPct = 30,
-    composite: options.Composite = "median",
-    cloud_mask: options.CloudMask = None,
-    max_scenes: options.MaxScenes = None,
+    output: Annotated[
+        options.OutputMode, options.choice("--output", options.OutputMode, "One vector, or one per token.")
+    ] = "pooled",
+    pooling: options.PoolingOption = None,
+    input_prep: options.InputPrepOption = "resize",
     out: Annotated[
         Path | None, typer.Option("--out", help="Write .npy, .npz, .json, .nc or .parquet instead of printing.")
     ] = None,
@@ -49,29 +38,27 @@ def embed(
     from rs_embed.cli.write import check_suffix, write
     from rs_embed.embedding import EmbeddingFailure
 
-    places = read_places(file, point, bbox, buffer_m, chip)
-    spec = OutputSpec(output, pooling)  # type: ignore[arg-type]  # checked by OutputSpec itself
+    places = read_places(place, file)
+    spec = OutputSpec(output, pooling)
     if out is not None:
         check_suffix(out, spec)
     if len(places) > EXPORT_FROM:
         print(
-            f"note: {len(places)} places are held in memory until the end and cannot be resumed: "
-            "`rs-embed export` writes them as they come, and goes on where it stopped",
+            f"note: `rs-embed embed` holds the {len(places)} places in memory and cannot resume: "
+            "`rs-embed export` writes results as they come, and goes on where it stopped",
             file=sys.stderr,
         )
-    if input_prep not in ("resize", "tile"):
-        raise SpecError(f"--input-prep must be resize or tile, got {input_prep!r}")
     results = get_embeddings_batch(
-        model,
+        model.name,
         spatials=[p.place for p in places],
-        temporal=TemporalSpec.range(start, end),
-        sensor=options.sensor(scale_m, cloudy_pct, composite, cloud_mask, max_scenes),
+        temporal=time.spec(),
+        sensor=sensor.spec(),
         output=spec,
-        backend=options.source(backend, cache),
-        device=device,
-        precision=precision,
-        input_prep=input_prep,  # type: ignore[arg-type]
-        checkpoint=checkpoint,
+        backend=source.provider(),
+        device=model.device,
+        precision=model.precision,
+        input_prep=input_prep,
+        checkpoint=model.checkpoint,
         on_error="return",
         progress=len(places) > 1 and sys.stderr.isatty(),
     )
@@ -81,7 +68,7 @@ def embed(
         print(f"wrote {done} embedding(s) to {out}", file=sys.stderr)
     elif out is None:
         _print(places, results, as_json)
-    options.exit_on_failures(places, results)
+    exit_on_failures(places, results)
 
 
 def _print(places: list[NamedPlace], results: list[Result], as_json: bool) -> None:
@@ -93,12 +80,11 @@ def _print(places: list[NamedPlace], results: list[Result], as_json: bool) -> No
         return
     for named, result in zip(places, results, strict=True):
         if isinstance(result, Embedding):
-            typer.echo(f"{named.id}  {describe(named.place)}")
-            typer.echo("\n".join(f"   {line}" for line in _lines(result)))
+            typer.echo("\n   ".join([f"{named.id}  {describe(named.place)}", *_lines(result)]))
 
 
 def _lines(result: Embedding) -> list[str]:
-    """A result in a few lines."""
+    """Summarise a result in two lines."""
     import numpy as np
 
     values, meta = np.asarray(result.data), result.meta
@@ -108,5 +94,5 @@ def _lines(result: Embedding) -> list[str]:
     return [
         f"{meta['model']} {meta.get('pooling') or 'token grid'}: {shape} float32 [{first}, …]",
         f"{meta['n_scenes']} scene(s): {scenes}; {meta['valid_frac']:.0%} of the pixels observed; "
-        f"{meta['model_input']['effective_gsd_m']:.3g} m a model pixel",
+        f"{meta['model_input']['effective_gsd_m']:.3g} m per model pixel",
     ]

@@ -1,4 +1,4 @@
-"""`rs-embed heatmap`: where in one place some words are, as a picture and as a GeoTIFF."""
+"""`rs-embed heatmap`: the parts of one place that match some words, as a picture and as a GeoTIFF."""
 
 from __future__ import annotations
 
@@ -13,76 +13,58 @@ import typer
 from rs_embed.cli import options
 from rs_embed.cli.places import describe, read_places
 from rs_embed.errors import SpecError
-from rs_embed.files import atomic_write
-from rs_embed.specs import TemporalSpec
 
 if TYPE_CHECKING:
     from rs_embed.search.heatmap import HeatMap
 
-_TIFFS = (".tif", ".tiff")
-
 
 def heatmap(
     text: Annotated[str, typer.Argument(metavar="TEXT", help='Words, such as "river".')],
-    start: options.Start,
-    end: options.End,
-    point: options.Point = None,
-    buffer_m: options.BufferM = None,
-    chip: options.Chip = None,
-    bbox: options.Box = None,
-    negative: Annotated[
-        list[str] | None, typer.Option("--negative", help="Words for what is not wanted: for the score in --out.")
-    ] = None,
+    place: options.PlaceOptions,
+    time: options.TimeOptions,
+    source: options.SourceOptions,
+    sensor: options.SensorOptions,
+    model: options.ModelOptions,
+    negative: options.Negative = None,
     window_m: Annotated[
-        float, typer.Option("--window-m", help="Side of the windows that are compared; under 64 px they are guesses.")
+        float,
+        typer.Option("--window-m", help="Side of the windows that are compared; results under 64 px are guesses."),
     ] = 640,
-    model: options.Model = options.DEFAULT_MODEL,
-    backend: options.Backend = "auto",
-    cache: options.Cache = None,
-    checkpoint: options.Checkpoint = None,
-    device: options.Device = "auto",
-    precision: options.Precision = "fp32",
-    scale_m: options.ScaleM = 10,
-    cloudy_pct: options.CloudyPct = 30,
-    composite: options.Composite = "median",
-    cloud_mask: options.CloudMask = None,
-    max_scenes: options.MaxScenes = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write probability and score as a GeoTIFF.")] = None,
-    plot: Annotated[Path, typer.Option("--plot", help="The picture.")] = Path("heatmap.png"),
+    plot: Annotated[Path, typer.Option("--plot", help="File for the picture.")] = Path("heatmap.png"),
     as_json: options.Json = False,
 ) -> None:
-    """Show where in one place some words are."""
-    from rs_embed.cli.heatmap_picture import draw
+    """Map the parts of one place that match some words."""
+    from rs_embed.cli.draw import heat_map_sheet
     from rs_embed.search.heatmap import heat_map
 
     options.check_ending("--plot", plot, options.PICTURES)
     if out is not None:
-        options.check_ending("--out", out, _TIFFS)
+        options.check_ending("--out", out, (".tif", ".tiff"))
     _make_folders(plot, out)
-    [named] = read_places(None, point, bbox, buffer_m, chip)
+    [named] = read_places(place)
     heat = heat_map(
-        model,
+        model.name,
         text,
         spatial=named.place,
-        temporal=TemporalSpec.range(start, end),
+        temporal=time.spec(),
         negative=negative or (),
         window_m=window_m,
-        sensor=options.sensor(scale_m, cloudy_pct, composite, cloud_mask, max_scenes),
-        backend=options.source(backend, cache),
-        device=device,
-        checkpoint=checkpoint,
-        precision=precision,
+        sensor=sensor.spec(),
+        backend=source.provider(),
+        device=model.device,
+        checkpoint=model.checkpoint,
+        precision=model.precision,
         progress=sys.stderr.isatty(),
     )
     written = [] if out is None else [heat.write_geotiff(out)]
-    with atomic_write(plot) as part:
-        draw(heat).save(part)
-    written.append(plot)
+    written.append(heat_map_sheet(heat).save(plot))
     facts = _facts(heat) | {"files": [str(path) for path in written]}
     typer.echo(json.dumps(facts, indent=1) if as_json else "\n".join([describe(named.place), *_lines(facts)]))
 
 
 def _make_folders(*paths: Path | None) -> None:
+    """Make the folders of the files before anything is fetched."""
     for path in (p for p in paths if p is not None):
         if path.is_dir():
             raise SpecError(f"{path} is a folder: name a file")
@@ -103,7 +85,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     if facts["notice"]:
         yield facts["notice"]
     where = lonlat_text(best["lon"], best["lat"])
-    share = facts["likely_frac"]
-    yield f"likeliest at {where} ({best['probability']:.0%}); likelier than not on {share:.0%} of what was seen"
+    share = f"{facts['likely_frac']:.0%}"
+    yield f"likeliest at {where} ({best['probability']:.0%}); above 50 % on {share} of the observed area"
     yield f"{meta['windows']} window(s) of {meta['window_m']:g} m, {len(meta['scenes'])} scene(s)"
     yield from (f"wrote {path}" for path in facts["files"])

@@ -1,4 +1,4 @@
-"""`rs-embed`: one line an error, exit 0 when it worked, 1 when a request failed, 2 for bad usage, 130 on Ctrl-C."""
+"""The program `rs-embed`: its commands, and the text and exit code of each error."""
 
 from __future__ import annotations
 
@@ -6,21 +6,43 @@ import atexit
 import gc
 import logging
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
+from rs_embed.cli import (
+    classify,
+    demo,
+    doctor,
+    embed,
+    export,
+    heatmap,
+    index,
+    inspect,
+    models,
+    options,
+    plan,
+    search,
+    serve,
+)
 from rs_embed.errors import RSEmbedError, SpecError, UnknownModelError, missing_core
 
-app = typer.Typer(
-    name="rs-embed",
-    help="What does this place look like, as a vector: RemoteCLIP embeddings of Sentinel-2 imagery.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "embed": embed.embed,
+    "inspect": inspect.inspect,
+    "classify": classify.classify,
+    "plan": plan.plan,
+    "export": export.export,
+    "index": index.index,
+    "search": search.search,
+    "serve": serve.serve,
+    "heatmap": heatmap.heatmap,
+    "models": models.models,
+    "doctor": doctor.doctor,
+    "demo": demo.demo,
+}
+"""The commands in the order of the help; their modules import heavy packages only when they run."""
 
 
 def _show_version(wanted: bool) -> None:
@@ -31,43 +53,44 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s", level=logging.WARNING)
 
 
-def _register() -> None:
-    """Attach the commands; their modules import what is heavy only when they run."""
-    from rs_embed.cli import classify, demo, doctor, embed, export, heatmap, inspect, models, search, serve
-
-    app.command("embed")(embed.embed)
-    app.command("inspect")(inspect.inspect)
-    app.command("classify")(classify.classify)
-    app.command("plan")(export.plan)
-    app.command("export")(export.export)
-    app.command("index")(search.index)
-    app.command("search")(search.search)
-    app.command("serve")(serve.serve)
-    app.command("heatmap")(heatmap.heatmap)
-    app.command("models")(models.models)
-    app.command("doctor")(doctor.doctor)
-    app.command("demo")(demo.demo)
+def _app() -> typer.Typer:
+    app = typer.Typer(
+        help="Embed any place on Earth as a vector: Sentinel-2 imagery through RemoteCLIP.\n\n"
+        "Exit codes: 0 success, 1 a request failed, 2 bad usage, 130 interrupted. With --debug, any command shows the "
+        "traceback of an error.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for name, command in COMMANDS.items():
+        app.command(name)(options.expand_groups(command))
+    return app
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit."""
-    if arguments is None:  # the program itself
+    """Run the command line and exit: 0 for success, 1 for a failed request, 2 for bad usage, 130 on Ctrl-C.
+
+    Args:
+        arguments: the words after the program's name; those of this process if None. `--debug` among them lets
+            errors through with their traceback instead of one line on stderr.
+    """
+    if arguments is None:
         arguments = sys.argv[1:]
-        atexit.register(gc.freeze)  # a search for garbage at the end takes a quarter of a second once torch is there
+        atexit.register(gc.freeze)  # a last garbage collection takes a quarter of a second once torch is loaded
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    _register()
     try:
-        code = app(args=arguments, standalone_mode=False)
+        code = _app()(args=arguments, prog_name="rs-embed", standalone_mode=False)
     except RSEmbedError as error:
         if debug:
             raise

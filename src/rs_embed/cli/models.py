@@ -1,4 +1,4 @@
-"""`rs-embed models`: which models there are, and what each is."""
+"""`rs-embed models`: the list of models, and the card of each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rs_embed.cli import options
 
 
 def models(
-    name: Annotated[str | None, typer.Argument(help="Describe this one.")] = None, as_json: options.Json = False
+    name: Annotated[str | None, typer.Argument(help="Describe this model.")] = None, as_json: options.Json = False
 ) -> None:
     """List the models, or describe one."""
     from rs_embed.embedders.cards import describe_model, list_models

@@ -1,36 +1,49 @@
-"""Options that several commands share, with one meaning everywhere."""
+"""Options that several commands share, declared once; a command takes a group of them as one dataclass."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 import typer
 
 from rs_embed.errors import SpecError
-from rs_embed.specs import SensorSpec, TemporalSpec
+from rs_embed.specs import CloudMask, Composite, InputPrep, Pooling, SensorSpec, TemporalSpec
 
 if TYPE_CHECKING:
-    from rs_embed.cli.places import NamedPlace
-    from rs_embed.embedding import Embedding, EmbeddingFailure
+    from typer.models import OptionInfo
+
     from rs_embed.providers.base import Provider
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-DEFAULT_MODEL = "remoteclip_s2rgb"
+OutputMode = Literal["pooled", "grid"]
+Every = Literal["month", "quarter", "year"]
+VectorType = Literal["float32", "float16"]
+Engine = Literal["local", "ray"]
 
-Point = Annotated[
-    tuple[float, float] | None, typer.Option("--point", metavar="LON LAT", help="A point, longitude first.")
-]
-BufferM = Annotated[float | None, typer.Option("--buffer-m", help="Half the side of the square, ground metres.")]
-Chip = Annotated[float | None, typer.Option("--chip", help="The whole side: --chip M is --buffer-m M/2.")]
+
+def choice(flag: str, values: object, help: str) -> OptionInfo:
+    """Declare an option for a `Literal`.
+
+    The word is passed on as it is: the library checks it and raises the error that its Python callers see.
+    """
+    words = [str(word) for word in get_args(values)]
+    option: OptionInfo = typer.Option(
+        flag, metavar="|".join(words), help=help, parser=str, autocompletion=lambda: words
+    )
+    return option
+
+
+PlacesFile = Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Places: CSV, GeoJSON or GeoParquet.")]
 Box = Annotated[
-    tuple[float, float, float, float] | None, typer.Option("--bbox", metavar="W S E N", help="A box, degrees.")
+    tuple[float, float, float, float] | None,
+    typer.Option("--bbox", metavar="W S E N", help="A box in degrees of longitude and latitude."),
 ]
-PlacesFile = Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Many places: CSV, GeoJSON or GeoParquet.")]
-Start = Annotated[str, typer.Option("--start", metavar="YYYY-MM-DD", help="First day.")]
-End = Annotated[str, typer.Option("--end", metavar="YYYY-MM-DD", help="Day after the last.")]
+BufferM = Annotated[float | None, typer.Option("--buffer-m", help="Half the side of the square, in ground metres.")]
+Chip = Annotated[float | None, typer.Option("--chip", help="The whole side: --chip M equals --buffer-m M/2.")]
 Backend = Annotated[
     str,
     typer.Option(
@@ -38,63 +51,163 @@ Backend = Annotated[
         help="sample, local:<folder>, earth-search (auto), planetary-computer, gee, stac:<api>#<collection>.",
     ),
 ]
-Cache = Annotated[
-    Path | None, typer.Option("--cache", help="Keep fetched imagery in this folder, and take it from there next time.")
+Model = Annotated[str, typer.Option("--model", help="A name that `rs-embed models` lists.")]
+InputPrepOption = Annotated[
+    InputPrep, choice("--input-prep", InputPrep, "Resize the whole place, or tile it into chips of 224 px.")
 ]
-Model = Annotated[str, typer.Option("--model", help="A name from `rs-embed models`.")]
-Checkpoint = Annotated[
-    str | None, typer.Option("--checkpoint", help="Hub repo[@revision][:file], folder or file of weights.")
+PoolingOption = Annotated[
+    Pooling | None, choice("--pooling", Pooling, "Mean of the tokens (768 numbers) or CLIP projection (512).")
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
-Precision = Annotated[str, typer.Option("--precision", help="fp32, bf16, int8 (CPU), fp16 (CUDA).")]
-ScaleM = Annotated[float, typer.Option("--scale-m", help="Ground metres a pixel.")]
-CloudyPct = Annotated[float, typer.Option("--cloudy-pct", help="Leave out scenes with more cloud than this.")]
-Composite = Annotated[str, typer.Option("--composite", help="median or mosaic.")]
-CloudMask = Annotated[str | None, typer.Option("--cloud-mask", help="scl: leave out cloudy pixels.")]
-MaxScenes = Annotated[int | None, typer.Option("--max-scenes", help="Only the N least cloudy scenes.")]
+Dataset = Annotated[Path, typer.Argument(metavar="DATASET", help="A folder that `rs-embed export` wrote.")]
+Port = Annotated[int, typer.Option("--port", help="Port of the web page.", min=1, max=65535)]
+Negative = Annotated[list[str] | None, typer.Option("--negative", help="Words for what to avoid; repeatable.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
-def sensor(
-    scale_m: float, cloudy_pct: float, composite: str, cloud_mask: str | None, max_scenes: int | None
-) -> SensorSpec:
-    """The sensor that the options describe; a bad value is its SpecError."""
-    return SensorSpec(
-        scale_m=scale_m,
-        cloudy_pct=cloudy_pct,
-        composite=composite,  # type: ignore[arg-type]  # checked by SensorSpec itself
-        cloud_mask=cloud_mask,  # type: ignore[arg-type]
-        max_scenes=max_scenes,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceOptions:
+    """One place on the command line."""
+
+    point: Annotated[
+        tuple[float, float] | None, typer.Option("--point", metavar="LON LAT", help="A point, longitude first.")
+    ] = None
+    buffer_m: BufferM = None
+    chip: Chip = None
+    bbox: Box = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeOptions:
+    """A time range that must be given."""
+
+    start: Annotated[str, typer.Option("--start", metavar="YYYY-MM-DD", help="First day.")]
+    end: Annotated[str, typer.Option("--end", metavar="YYYY-MM-DD", help="Day after the last.")]
+
+    def spec(self) -> TemporalSpec:
+        """Return the time range."""
+        return TemporalSpec.range(self.start, self.end)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptionalTimeOptions:
+    """A time range that may be left out."""
+
+    start: Annotated[str | None, typer.Option("--start", metavar="YYYY-MM-DD", help="First day.")] = None
+    end: Annotated[str | None, typer.Option("--end", metavar="YYYY-MM-DD", help="Day after the last.")] = None
+
+    def spec(self) -> TemporalSpec | None:
+        """Return the time range, or None where neither day is given.
+
+        Raises:
+            SpecError: if only one of the two days is given.
+        """
+        if self.start is not None and self.end is not None:
+            return TemporalSpec.range(self.start, self.end)
+        if self.start is not None or self.end is not None:
+            raise SpecError(f"--start and --end come together, got only {'--start' if self.start else '--end'}")
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """The source of the imagery."""
+
+    backend: Backend = "auto"
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Keep fetched imagery in this folder and reuse it next time.")
+    ] = None
+
+    def provider(self) -> str | Provider:
+        """Return the value for `backend=`: the backend's name, or a provider that caches."""
+        from rs_embed.providers.registry import resolve
+
+        return self.backend if self.cache is None else resolve(self.backend, self.cache)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SensorOptions:
+    """The fields of a `SensorSpec`."""
+
+    scale_m: Annotated[float, typer.Option("--scale-m", help="Ground metres per pixel.")] = 10
+    cloudy_pct: Annotated[float, typer.Option("--cloudy-pct", help="Leave out scenes with more cloud than this.")] = 30
+    composite: Annotated[Composite, choice("--composite", Composite, "Way to merge the scenes into one image.")] = (
+        "median"
     )
+    cloud_mask: Annotated[
+        CloudMask | None, choice("--cloud-mask", CloudMask, "Leave out the pixels that SCL calls cloudy.")
+    ] = None
+    max_scenes: Annotated[int | None, typer.Option("--max-scenes", help="Use only the N least cloudy scenes.")] = None
+
+    def spec(self, check_save_dir: Path | None = None) -> SensorSpec:
+        """Return the sensor; a bad value is its SpecError."""
+        return SensorSpec(
+            scale_m=self.scale_m,
+            cloudy_pct=self.cloudy_pct,
+            composite=self.composite,
+            cloud_mask=self.cloud_mask,
+            max_scenes=self.max_scenes,
+            check_save_dir=None if check_save_dir is None else str(check_save_dir),
+        )
 
 
-def check_ending(option: str, path: Path, allowed: tuple[str, ...]) -> None:
-    """Refuse, before anything is fetched, a file whose ending says nothing that can be written."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """The model and the way it runs."""
+
+    name: Model = "remoteclip_s2rgb"
+    checkpoint: Annotated[
+        str | None,
+        typer.Option("--checkpoint", help="Weights: a hub repo[@revision][:file], a folder or a file."),
+    ] = None
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto"
+    precision: Annotated[str, typer.Option("--precision", help="fp32, bf16, int8 (CPU) or fp16 (CUDA).")] = "fp32"
+
+
+def check_ending(option: str, path: Path, allowed: Sequence[str]) -> None:
+    """Refuse a file name with an unknown ending before anything is fetched.
+
+    Raises:
+        SpecError: if the name ends in none of the allowed endings.
+    """
     if path.suffix.lower() not in allowed:
         raise SpecError(f"{option} {path} must end in one of {', '.join(allowed)}")
 
 
-def time_range(start: str | None, end: str | None) -> TemporalSpec | None:
-    """The time range of two options that may both be left out."""
-    if (start is None) != (end is None):
-        raise SpecError(f"--start and --end come together, got only {'--start' if start else '--end'}")
-    return TemporalSpec.range(start, end) if start is not None and end is not None else None
+def expand_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command with one parameter for each field of its dataclass parameters.
+
+    Typer derives options from a function's signature and knows no dataclasses. The returned function has the fields
+    in its signature and builds the dataclasses when it is called.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        if parameter.name in groups:
+            parameters += _field_parameters(groups[parameter.name])
+        else:
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(parameter.replace(kind=kind, annotation=hints[parameter.name]))
+
+    def run(**values: Any) -> None:
+        built = {name: group(**{f.name: values.pop(f.name) for f in fields(group)}) for name, group in groups.items()}
+        command(**built, **values)
+
+    typed: Any = run
+    typed.__signature__ = inspect.Signature(parameters)
+    typed.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    typed.__doc__ = command.__doc__
+    return run
 
 
-def source(backend: str, cache: Path | None) -> str | Provider:
-    """What to pass as `backend=`."""
-    from rs_embed.providers.registry import resolve
-
-    return backend if cache is None else resolve(backend, cache)
-
-
-def exit_on_failures(places: Sequence[NamedPlace], results: Sequence[Embedding | EmbeddingFailure]) -> None:
-    """One line on stderr for each place that failed, and exit code 1 if there is one."""
-    from rs_embed.embedding import EmbeddingFailure
-
-    failed = [(p, r) for p, r in zip(places, results, strict=True) if isinstance(r, EmbeddingFailure)]
-    for place, failure in failed:
-        name = f"{place.id}: " if len(places) > 1 else ""
-        print(f"error: {name}{' '.join(str(failure.error).split())}", file=sys.stderr)
-    if failed:
-        raise typer.Exit(1)
+def _field_parameters(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(group)
+    ]

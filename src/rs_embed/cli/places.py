@@ -1,15 +1,24 @@
-"""Places from options or a file, and a place in words that nobody can read the wrong way round."""
+"""Places from options or a file, and text about them that shows swapped coordinates."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import typer
+
+from rs_embed.cli.options import PlaceOptions
 from rs_embed.errors import SpecError
 from rs_embed.specs import BBox, Place, PointBuffer
 
+if TYPE_CHECKING:
+    from rs_embed.embedding import Result
+
 EXPORT_FROM = 200
+"""Number of places above which `embed` recommends `export`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,58 +29,70 @@ class NamedPlace:
     place: Place
 
 
-def read_places(
-    file: Path | None,
-    point: tuple[float, float] | None,
-    bbox: tuple[float, float, float, float] | None,
-    buffer_m: float | None,
-    chip: float | None,
-) -> list[NamedPlace]:
-    """Places from exactly one of a file, a point or a box.
+def read_places(options: PlaceOptions, file: Path | None = None) -> list[NamedPlace]:
+    """Return the places of exactly one of a file, a point or a box.
 
     Raises:
-        SpecError: for none or several of them, a missing or doubled size, or a file that cannot be read.
+        SpecError: if none or several of them are given, a size is missing or doubled, or the file cannot be read.
     """
-    given = [name for name, value in (("FILE", file), ("--point", point), ("--bbox", bbox)) if value is not None]
-    if len(given) != 1:
-        raise SpecError(
-            f"one place or one file is needed: --point LON LAT --buffer-m M, --bbox W S E N, or a file of places; got "
-            f"{' and '.join(given) or 'none'}"
-        )
-    if bbox is not None:
-        if buffer_m is not None or chip is not None:
-            raise SpecError("--bbox has its own size: leave out --buffer-m and --chip")
-        return [NamedPlace("0", BBox(*bbox))]
-    half = _half_side(buffer_m, chip)
-    if point is not None:
-        return [NamedPlace("0", PointBuffer(*point, half))]
+    check_one_source(
+        {"FILE": file, "--point": options.point, "--bbox": options.bbox},
+        "one place or one file is needed: --point LON LAT --buffer-m M, --bbox W S E N, or a file of places",
+    )
+    if options.bbox is not None:
+        if options.buffer_m is not None or options.chip is not None:
+            raise SpecError("--bbox sets the size itself: leave out --buffer-m and --chip")
+        return [NamedPlace("0", BBox(*options.bbox))]
+    side = side_m(options.buffer_m, options.chip)
+    if side is None:
+        raise SpecError("a size is needed: --buffer-m M (half the side) or --chip M (the whole side)")
+    if options.point is not None:
+        return [NamedPlace("0", PointBuffer(*options.point, side / 2))]
     assert file is not None
-    return list(_from_file(file, half))
+    return list(_read_file(file, side))
 
 
-def _half_side(buffer_m: float | None, chip: float | None) -> float:
-    if (buffer_m is None) == (chip is None):
-        raise SpecError("a size is needed: --buffer-m M (half the side) or --chip M (the whole side), one of the two")
-    return buffer_m if buffer_m is not None else chip / 2  # type: ignore[operator]
+def check_one_source(sources: dict[str, object], needed: str) -> None:
+    """Refuse none or several sources of places.
+
+    Raises:
+        SpecError: unless exactly one value is given.
+    """
+    given = [name for name, value in sources.items() if value is not None]
+    if len(given) != 1:
+        raise SpecError(f"{needed}; got {' and '.join(given) or 'none'}")
 
 
-def _from_file(file: Path, half: float) -> Iterator[NamedPlace]:
-    """Places of a file; here, where nothing is kept beside the vectors, a bad row is an error."""
+def side_m(buffer_m: float | None, chip: float | None) -> float | None:
+    """Return the side of a square in metres from --buffer-m or --chip, None where neither is given.
+
+    Raises:
+        SpecError: if both are given.
+    """
+    if buffer_m is not None and chip is not None:
+        raise SpecError("--chip M equals --buffer-m M/2: give one of the two")
+    return chip if buffer_m is None else 2 * buffer_m
+
+
+def _read_file(file: Path, side: float) -> Iterator[NamedPlace]:
+    """Yield the places of a file.
+
+    Raises:
+        SpecError: for a bad row: the vectors of `embed` have no column for its error.
+    """
     from rs_embed.export.inputs import ReadOptions
     from rs_embed.export.inputs import read_places as read_rows
 
-    for row in read_rows(file, ReadOptions(chip_m=2 * half)).rows:
+    for row in read_rows(file, ReadOptions(chip_m=side)).rows:
         if row.place is None:
             raise SpecError(f"{file}, {row.where}: {row.error}")
         if row.start or row.end:
-            raise SpecError(
-                f"{file}, {row.where}: time ranges of single rows are for `rs-embed export`; leave them out"
-            )
+            raise SpecError(f"{file}, {row.where}: only `rs-embed export` takes time ranges of rows; leave them out")
         yield NamedPlace(row.id, row.place)
 
 
 def describe(place: Place) -> str:
-    """`39.3638°N 8.2132°W · 1,200 m · UTM 29N · https://…`: with its zone and a link, since people swap the two."""
+    """Return `39.3638°N 8.2132°W · 1,200 m · UTM 29N · https://…`: zone and map link show swapped coordinates."""
     from rs_embed.grid import utm_epsg
     from rs_embed.providers.archive import lonlat_text
 
@@ -81,3 +102,15 @@ def describe(place: Place) -> str:
     size = f"{2 * place.buffer_m:,.0f} m" if isinstance(place, PointBuffer) else "box"
     link = f"https://www.openstreetmap.org/?mlat={lat:.5f}&mlon={lon:.5f}#map=13/{lat:.5f}/{lon:.5f}"
     return f"{lonlat_text(lon, lat)} · {size} · {zone} · {link}"
+
+
+def exit_on_failures(places: Sequence[NamedPlace], results: Sequence[Result]) -> None:
+    """Print one line on stderr for each place that failed, and exit with code 1 if there is one."""
+    from rs_embed.embedding import EmbeddingFailure
+
+    failed = [(p, r) for p, r in zip(places, results, strict=True) if isinstance(r, EmbeddingFailure)]
+    for place, failure in failed:
+        name = f"{place.id}: " if len(places) > 1 else ""
+        print(f"error: {name}{' '.join(str(failure.error).split())}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(1)

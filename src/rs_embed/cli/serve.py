@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rs_embed.cli.search import building
+from rs_embed.cli import options
+from rs_embed.cli.progress import index_progress
 from rs_embed.errors import RSEmbedError, missing_package
 
-MAP_REMEDY = "it comes from npm when the package is built; install a wheel, or again from the clone with a network"
+MAP_REMEDY = "the build downloads it from npm; install a wheel, or install the clone again with a network"
 
 
 def serve(
-    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A folder that `rs-embed export` wrote.")],
-    host: Annotated[str, typer.Option("--host", help="Address to listen on; loopback unless given.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Port to listen on.", min=1, max=65535)] = 8000,
+    dataset: options.Dataset,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: options.Port = 8000,
 ) -> None:
-    """Search a dataset by words on a map in a browser; the HTTP API is described at /openapi.json."""
+    """Search a dataset by words on a map in a browser.
+
+    /openapi.json describes the HTTP API.
+    """
     try:
         from rs_embed.web.server import listen, map_is_there
         from rs_embed.web.server import serve as run
@@ -29,7 +32,7 @@ def serve(
         print(f"warning: the map's JavaScript is missing, only the HTTP API works: {MAP_REMEDY}", file=sys.stderr)
     from rs_embed.search.index import EmbeddingIndex
 
-    with building() as report:
+    with index_progress() as report:
         index = EmbeddingIndex(dataset, report)
     listener = listen(host, port)
     typer.echo(f"http://{host}:{port}/   (Ctrl-C ends it)")

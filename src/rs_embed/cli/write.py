@@ -1,4 +1,4 @@
-"""Embeddings to a file: complete or not at all."""
+"""Embeddings as files and as JSON."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rs_embed.cli.options import check_ending
 from rs_embed.cli.places import NamedPlace
 from rs_embed.embedding import Embedding, EmbeddingFailure, describe_place
 from rs_embed.errors import SpecError
@@ -19,13 +20,12 @@ Results = Sequence[Embedding | EmbeddingFailure]
 
 
 def check_suffix(path: Path, output: OutputSpec) -> None:
-    """Refuse, before anything is fetched, a file that cannot be written.
+    """Refuse a file that cannot be written before anything is fetched.
 
     Raises:
         SpecError: for an unknown ending, a grid in a table, or a folder that does not exist.
     """
-    if path.suffix.lower() not in _WRITERS:
-        raise SpecError(f"--out {path}: the ending must be one of {', '.join(_WRITERS)}")
+    check_ending("--out", path, tuple(_WRITERS))
     if path.suffix.lower() == ".parquet" and output.mode == "grid":
         raise SpecError(f"--out {path}: a token grid does not fit a table; write .nc, .npz or .npy")
     if not path.absolute().parent.is_dir():
@@ -33,18 +33,18 @@ def check_suffix(path: Path, output: OutputSpec) -> None:
 
 
 def write(path: Path, places: Sequence[NamedPlace], results: Results) -> None:
-    """Write all results; the file appears when it is whole."""
+    """Write all results in the format of the file's ending; the file appears when it is complete."""
     with atomic_write(path) as part:
         _WRITERS[path.suffix.lower()](part, places, results)
 
 
 def to_json(places: Sequence[NamedPlace], results: Results) -> str:
-    """`[{id, place, ok, embedding, shape, meta} | {id, place, ok, error}]`."""
+    """Return `[{id, place, ok, embedding, shape, meta} | {id, place, ok, error}]` as text."""
     return json.dumps([_record(p, r) for p, r in zip(places, results, strict=True)], indent=1, allow_nan=False)
 
 
 def record_head(named: NamedPlace, result: Embedding | EmbeddingFailure) -> dict[str, Any]:
-    """`{id, place, ok}` of a result, and `error` where it failed: how every record of ours begins."""
+    """Return `{id, place, ok}` of a result, and its `error` if it failed."""
     head = {"id": named.id, "place": describe_place(named.place)}
     if isinstance(result, EmbeddingFailure):
         return {**head, "ok": False, "error": {"type": type(result.error).__name__, "message": str(result.error)}}
@@ -62,10 +62,10 @@ def _record(named: NamedPlace, result: Embedding | EmbeddingFailure) -> dict[str
 
 
 def _stack(results: Results) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """One row a place, NaN where it failed."""
+    """Return one row per place, NaN where it failed."""
     done = [np.asarray(r.data) for r in results if isinstance(r, Embedding)]
     if len({d.shape for d in done}) > 1:
-        raise SpecError("grids of different sizes do not stack: write .json, or one file a place")
+        raise SpecError("grids of different sizes do not stack: write .json, or one file per place")
     rows = np.full((len(results), *done[0].shape), np.nan, dtype=np.float32)
     for row, result in zip(rows, results, strict=True):
         if isinstance(result, Embedding):
@@ -95,7 +95,7 @@ def _write_json(path: Path, places: Sequence[NamedPlace], results: Results) -> N
 
 
 def _write_nc(path: Path, places: Sequence[NamedPlace], results: Results) -> None:
-    """One place as its own grid with coordinates, several along a dimension `place`."""
+    """Write one grid with its coordinates, or several results along a dimension `place`."""
     import xarray as xr
 
     if len(results) == 1 and isinstance(results[0], Embedding) and isinstance(results[0].data, xr.DataArray):
@@ -118,7 +118,7 @@ def _write_nc(path: Path, places: Sequence[NamedPlace], results: Results) -> Non
 
 
 def _write_parquet(path: Path, places: Sequence[NamedPlace], results: Results) -> None:
-    """Only rows with a vector: an empty one breaks readers."""
+    """Write the rows that have a vector: readers fail on an empty one."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -26,7 +26,7 @@ from rs_embed.export.run import export_embeddings
 from rs_embed.export.workers import look_of, open_partition
 from rs_embed.grid import transformer
 from rs_embed.pipeline import Ready, embed_ready, prepare_all
-from rs_embed.providers.archive import Archive
+from rs_embed.providers.archive import ArchiveProvider
 from rs_embed.providers.base import Provider, from_provider
 from rs_embed.providers.stac.catalogs import StacCatalog
 from rs_embed.providers.stac.items import scene_of_item
@@ -60,10 +60,10 @@ def write_places(path: Path, n: int) -> Path:
     return path
 
 
-def local_provider() -> Archive:
+def local_provider() -> ArchiveProvider:
     """The three dates as local files."""
     sys.path.insert(0, "tests")
-    return Archive("local", "bench", tuple(scene_of_item(item, str) for item in _items(str(FOLDER))))
+    return ArchiveProvider("local", "bench", tuple(scene_of_item(item, str) for item in _items(str(FOLDER))))
 
 
 def _measure(name: str, provider: Provider, n: int) -> str:

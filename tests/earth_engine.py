@@ -30,9 +30,10 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from shapely.geometry import Polygon, box, mapping
 
-from rs_embed.providers.archive import Scene, harmonise, scene_radiometry
-from rs_embed.providers.local import open_local
+from rs_embed.providers.archive import harmonise
+from rs_embed.providers.local import LocalProvider
 from rs_embed.providers.raster import read_onto
+from rs_embed.providers.scenes import Scene
 from rs_embed.sentinel2 import processing_baseline
 
 _KINDS = {"Float": "f4", "Uint8": "u1", "Uint16": "u2", "Uint32": "u4"}
@@ -85,7 +86,7 @@ class Service:
 
     def __init__(self, folder: Path) -> None:
         self.scenes: dict[str, Scene] = {}
-        for scene in open_local(str(folder)).scenes:
+        for scene in LocalProvider(folder).scenes:
             self.scenes[index_of(scene, taken=self.scenes)] = scene
         self.max_elements, self.max_bytes = MAX_ELEMENTS, MAX_BYTES
         self.partly = 1.0
@@ -206,7 +207,7 @@ class Service:
         read = read_onto(file.path, [file.index], grid)
         if name == "SCL":
             return Band(read.values[0].astype(np.float64), (read.valid & (read.values[0] > 0)).astype(np.float64))
-        rule = scene_radiometry(scene, file, read.scale, read.offset)  # the collection is harmonised
+        rule = scene.radiometry(name, read.scale, read.offset)  # the collection is harmonised
         return Band(harmonise(read.values, rule)[0].astype(np.float64), read.valid * self.partly)
 
     # --- answers

@@ -248,7 +248,7 @@ def test_far_places_are_not_joined():
         id = "a"
 
     class Chosen:
-        chosen = (Scene(),)
+        scenes = (Scene(),)
 
     shared = share_requests(requests, dict.fromkeys(range(4), Chosen()))
     assert sorted(request.positions for request in shared) == [(0, 1), (2,), (3,)]

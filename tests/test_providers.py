@@ -13,9 +13,10 @@ from rs_embed import NoImageryError, PointBuffer, ProviderError, SensorSpec, Tem
 from rs_embed.errors import RSEmbedError
 from rs_embed.grid import place_geobox
 from rs_embed.patch import Patch
-from rs_embed.providers.archive import Scene, choose
 from rs_embed.providers.base import PatchRequest, Provider, fetch_in_threads
 from rs_embed.providers.registry import resolve
+from rs_embed.providers.scenes import Scene
+from rs_embed.providers.selection import select_scenes
 
 JUNE = TemporalSpec.range("2022-06-01", "2022-07-01")
 
@@ -41,15 +42,15 @@ def test_max_scenes_takes_the_least_cloudy_then_the_newest_then_by_id():
     ]
 
     def names(n: int) -> set[str]:
-        return {s.id for s in choose(scenes, request(sensor=SensorSpec(max_scenes=n))).chosen}
+        return {s.id for s in select_scenes(scenes, request(sensor=SensorSpec(max_scenes=n))).scenes}
 
     assert [names(n) for n in (1, 2, 3, 4)] == [{"d"}, {"d", "a"}, {"d", "a", "b"}, {"d", "a", "b", "c"}]
 
 
 def test_the_cloud_filter_keeps_what_gives_no_cloud_cover():
-    choice = choose([scene("a", 3, None), scene("b", 4, 30), scene("c", 5, 31)], request())
-    assert {s.id for s in choice.chosen} == {"a", "b"}
-    assert choice.met == 3
+    choice = select_scenes([scene("a", 3, None), scene("b", 4, 30), scene("c", 5, 31)], request())
+    assert {s.id for s in choice.scenes} == {"a", "b"}
+    assert choice.before_clouds == 3
     assert "1 scene(s)" in choice.warnings[0]
 
 
@@ -57,7 +58,7 @@ def test_days_are_utc_and_the_last_is_not_included():
     late = Scene(
         id="x", acquired=datetime.fromisoformat("2022-07-01T01:00:00+02:00"), bounds=(14, 47, 16, 49), files={}
     )
-    assert [s.id for s in choose([late, scene("first", 1, 0)], request()).chosen] == ["x", "first"]
+    assert [s.id for s in select_scenes([late, scene("first", 1, 0)], request()).scenes] == ["x", "first"]
 
 
 # --- the samples -------------------------------------------------------------------------------------

@@ -25,11 +25,11 @@ from fakes import write_checkpoint
 from rs_embed import NoImageryError, PointBuffer, ProviderError, SensorSpec, StacProvider, TemporalSpec, get_embedding
 from rs_embed.grid import place_geobox
 from rs_embed.patch import Patch
-from rs_embed.providers.archive import Scene
 from rs_embed.providers.base import PatchRequest, Provider
 from rs_embed.providers.cache import CachedProvider
-from rs_embed.providers.duplicates import unique
 from rs_embed.providers.registry import resolve
+from rs_embed.providers.scenes import Scene
+from rs_embed.providers.selection import drop_duplicates
 from rs_embed.providers.stac.catalogs import CATALOGS, StacCatalog
 from rs_embed.providers.stac.items import scene_of_item
 from rs_embed.providers.stac.offsets import dark_pixels, has_offset
@@ -632,11 +632,11 @@ def test_one_scene_in_two_collections_is_taken_once():
     c1 = item_scene(id="c1", collection="sentinel-2-c1-l2a", properties={"datetime": "2022-06-03T10:10:31.9Z"})
     other = item_scene(id="other", properties={"grid:code": "MGRS-33UWP"})
     untiled = item_scene(id="S2A_33UVP_20220603_0_L2A", properties={"grid:code": None, "s2:mgrs_tile": None})
-    assert [s.id for s in unique([old, new], both)] == ["reprocessed"]
-    assert [s.id for s in unique([old, c1], both)] == ["c1"]
-    assert [s.id for s in unique([c1, new], both)] == ["reprocessed"]
-    assert len(unique([old, other], both)) == 2
-    assert [s.id for s in unique([untiled, c1], both)] == ["c1"]
+    assert [s.id for s in drop_duplicates([old, new], both)] == ["reprocessed"]
+    assert [s.id for s in drop_duplicates([old, c1], both)] == ["c1"]
+    assert [s.id for s in drop_duplicates([c1, new], both)] == ["reprocessed"]
+    assert len(drop_duplicates([old, other], both)) == 2
+    assert [s.id for s in drop_duplicates([untiled, c1], both)] == ["c1"]
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,14 @@ handled alone, which makes it several times faster than `np.nanmedian` (see `ben
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from rs_embed.patch import SceneRecord
 from rs_embed.sentinel2 import CLEAR_SCL
 
 DnArray = npt.NDArray[Any]
@@ -34,6 +35,10 @@ class SceneImage:
     """(y, x), True where all bands were observed."""
     scl: npt.NDArray[np.uint8] | None = None
     """(y, x) scene classification, 0 where there is none; None when the scene has none at all."""
+    record: SceneRecord | None = None
+    """Provenance of the scene."""
+    warnings: tuple[str, ...] = ()
+    """Doubts about the scene, for the metadata."""
 
     @property
     def clear(self) -> BoolArray | None:
@@ -42,7 +47,7 @@ class SceneImage:
 
     def masked(self) -> SceneImage:
         """The same scene with pixels that are not clear marked as not observed."""
-        return self if self.clear is None else SceneImage(self.dn, self.clear, self.scl)
+        return self if self.clear is None else replace(self, valid=self.clear)
 
 
 def median(images: Sequence[SceneImage]) -> npt.NDArray[np.float32]:

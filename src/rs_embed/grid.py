@@ -67,6 +67,11 @@ def lonlat_bounds(geobox: GeoBox) -> tuple[float, float, float, float]:
     return float(np.min(lon)), float(np.min(lat)), float(np.max(lon)), float(np.max(lat))
 
 
+def lonlat_text(lon: float, lat: float) -> str:
+    """Format a point as `48.2223°N 13.7209°E`, so that nobody swaps latitude and longitude."""
+    return f"{abs(lat):.4f}°{'N' if lat >= 0 else 'S'} {abs(lon):.4f}°{'E' if lon >= 0 else 'W'}"
+
+
 def epsg_of(geobox: GeoBox) -> int:
     """EPSG code of a grid; all of ours have one."""
     epsg = geobox.crs.epsg if geobox.crs is not None else None

@@ -52,7 +52,7 @@ def search_around(at: tuple[float, float], out: Path, model: str | None, backend
     from rs_embed.cli.progress import export_progress
     from rs_embed.export.cost import plan_export
     from rs_embed.export.run import export_embeddings
-    from rs_embed.providers.archive import lonlat_text
+    from rs_embed.grid import lonlat_text
 
     lon, lat = at
     area, temporal = around(lon, lat), last_summer(lat, date.today())

@@ -78,7 +78,7 @@ def _facts(heat: HeatMap) -> dict[str, Any]:
 
 
 def _lines(facts: dict[str, Any]) -> Iterator[str]:
-    from rs_embed.providers.archive import lonlat_text
+    from rs_embed.grid import lonlat_text
 
     meta, best = facts["meta"], facts["best"]
     yield from (f"warning: {text}" for text in meta["warnings"])

@@ -93,8 +93,7 @@ def _read_file(file: Path, side: float) -> Iterator[NamedPlace]:
 
 def describe(place: Place) -> str:
     """Return `39.3638°N 8.2132°W · 1,200 m · UTM 29N · https://…`: zone and map link show swapped coordinates."""
-    from rs_embed.grid import utm_epsg
-    from rs_embed.providers.archive import lonlat_text
+    from rs_embed.grid import lonlat_text, utm_epsg
 
     lon, lat = place.centre
     epsg = utm_epsg(lon, lat)

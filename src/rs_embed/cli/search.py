@@ -86,7 +86,7 @@ def _write_footprints(found: Found, path: Path) -> None:
 
 
 def _lines(found: Found) -> Iterator[str]:
-    from rs_embed.providers.archive import lonlat_text
+    from rs_embed.grid import lonlat_text
 
     if found.notice:
         yield found.notice

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 from odc.geo.geobox import GeoBox
 
-from rs_embed.providers.archive import Scene
 from rs_embed.providers.base import PatchRequest
 from rs_embed.providers.http import FetchError, RangeReader, SasTokens, new_client
 from rs_embed.providers.raster import BlockGrid, IndexArray, by_themselves
+from rs_embed.providers.scenes import Scene
 from rs_embed.providers.stac.cog import Cog, fetch_blocks, open_cog, overview_dark_pixels
 from rs_embed.providers.stac.offsets import DarkPixels
 

@@ -25,7 +25,7 @@ from odc.geo.geobox import GeoBox
 from rs_embed.errors import ProviderError
 from rs_embed.grid import epsg_of
 from rs_embed.patch import DroppedScene, Patch, SceneRecord
-from rs_embed.providers.archive import NOTHING_SEEN
+from rs_embed.providers.archive import NO_VALID_PIXEL
 from rs_embed.providers.base import FetchPlan, PatchRequest, Provider
 
 _FORMAT = 2
@@ -147,7 +147,7 @@ def _describe(geobox: GeoBox) -> list[float]:
 
 def _is_whole(patch: Patch) -> bool:
     """Whether no scene was lost to a fault that may be gone tomorrow."""
-    return all(dropped.reason == NOTHING_SEEN for dropped in patch.dropped)
+    return all(dropped.reason == NO_VALID_PIXEL for dropped in patch.dropped)
 
 
 def _write(path: Path, patch: Patch) -> None:

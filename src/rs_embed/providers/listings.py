@@ -6,14 +6,11 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from rs_embed.providers.archive import Scene
+from rs_embed.providers.scenes import Bounds, Scene
 from rs_embed.specs import TemporalSpec
 
 _KEPT_S = 600.0
 _KEPT = 64
-
-Bounds = tuple[float, float, float, float]
-"""West, south, east, north, degrees."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,9 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from rs_embed.errors import ProviderError
-from rs_embed.providers.archive import Archive, BandFile, Scene
+from rs_embed.providers.archive import ArchiveProvider
 from rs_embed.providers.raster import RasterHeader, read_header
+from rs_embed.providers.scenes import BandFile, Scene
 from rs_embed.providers.stac.items import scene_of_item
 from rs_embed.sentinel2 import RGB_BANDS, canonical_band, parse_product_name
 
@@ -34,24 +35,35 @@ _DATE = re.compile(r"(?<!\d)(20\d{2})-?(\d{2})-?(\d{2})(?!\d)")
 _RESOLUTION_FOLDER = re.compile(r"R(10|20|60)m$", re.IGNORECASE)
 
 
-def open_local(location: str) -> Archive:
-    """An archive over a folder of rasters, a folder with STAC items, or a `catalog.json`.
+class LocalProvider(ArchiveProvider):
+    """Provider over files on this machine, the backend `"local:<path>"`.
+
+    The folder is searched once, when the provider is built.
+
+    Args:
+        path: a folder of rasters, a folder with STAC items, or the `catalog.json` of a static STAC catalog.
 
     Raises:
-        ProviderError: when there is nothing usable, with what was found instead.
+        ProviderError: when there is no usable scene; the error says what was found instead.
     """
-    root = Path(location).expanduser()
-    if not root.exists():
-        raise ProviderError(f"local:{location}: no such folder or STAC file")
-    scenes, problems = _stac_scenes(root)
-    if not scenes and root.is_dir():
-        scenes, problems = _named_scenes(root, problems)
-    if not scenes:
-        found = "; ".join(problems[:3]) or f"no raster ({', '.join(sorted(_RASTERS))}) and no STAC item"
-        raise ProviderError(f"local:{location} has no usable Sentinel-2 scene: {found}")
-    for problem in problems:
-        _log.warning("local:%s: left out: %s", location, problem)
-    return Archive("local", f"local:{root.name}", tuple(sorted(scenes, key=lambda s: s.id)))
+
+    def __init__(self, path: str | Path) -> None:
+        root = Path(path).expanduser()
+        if not root.exists():
+            raise ProviderError(f"local:{path}: no such folder or STAC file")
+        scenes, problems = _stac_scenes(root)
+        if not scenes and root.is_dir():
+            scenes, problems = _named_scenes(root, problems)
+        if not scenes:
+            found = "; ".join(problems[:3]) or f"no raster ({', '.join(sorted(_RASTERS))}) and no STAC item"
+            raise ProviderError(f"local:{path} has no usable Sentinel-2 scene: {found}")
+        for problem in problems:
+            _log.warning("local:%s: left out: %s", path, problem)
+        super().__init__("local", f"local:{root.name}", sorted(scenes, key=lambda s: s.id))
+        self.path = root
+
+    def __repr__(self) -> str:
+        return f"LocalProvider({str(self.path)!r})"
 
 
 # --- STAC items --------------------------------------------------------------------------------------

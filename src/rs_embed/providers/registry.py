@@ -47,9 +47,9 @@ def resolve(backend: str | Provider, cache_dir: Path | None = None) -> Provider:
 
         return open_sample()
     if name.startswith("local:") and len(name) > len("local:"):
-        from rs_embed.providers.local import open_local
+        from rs_embed.providers.local import LocalProvider
 
-        return open_local(name.removeprefix("local:"))
+        return LocalProvider(name.removeprefix("local:"))
     raise ProviderError(_unknown(name, asked=backend))
 
 

@@ -19,7 +19,8 @@ from rasterio.io import MemoryFile
 
 from rs_embed.errors import ProviderError, missing_package
 from rs_embed.grid import transformer
-from rs_embed.providers.archive import Archive, BandFile, Scene
+from rs_embed.providers.archive import ArchiveProvider
+from rs_embed.providers.scenes import BandFile, Scene
 from rs_embed.sentinel2 import canonical_band
 
 _PACKAGE, _FILE = "bigearthnet_common", "BigEarthNet-S2-Example.tar.bz2"
@@ -61,9 +62,9 @@ def list_samples() -> list[Sample]:
     return [entry.sample for entry in _entries()]
 
 
-def open_sample() -> Archive:
+def open_sample() -> ArchiveProvider:
     """The samples as an archive."""
-    return Archive("sample", "bigearthnet-common", tuple(e.scene for e in _entries()))
+    return ArchiveProvider("sample", "bigearthnet-common", tuple(e.scene for e in _entries()))
 
 
 @lru_cache(maxsize=1)

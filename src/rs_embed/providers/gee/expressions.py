@@ -19,10 +19,9 @@ from shapely.geometry import shape
 from rs_embed.arrays import BoolArray, FloatArray
 from rs_embed.composite import shown
 from rs_embed.grid import epsg_of
-from rs_embed.providers.archive import Scene
-from rs_embed.providers.duplicates import unique
 from rs_embed.providers.gee.session import RequestTooLargeError, send
-from rs_embed.providers.listings import Bounds
+from rs_embed.providers.scenes import Bounds, Scene
+from rs_embed.providers.selection import drop_duplicates
 from rs_embed.sentinel2 import CLEAR_SCL, HARMONIZED_COLLECTION
 from rs_embed.specs import SensorSpec
 
@@ -61,7 +60,7 @@ def list_scenes(ee: ModuleType, bounds: Bounds, start: str, end: str) -> list[Sc
         middle = (first + (last - first) / 2).isoformat()
         return [*list_scenes(ee, bounds, start, middle), *list_scenes(ee, bounds, middle, end)]
     dated = (f for f in response["features"] if f["properties"].get("system:time_start") is not None)
-    return unique(map(_to_scene, dated), (HARMONIZED_COLLECTION,))
+    return drop_duplicates(map(_to_scene, dated), (HARMONIZED_COLLECTION,))
 
 
 def _to_scene(feature: dict[str, Any]) -> Scene:

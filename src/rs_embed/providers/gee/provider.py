@@ -15,16 +15,7 @@ from rs_embed import settings
 from rs_embed.errors import NoImageryError, ProviderError
 from rs_embed.grid import epsg_of, lonlat_bounds
 from rs_embed.patch import DroppedScene, Patch
-from rs_embed.providers.archive import (
-    NOTHING_SEEN,
-    Choice,
-    Scene,
-    choose,
-    coverage,
-    nothing_found,
-    nothing_valid,
-    provenance,
-)
+from rs_embed.providers.archive import NO_VALID_PIXEL
 from rs_embed.providers.base import FetchPlan, PatchRequest, in_threads
 from rs_embed.providers.gee.expressions import (
     CompositePixels,
@@ -37,6 +28,8 @@ from rs_embed.providers.gee.expressions import (
 )
 from rs_embed.providers.gee.session import IN_FLIGHT, UnknownServiceError, open_client
 from rs_embed.providers.listings import Listing, Recent
+from rs_embed.providers.scenes import Scene
+from rs_embed.providers.selection import Selection, select_scenes
 from rs_embed.sentinel2 import HARMONIZED_COLLECTION, radiometry
 from rs_embed.specs import SensorSpec
 
@@ -109,15 +102,17 @@ class EarthEngineProvider:
     def fetch(self, requests: Sequence[PatchRequest]) -> Iterator[tuple[int, Patch | ProviderError]]:
         """Yield patches as they arrive, one group of nearby places at a time."""
         ee = open_client(self.project)
-        choices: dict[int, Choice] = {}
-        for position, result in self._choose_scenes(ee, requests):
+        selections: dict[int, Selection] = {}
+        for position, result in self._select_scenes(ee, requests):
             if isinstance(result, ProviderError):
                 yield position, result
             else:
-                choices[position] = result
-        shared = share_requests(requests, choices)
+                selections[position] = result
+        shared = share_requests(requests, selections)
         sizes = [request.response_bytes for request in shared]
-        for number, found in in_threads(sizes, lambda i: _fetch_shared(ee, shared[i], requests, choices), _workers()):
+        for number, found in in_threads(
+            sizes, lambda i: _fetch_shared(ee, shared[i], requests, selections), _workers()
+        ):
             if isinstance(found, ProviderError):
                 yield from ((position, found) for position in shared[number].positions)
             else:
@@ -126,23 +121,22 @@ class EarthEngineProvider:
     def plan(self, requests: Sequence[PatchRequest]) -> FetchPlan:
         """Return the scenes and requests that `fetch` would use; no pixel is computed."""
         ee = open_client(self.project)
-        results = dict(self._choose_scenes(ee, requests))
+        results = dict(self._select_scenes(ee, requests))
         for result in results.values():
             if isinstance(result, ProviderError) and not isinstance(result, NoImageryError):
                 raise result
-        choices = {i: choice for i, choice in results.items() if isinstance(choice, Choice)}
-        chosen = [choices[i].chosen if i in choices else () for i in range(len(requests))]
-        shared = share_requests(requests, choices)
+        selections = {i: selection for i, selection in results.items() if isinstance(selection, Selection)}
+        shared = share_requests(requests, selections)
         return FetchPlan(
-            scenes_of=tuple(map(len, chosen)),
-            covered=coverage(chosen, requests),
+            scenes_of=tuple(len(selections[i].scenes) if i in selections else 0 for i in range(len(requests))),
+            covered=tuple(selections[i].covered if i in selections else 0.0 for i in range(len(requests))),
             read_bytes=sum(request.response_bytes for request in shared),
             requests=sum(request.n_requests for request in shared),
         )
 
-    def _choose_scenes(
+    def _select_scenes(
         self, ee: ModuleType, requests: Sequence[PatchRequest]
-    ) -> Iterator[tuple[int, Choice | ProviderError]]:
+    ) -> Iterator[tuple[int, Selection | ProviderError]]:
         """Yield the scenes of each place; places within a degree and with the same time range share a listing."""
         places = {i: lonlat_bounds(request.geobox) for i, request in enumerate(requests)}
 
@@ -166,11 +160,8 @@ class EarthEngineProvider:
                 if isinstance(scenes, ProviderError):
                     yield position, scenes
                     continue
-                choice = choose(scenes, requests[position])
-                if choice.chosen:
-                    yield position, choice
-                else:
-                    yield position, NoImageryError(nothing_found("gee", scenes, requests[position], choice))
+                selection = select_scenes(scenes, requests[position])
+                yield position, selection if selection.scenes else selection.no_scene_error("gee")
 
 
 def _workers() -> int:
@@ -205,13 +196,13 @@ def _enclose(rectangles: Sequence[Rectangle[N]]) -> Rectangle[N]:
     return min(left), min(top), max(right), max(bottom)
 
 
-def share_requests(requests: Sequence[PatchRequest], choices: Mapping[int, Choice]) -> list[SharedRequest]:
+def share_requests(requests: Sequence[PatchRequest], selections: Mapping[int, Selection]) -> list[SharedRequest]:
     """Join places into requests: same zone, sensor and scenes, and near each other."""
-    windows = {i: _pixel_window(requests[i].geobox) for i in choices}
+    windows = {i: _pixel_window(requests[i].geobox) for i in selections}
 
     def composite_key(i: int) -> Hashable:
         sensor = requests[i].sensor
-        ids = tuple(scene.id for scene in choices[i].chosen)
+        ids = tuple(scene.id for scene in selections[i].scenes)
         return epsg_of(requests[i].geobox), sensor.scale_m, sensor.bands, sensor.composite, sensor.cloud_mask, ids
 
     def is_dense(positions: Sequence[int]) -> bool:
@@ -221,9 +212,9 @@ def share_requests(requests: Sequence[PatchRequest], choices: Mapping[int, Choic
         filled_px = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in distinct)
         return len(distinct) == 1 or (size_px <= _MAX_SHARED_PX and filled_px >= _MIN_FILLED_SHARE * size_px)
 
-    groups = _group(sorted(choices), composite_key)
+    groups = _group(sorted(selections), composite_key)
     parts = [part for group in groups for part in _split(group, windows, is_dense)]
-    return [_shared_request(part, requests, choices[part[0]]) for part in parts]
+    return [_shared_request(part, requests, selections[part[0]]) for part in parts]
 
 
 def _pixel_window(geobox: GeoBox) -> Rectangle[int]:
@@ -232,17 +223,17 @@ def _pixel_window(geobox: GeoBox) -> Rectangle[int]:
     return left, top, left + geobox.shape[1], top + geobox.shape[0]
 
 
-def _shared_request(positions: Sequence[int], requests: Sequence[PatchRequest], choice: Choice) -> SharedRequest:
+def _shared_request(positions: Sequence[int], requests: Sequence[PatchRequest], selection: Selection) -> SharedRequest:
     windows = [_pixel_window(requests[i].geobox) for i in positions]
     left, top, right, bottom = _enclose(windows)
     first = requests[positions[0]]
     affine = first.geobox.transform * Affine.translation(left - windows[0][0], top - windows[0][1])
     geobox = GeoBox((bottom - top, right - left), affine, first.geobox.crs)
-    return SharedRequest(tuple(positions), geobox, tuple(scene.id for scene in choice.chosen), first.sensor)
+    return SharedRequest(tuple(positions), geobox, tuple(scene.id for scene in selection.scenes), first.sensor)
 
 
 def _fetch_shared(
-    ee: ModuleType, shared: SharedRequest, requests: Sequence[PatchRequest], choices: Mapping[int, Choice]
+    ee: ModuleType, shared: SharedRequest, requests: Sequence[PatchRequest], selections: Mapping[int, Selection]
 ) -> list[tuple[int, Patch | ProviderError]]:
     """Return the patches of a shared request; after an unknown failure, retry with half of its places each."""
     try:
@@ -254,34 +245,34 @@ def _fetch_shared(
             return [(shared.positions[0], error)]
         half = len(shared.positions) // 2
         parts = [
-            _shared_request(positions, requests, choices[positions[0]])
+            _shared_request(positions, requests, selections[positions[0]])
             for positions in (shared.positions[:half], shared.positions[half:])
         ]
-        return [found for part in parts for found in _fetch_shared(ee, part, requests, choices)]
+        return [found for part in parts for found in _fetch_shared(ee, part, requests, selections)]
     left, top, *_ = _pixel_window(shared.geobox)
     found: list[tuple[int, Patch | ProviderError]] = []
     for position in shared.positions:
         x0, y0, x1, y1 = _pixel_window(requests[position].geobox)
         window = pixels[y0 - top : y1 - top, x0 - left : x1 - left]
-        found.append((position, _patch(window, requests[position], choices[position])))
+        found.append((position, _patch(window, requests[position], selections[position])))
     return found
 
 
-def _patch(pixels: CompositePixels, request: PatchRequest, choice: Choice) -> Patch | ProviderError:
-    decoded = decode_pixels(pixels, len(choice.chosen), request.sensor)
-    used = [scene for scene, contributed in zip(choice.chosen, decoded.contributed, strict=True) if contributed]
-    dropped = tuple(DroppedScene(s.id, NOTHING_SEEN) for s in choice.chosen if s not in used)
+def _patch(pixels: CompositePixels, request: PatchRequest, selection: Selection) -> Patch | ProviderError:
+    decoded = decode_pixels(pixels, len(selection.scenes), request.sensor)
+    used = [scene for scene, contributed in zip(selection.scenes, decoded.contributed, strict=True) if contributed]
+    dropped = tuple(DroppedScene(s.id, NO_VALID_PIXEL) for s in selection.scenes if s not in used)
     if np.isnan(decoded.dn[0]).all():
-        return NoImageryError(nothing_valid("gee", request, choice, dropped))
+        return selection.no_pixel_error("gee", dropped)
     rule = radiometry(collection=HARMONIZED_COLLECTION)
     return Patch(
         dn=decoded.dn,
         geobox=request.geobox,
         bands=request.sensor.bands,
         source=HARMONIZED_COLLECTION,
-        scenes=tuple(provenance(scene, rule) for scene in used),
+        scenes=tuple(scene.record(rule) for scene in used),
         dropped=dropped if request.sensor.composite == "median" else (),
         clear_frac=float((decoded.n_clear > 0).mean()),
         n_clear=float(np.median(decoded.n_clear)),
-        warnings=choice.warnings,
+        warnings=selection.warnings,
     )

@@ -10,8 +10,8 @@ from affine import Affine
 from shapely.geometry import shape
 
 from rs_embed.errors import ProviderError
-from rs_embed.providers.archive import BandFile, Scene
 from rs_embed.providers.raster import BlockGrid
+from rs_embed.providers.scenes import BandFile, Scene
 from rs_embed.sentinel2 import canonical_band
 
 Locate = Callable[[str], str | None]

@@ -13,28 +13,15 @@ import numpy.typing as npt
 
 from rs_embed import settings
 from rs_embed.composite import SceneImage
-from rs_embed.errors import NoImageryError, ProviderError
+from rs_embed.errors import ProviderError
 from rs_embed.grid import lonlat_bounds
 from rs_embed.patch import DroppedScene, Patch
-from rs_embed.providers.archive import (
-    NOTHING_SEEN,
-    BandFile,
-    Choice,
-    ReadScene,
-    Scene,
-    build_patch,
-    choose,
-    coverage,
-    harmonise,
-    masked_for,
-    nothing_found,
-    require_scene_classes,
-    scene_radiometry,
-)
+from rs_embed.providers.archive import NO_VALID_PIXEL, build_patch, harmonised_image, mask_clouds
 from rs_embed.providers.base import FetchPlan, PatchRequest
 from rs_embed.providers.blocks import BlockReader, Layer, PlaceLayers
 from rs_embed.providers.http import SasTokens
-from rs_embed.providers.listings import Bounds
+from rs_embed.providers.scenes import BandFile, Bounds, Scene
+from rs_embed.providers.selection import Selection, select_scenes
 from rs_embed.providers.stac.catalogs import StacCatalog, find_catalog
 from rs_embed.providers.stac.cog import fetch_dark_pixels
 from rs_embed.providers.stac.offsets import MANY_TOO_DARK, DarkPixels, check_offset
@@ -111,41 +98,38 @@ class StacProvider:
         for positions in _sweeps(requests):
             pending = []
             for position in positions:
-                scenes, choice = selections[position]
                 try:
-                    if not choice.chosen:
-                        raise NoImageryError(nothing_found(self.name, scenes, requests[position], choice))
-                    require_scene_classes(choice, requests[position].sensor)
+                    selections[position].check(self.name)
                 except ProviderError as error:
                     yield position, error
                 else:
-                    pending.append(_PendingPatch(position, requests[position], choice))
+                    pending.append(_PendingPatch(position, selections[position]))
             yield from self._read([p for p in pending if p.request.sensor.composite == "median"], scenes_per_round=None)
             yield from self._read([p for p in pending if p.request.sensor.composite == "mosaic"], scenes_per_round=1)
 
     def plan(self, requests: Sequence[PatchRequest]) -> FetchPlan:
         """Count scenes, blocks and bytes from the catalog alone."""
-        chosen = [choice.chosen for _, choice in self._select_scenes(requests)]
-        sweeps = [_sweep_cost([(requests[i], chosen[i]) for i in positions]) for positions in _sweeps(requests)]
+        selections = self._select_scenes(requests)
+        sweeps = [_sweep_cost([selections[i] for i in positions]) for positions in _sweeps(requests)]
         files, blocks, read_bytes = (sum(values) for values in zip((0, 0, 0.0), *sweeps, strict=True))
         return FetchPlan(
-            scenes_of=tuple(map(len, chosen)),
-            covered=coverage(chosen, requests),
+            scenes_of=tuple(len(s.scenes) for s in selections),
+            covered=tuple(s.covered for s in selections),
             blocks=round(blocks),
             requests=round(blocks + files),
             read_bytes=round(read_bytes),
         )
 
-    def _select_scenes(self, requests: Sequence[PatchRequest]) -> list[tuple[Sequence[Scene], Choice]]:
-        """Return the scenes found around each request, and its choice among them."""
-        selections: dict[int, tuple[Sequence[Scene], Choice]] = {}
+    def _select_scenes(self, requests: Sequence[PatchRequest]) -> list[Selection]:
+        """Select the scenes of each request among those found around it."""
+        selections: dict[int, Selection] = {}
         for temporal, members in _search_cells(requests):
             west, south, east, north = zip(*members.values(), strict=True)
             bounds = min(west), min(south), max(east), max(north)
             bands = frozenset(band for i in members for band in (*requests[i].sensor.bands, "SCL"))
             scenes = self._searcher.search(bounds, temporal, bands)
             for i in members:
-                selections[i] = scenes, choose(scenes, requests[i])
+                selections[i] = select_scenes(scenes, requests[i])
         return [selections[i] for i in range(len(requests))]
 
     def _read(
@@ -156,11 +140,11 @@ class StacProvider:
         start = 0
         while unfinished:
             stop = None if scenes_per_round is None else start + scenes_per_round
-            places = [PlaceLayers(i, p.request, p.choice.chosen[start:stop]) for i, p in unfinished.items()]
+            places = [PlaceLayers(i, p.request, p.selection.scenes[start:stop]) for i, p in unfinished.items()]
             for place in self._sweep(places):
                 patch = unfinished[place.position]
                 patch.add(place, self._check_offset)
-                if stop is None or stop >= len(patch.choice.chosen) or patch.is_full():
+                if stop is None or stop >= len(patch.selection.scenes) or patch.is_full():
                     del unfinished[place.position]
                     yield place.position, self._composite(patch)
             start += scenes_per_round or 0
@@ -191,15 +175,14 @@ class StacProvider:
         return check_offset(stated, bands, pixels_decide=self.offset == "pixels")
 
     def _composite(self, patch: _PendingPatch) -> Patch | ProviderError:
-        collections = ", ".join(sorted({s.collection or "?" for s in patch.choice.chosen}))
+        collections = ", ".join(sorted({s.collection or "?" for s in patch.selection.scenes}))
         source = f"{self.name}: {collections}"
-        images = iter([read.image for read in patch.used])
         try:
-            return build_patch(self.name, source, patch.request, patch.choice, images, patch.used, patch.dropped)
+            return build_patch(self.name, source, patch.selection, patch.images, patch.dropped)
         except ProviderError as error:
             return error
         finally:
-            patch.used.clear()  # the sweep's other places are still to come: do not keep these pixels until then
+            patch.images.clear()  # the sweep's other places are still to come: do not keep these pixels until then
 
 
 @dataclass(slots=True)
@@ -207,10 +190,14 @@ class _PendingPatch:
     """One request and the scenes read for it so far."""
 
     position: int
-    request: PatchRequest
-    choice: Choice
-    used: list[ReadScene] = field(default_factory=list)
+    selection: Selection
+    images: list[SceneImage] = field(default_factory=list)
     dropped: list[DroppedScene] = field(default_factory=list)
+
+    @property
+    def request(self) -> PatchRequest:
+        """The request itself."""
+        return self.selection.request
 
     def add(self, place: PlaceLayers, check_offset: _CheckOffset) -> None:
         """Take over the scenes that were read, harmonised."""
@@ -221,17 +208,17 @@ class _PendingPatch:
             is_complete = number not in place.faults and len(bands) == len(sensor.bands)
             valid: Any = np.logical_and.reduce([band.valid for band in bands]) if is_complete else np.zeros(1, bool)
             if not valid.any():
-                self.dropped.append(DroppedScene(scene.id, place.faults.get(number, NOTHING_SEEN)))
+                self.dropped.append(DroppedScene(scene.id, place.faults.get(number, NO_VALID_PIXEL)))
                 continue
-            stated = scene_radiometry(scene, scene.files[sensor.bands[0]], *place.scale_and_offset[number])
+            stated = scene.radiometry(sensor.bands[0], *place.scale_and_offset[number])
             radiometry, contradiction = check_offset(scene, stated)
-            dn = harmonise(np.stack([band.values for band in bands]), radiometry)
-            image = SceneImage(dn, valid, _scene_classes(layers, len(bands), valid.shape))
-            self.used.append(ReadScene(scene, image, radiometry, contradiction))
+            values = np.stack([band.values for band in bands])
+            scl = _scene_classes(layers, len(bands), valid.shape)
+            self.images.append(harmonised_image(scene, values, valid, scl, radiometry, contradiction))
 
     def is_full(self) -> bool:
         """Return True when every pixel has been observed."""
-        observed = [masked_for(read.image, self.request.sensor).valid for read in self.used]
+        observed = [mask_clouds(image, self.request).valid for image in self.images]
         return bool(observed) and bool(np.logical_or.reduce(observed).all())
 
 
@@ -251,18 +238,19 @@ def _files_to_check(places: Sequence[PlaceLayers]) -> Iterator[str]:
             continue
         for scene in (s for s in place.scenes if s.id not in seen and _DARK_BAND in s.files):
             seen.add(scene.id)
-            if may_carry_offset(scene.properties, (scene.id, *scene.names), scene.acquired):
+            if may_carry_offset(scene.properties, scene.product_names, scene.acquired):
                 yield scene.files[_DARK_BAND].path
 
 
-def _sweep_cost(places: Sequence[tuple[PatchRequest, Sequence[Scene]]]) -> tuple[int, int, float]:
+def _sweep_cost(selections: Sequence[Selection]) -> tuple[int, int, float]:
     """Count the files, blocks and bytes of one sweep; a block that two sweeps need is read twice."""
     files: dict[str, tuple[str, BandFile]] = {}
     blocks: dict[str, set[tuple[int, int]]] = defaultdict(set)
-    for request, scenes in places:
-        for band, file in ((b, s.files[b]) for s in scenes for b in (*request.sensor.bands, "SCL") if b in s.files):
+    for selection in selections:
+        bands = (*selection.request.sensor.bands, "SCL")
+        for band, file in ((b, s.files[b]) for s in selection.scenes for b in bands if b in s.files):
             files[file.path] = band, file
-            blocks[file.path].update(_blocks_under(file, request))
+            blocks[file.path].update(_blocks_under(file, selection.request))
     read_bytes = sum(len(blocks[path]) * _block_bytes(band, file) for path, (band, file) in files.items())
     return len(files), sum(map(len, blocks.values())), read_bytes
 

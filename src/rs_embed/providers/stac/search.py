@@ -15,9 +15,9 @@ from pystac_client.stac_api_io import StacApiIO
 from urllib3 import Retry
 
 from rs_embed.errors import ProviderError
-from rs_embed.providers.archive import Scene
-from rs_embed.providers.duplicates import unique
-from rs_embed.providers.listings import Bounds, Listing, Recent
+from rs_embed.providers.listings import Listing, Recent
+from rs_embed.providers.scenes import Bounds, Scene
+from rs_embed.providers.selection import drop_duplicates
 from rs_embed.providers.stac.catalogs import StacCatalog
 from rs_embed.providers.stac.items import scene_of_item
 from rs_embed.retry import STAC_SEARCH
@@ -60,7 +60,7 @@ class Searcher:
                 limit=_ITEMS_PER_PAGE,
                 fields=_fields(bands) if client.conforms_to("FIELDS") else None,
             )
-            return unique(_scenes(search.items_as_dicts()), self.catalog.collections)
+            return drop_duplicates(_scenes(search.items_as_dicts()), self.catalog.collections)
         except (APIError, requests.RequestException, ValueError, KeyError) as error:
             raise ProviderError(self._explain(error)) from None
 

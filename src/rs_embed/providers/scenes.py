@@ -1,0 +1,102 @@
+"""Scenes: what a source knows of one Sentinel-2 product before any pixel is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from shapely import box
+from shapely.geometry.base import BaseGeometry
+
+from rs_embed.patch import SceneRecord
+from rs_embed.providers.raster import BlockGrid
+from rs_embed.sentinel2 import Radiometry, processing_baseline, radiometry
+from rs_embed.specs import TemporalSpec
+
+Bounds = tuple[float, float, float, float]
+"""West, south, east, north, in degrees."""
+
+
+@dataclass(frozen=True, slots=True)
+class BandFile:
+    """The file that holds one band of a scene."""
+
+    path: str
+    index: int = 1
+    """Band of the file, from 1."""
+    raster_bands: tuple[Mapping[str, Any], ...] = ()
+    """The asset's `raster:bands`, where a STAC item has it."""
+    grid: BlockGrid | None = None
+    """The file's pixel grid, where a STAC item states it; its block size is then a guess."""
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """One Sentinel-2 product of a source."""
+
+    id: str
+    acquired: datetime
+    """Time of sensing, UTC."""
+    bounds: Bounds
+    files: Mapping[str, BandFile]
+    """Earth Engine's band name (`"B4"`, `"SCL"`) to its file."""
+    footprint: BaseGeometry | None = None
+    """Outline of its data, in degrees; None where only its bounds are known."""
+    cloud_pct: float | None = None
+    collection: str | None = None
+    properties: Mapping[str, Any] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+    """Further names that may contain the product's name."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def product_names(self) -> tuple[str, ...]:
+        """All names that may contain the product's name, its id first."""
+        return self.id, *self.names
+
+    @property
+    def processing_baseline(self) -> str | None:
+        """Processing baseline as `"05.10"`; None where neither the properties nor the names state it."""
+        return processing_baseline(self.properties, self.product_names)
+
+    def meets(self, place: Bounds, temporal: TemporalSpec) -> bool:
+        """Tell if the scene was acquired in a time range and its footprint meets a place."""
+        day = self.acquired.astimezone(UTC).date().isoformat()
+        west, south, east, north = self.bounds
+        if not temporal.start <= day < temporal.end:
+            return False
+        if not (west < place[2] and place[0] < east and south < place[3] and place[1] < north):
+            return False
+        return self.footprint is None or bool(self.footprint.intersects(box(*place)))
+
+    def radiometry(self, band: str, scale: float, offset: float) -> Radiometry:
+        """Return the rule that turns stored values into DN.
+
+        Args:
+            band: the band whose file is asked, one for all bands of a scene.
+            scale: that file's own scale tag.
+            offset: that file's own offset tag.
+        """
+        return radiometry(
+            collection=self.collection,
+            properties=self.properties,
+            raster_bands=self.files[band].raster_bands,
+            names=self.product_names,
+            file_scale=scale,
+            file_offset=offset,
+            acquired=self.acquired,
+        )
+
+    def record(self, rule: Radiometry) -> SceneRecord:
+        """Return the scene's provenance, for the metadata of a patch."""
+        return SceneRecord(
+            id=self.id,
+            datetime=self.acquired.astimezone(UTC).isoformat().replace("+00:00", "Z"),
+            cloud_pct=self.cloud_pct,
+            processing_baseline=self.processing_baseline,
+            dn_offset=rule.offset,
+            dn_offset_reason=rule.reason,
+        )

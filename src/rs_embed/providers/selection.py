@@ -1,0 +1,146 @@
+"""Selection of the scenes of a place by time range, footprint and cloud cover, and the errors of an empty one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pyproj import Geod
+from shapely import box, union_all
+
+from rs_embed.errors import NoImageryError, ProviderError
+from rs_embed.grid import lonlat_bounds, lonlat_text
+from rs_embed.patch import DroppedScene
+from rs_embed.providers.base import PatchRequest
+from rs_embed.providers.scenes import Bounds, Scene
+
+_TILE = re.compile(r"(?<![A-Z0-9])T?(\d{2}[A-Z]{3})(?![A-Z0-9])")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Scenes selected for one request."""
+
+    request: PatchRequest
+    listed: Sequence[Scene]
+    """All scenes that the source knows around the place."""
+    scenes: tuple[Scene, ...]
+    """Scenes to read, newest first."""
+    before_clouds: int
+    """Number of scenes that meet the place in the time range, before the cloud filter."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def covered(self) -> float:
+        """Share of the place that lies under the footprints of the scenes, 0 to 1."""
+        place = box(*lonlat_bounds(self.request.geobox))
+        footprints = [box(*s.bounds) if s.footprint is None else s.footprint for s in self.scenes]
+        if any(footprint.contains(place) for footprint in footprints):
+            return 1.0
+        return float(union_all(footprints).intersection(place).area / place.area)
+
+    def check(self, provider: str) -> None:
+        """Refuse a selection that cannot give a patch.
+
+        Raises:
+            NoImageryError: when it holds no scene.
+            ProviderError: when clouds are to be masked and a scene has no scene classification.
+        """
+        if not self.scenes:
+            raise self.no_scene_error(provider)
+        for scene in self.scenes if self.request.sensor.cloud_mask == "scl" else ():
+            if "SCL" not in scene.files:
+                raise ProviderError(
+                    f"scene {scene.id} has no band SCL (it has {', '.join(scene.files)}); ask without cloud_mask"
+                )
+
+    def no_scene_error(self, provider: str) -> NoImageryError:
+        """Return the error of a place without a scene; it names the nearest scene that is listed."""
+        lon, lat = _middle(lonlat_bounds(self.request.geobox))
+        temporal = self.request.temporal
+        found = (
+            f"{provider}: {self.before_clouds} scene(s) before the cloud filter and 0 after it at "
+            f"{lonlat_text(lon, lat)} in {temporal.start} to {temporal.end}"
+        )
+        if self.before_clouds:
+            return NoImageryError(f"{found}: raise cloudy_pct (now {self.request.sensor.cloudy_pct:g})")
+        if not self.listed:
+            return NoImageryError(f"{found}: widen the time range or move the place")
+        nearest = min(self.listed, key=lambda s: (_distance_km(s, lon, lat), s.id))
+        day, away_km = nearest.acquired.date().isoformat(), _distance_km(nearest, lon, lat)
+        if away_km == 0:
+            return NoImageryError(f"{found}; the place was seen on {day} ({nearest.id}): widen the time range")
+        return NoImageryError(
+            f"{found}; the nearest scene is {nearest.id} of {day} at {lonlat_text(*_middle(nearest.bounds))}, "
+            f"{away_km:,.0f} km away: move the place or the time range"
+        )
+
+    def no_pixel_error(self, provider: str, dropped: Sequence[DroppedScene]) -> NoImageryError:
+        """Return the error of a place where no scene has a valid pixel."""
+        temporal = self.request.temporal
+        reasons = "; ".join(f"{d.id}: {d.reason}" for d in dropped[:3])
+        return NoImageryError(
+            f"{provider}: {self.before_clouds} scene(s) meet the place in {temporal.start} to {temporal.end}, "
+            f"{len(self.scenes)} after the cloud filter, and none has a valid pixel there "
+            f"({reasons or 'all pixels are masked'})"
+        )
+
+
+def select_scenes(listed: Sequence[Scene], request: PatchRequest) -> Selection:
+    """Select scenes by time range, footprint and cloud cover, and of these the least cloudy `max_scenes`."""
+    sensor, place = request.sensor, lonlat_bounds(request.geobox)
+    meeting = [s for s in listed if s.meets(place, request.temporal)]
+    kept = [s for s in meeting if s.cloud_pct is None or s.cloud_pct <= sensor.cloudy_pct]
+    unknown = sum(s.cloud_pct is None for s in kept)
+    warnings: tuple[str, ...] = ()
+    if sensor.cloudy_pct < 100 and unknown:
+        warnings = (
+            f"cloudy_pct={sensor.cloudy_pct:g} could not be applied to {unknown} scene(s): the source gives no cloud "
+            "cover",
+        )
+    if sensor.max_scenes is not None:
+        kept = sorted(kept, key=_least_cloudy)[: sensor.max_scenes]
+    kept.sort(key=lambda s: (s.acquired, s.id), reverse=True)
+    return Selection(request=request, listed=listed, scenes=tuple(kept), before_clouds=len(meeting), warnings=warnings)
+
+
+def drop_duplicates(scenes: Iterable[Scene], collections: Sequence[str]) -> list[Scene]:
+    """Keep one scene of each tile and second: reprocessed products and other collections list it again.
+
+    The newest processing baseline is kept, then the scene of the first of `collections`.
+    """
+    best: dict[tuple[str, str], Scene] = {}
+
+    def rank(scene: Scene) -> tuple[str, int]:
+        position = collections.index(scene.collection) if scene.collection in collections else len(collections)
+        return scene.processing_baseline or "", -position
+
+    for scene in scenes:
+        key = _tile(scene), scene.acquired.isoformat(timespec="seconds")
+        if key not in best or rank(scene) > rank(best[key]):
+            best[key] = scene
+    return list(best.values())
+
+
+def _least_cloudy(scene: Scene) -> tuple[float, float, str]:
+    cloud = 101.0 if scene.cloud_pct is None else scene.cloud_pct
+    return cloud, -scene.acquired.timestamp(), scene.id
+
+
+def _tile(scene: Scene) -> str:
+    stated = scene.properties.get("grid:code") or scene.properties.get("s2:mgrs_tile") or scene.id
+    match = _TILE.search(str(stated).upper().replace("MGRS-", "").replace("_", " "))
+    return match[1] if match else scene.id
+
+
+def _middle(bounds: Bounds) -> tuple[float, float]:
+    return (bounds[0] + bounds[2]) / 2, (bounds[1] + bounds[3]) / 2
+
+
+def _distance_km(scene: Scene, lon: float, lat: float) -> float:
+    """Return the great-circle distance to the middle of a scene, 0 inside its bounds."""
+    west, south, east, north = scene.bounds
+    if west <= lon <= east and south <= lat <= north:
+        return 0.0
+    return float(Geod(ellps="WGS84").inv(lon, lat, *_middle(scene.bounds))[2]) / 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import os
 import signal
@@ -30,8 +31,10 @@ from rs_embed import (
     SensorSpec,
     SpecError,
     TemporalSpec,
+    fetch_patch,
     get_embedding,
     get_embeddings_batch,
+    inspect_provider_patch,
     list_samples,
 )
 from rs_embed.background import in_background
@@ -471,3 +474,27 @@ def test_no_imagery_is_said_before_missing_weights(tmp_path, small):
             backend="sample",
             checkpoint=missing,
         )
+
+
+def test_the_example_of_fetch_patch_runs():
+    example = doctest.DocTestFinder().find(fetch_patch, "fetch_patch")[0]
+    assert example.examples
+    assert doctest.DocTestRunner().run(example).failed == 0
+
+
+def test_a_patch_has_the_pixels_that_an_inspection_has():
+    sample = list_samples()[0]
+    place, time = PointBuffer(sample.lon, sample.lat, 600), TemporalSpec.range(sample.start, sample.end)
+    patch = fetch_patch(place, time, SensorSpec(bands=("B4",)), "sample")
+    looked = inspect_provider_patch(
+        spatial=place, temporal=time, sensor=SensorSpec(bands=("B4",)), backend="sample", return_array=True
+    )
+    np.testing.assert_array_equal(patch.dn, looked["array_chw"])
+    assert looked["report"]["scenes"][0]["id"] == patch.scenes[0].id
+
+
+def test_a_patch_without_a_time_range_or_imagery_is_refused():
+    with pytest.raises(ModelError, match=r"fetching imagery needs temporal=TemporalSpec\.range"):
+        fetch_patch(PointBuffer(10, 48, 600), backend="sample")
+    with pytest.raises(NoImageryError):
+        fetch_patch(PointBuffer(0, 0, 600), JUNE, backend="sample")

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rs_embed.api import fetch_patch as fetch_patch
     from rs_embed.api import get_embedding as get_embedding
     from rs_embed.api import get_embeddings_batch as get_embeddings_batch
     from rs_embed.api import inspect_gee_patch as inspect_gee_patch
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from rs_embed.texts import zero_shot as zero_shot
 
 _HOME = {
-    "api": ("get_embedding", "get_embeddings_batch", "inspect_gee_patch", "inspect_provider_patch"),
+    "api": ("fetch_patch", "get_embedding", "get_embeddings_batch", "inspect_gee_patch", "inspect_provider_patch"),
     "embedders.cards": ("describe_model", "list_models"),
     "embedding": ("Embedding", "EmbeddingFailure"),
     "errors": (

@@ -70,20 +70,44 @@ class Outcome:
 
 def embed_all(
     embedder: RemoteClipEmbedder,
-    requests: Mapping[int, Request],
+    requests: Sequence[Request],
     arrivals: Arrivals,
     *,
     stop_on_error: bool = False,
-    at_hand: bool = False,
-) -> Iterator[Outcome]:
-    """Embed what arrives, in batches, as it arrives: yields in any order. `prepare_all` runs in the background.
+    progress: bool = False,
+) -> list[Result]:
+    """Prepare and embed patches as they arrive, and return the results in the order of the requests.
 
-    With `at_hand` nothing has to be waited for: all processors prepare, and then all multiply. Side by side the two
-    would be slower, since a product waits for its slowest thread.
+    Pixels that were passed need no waiting: all processors prepare them, and then all multiply. Side by side the two
+    would be slower, because a product waits for its slowest thread.
+
+    Raises:
+        RSEmbedError: with `stop_on_error`, the first failure; `error.results` holds the finished places.
     """
+    at_hand = all(request.backend is None for request in requests)
     ahead = None if at_hand else settings.batch_size(embedder.device.type)
-    with closing(prepare_all(embedder.preparation, requests, arrivals, ahead=ahead, at_hand=at_hand)) as prepared:
-        yield from embed_ready(embedder, requests, prepared, stop_on_error=stop_on_error)
+    by_position = dict(enumerate(requests))
+    results: list[Result | None] = [None] * len(requests)
+    with closing(prepare_all(embedder.preparation, by_position, arrivals, ahead=ahead, at_hand=at_hand)) as prepared:
+        outcomes = embed_ready(embedder, by_position, prepared, stop_on_error=stop_on_error)
+        for outcome in _with_bar(outcomes, len(requests)) if progress else outcomes:
+            results[outcome.position] = outcome.result
+    _log_warnings(results)
+    failures = [r for r in results if isinstance(r, EmbeddingFailure)]
+    if failures and stop_on_error:
+        error: RSEmbedError = failures[0].error
+        error.results = results
+        raise error
+    return [r for r in results if r is not None]
+
+
+def _with_bar(outcomes: Iterable[Outcome], total: int) -> Iterator[Outcome]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        yield from bar.track(outcomes, total=total, description="embedding")
 
 
 Look = Callable[[Pixels], PatchLook]
@@ -289,8 +313,8 @@ def _percentiles(images: Sequence[npt.NDArray[np.uint8]], shares: Sequence[float
     return [int(np.searchsorted(cumulative, share * cumulative[-1])) for share in shares]
 
 
-def log_warnings(results: Iterable[Result | None]) -> None:
-    """Say each kind of warning once for a whole run, with the number of places it holds for."""
+def _log_warnings(results: Iterable[Result | None]) -> None:
+    """Log each kind of warning once for a whole run, with the number of places it applies to."""
     texts: dict[str, list[str]] = {}
     for result in results:
         if isinstance(result, Embedding):

@@ -103,7 +103,7 @@ class TemporalSpec:
     end: str
 
     def __post_init__(self) -> None:
-        _one_of("mode", self.mode, ("range", "year"))
+        check_choice("mode", self.mode, ("range", "year"))
         first, last = _day("start", self.start), _day("end", self.end)
         if first >= last:
             fault = "is empty" if first == last else "is reversed"
@@ -162,13 +162,13 @@ class SensorSpec:
             raise SpecError(f"scale_m must be greater than 0 metres a pixel, got {self.scale_m:g}")
         if not 0 <= self.cloudy_pct <= 100:
             raise SpecError(f"cloudy_pct must lie in 0…100 per cent, got {self.cloudy_pct:g}")
-        _one_of("composite", self.composite, ("median", "mosaic"))
-        _one_of("cloud_mask", self.cloud_mask, (None, "scl"))
+        check_choice("composite", self.composite, ("median", "mosaic"))
+        check_choice("cloud_mask", self.cloud_mask, (None, "scl"))
         n = self.max_scenes
         if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
             raise SpecError(f"max_scenes must be None or a whole number of at least 1, got {n!r}")
         for name in ("check_input", "check_raise"):
-            _one_of(name, getattr(self, name), (True, False))
+            check_choice(name, getattr(self, name), (True, False))
         if self.check_save_dir is not None:
             object.__setattr__(self, "check_save_dir", os.fspath(self.check_save_dir))
 
@@ -191,12 +191,12 @@ class OutputSpec:
     pooling: Pooling | None = None
 
     def __post_init__(self) -> None:
-        _one_of("output mode", self.mode, ("pooled", "grid"))
+        check_choice("output mode", self.mode, ("pooled", "grid"))
         if self.mode == "grid":
-            _one_of("pooling of a grid", self.pooling, (None,))
+            check_choice("pooling of a grid", self.pooling, (None,))
         else:
             object.__setattr__(self, "pooling", "mean" if self.pooling is None else self.pooling)
-            _one_of("pooling", self.pooling, ("mean", "projected"))
+            check_choice("pooling", self.pooling, ("mean", "projected"))
 
     @classmethod
     def pooled(cls, pooling: Pooling = "mean") -> OutputSpec:
@@ -262,6 +262,11 @@ def _bands(bands: Sequence[str]) -> tuple[str, ...]:
     return known
 
 
-def _one_of(name: str, value: object, allowed: Sequence[object]) -> None:
+def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
+    """Raise a SpecError unless a value is one of those allowed, of the same type."""
     if not any(value is a or (type(value) is type(a) and value == a) for a in allowed):
         raise SpecError(f"{name} must be {' or '.join(map(repr, allowed))}, got {value!r}")
+
+
+DEFAULT_SENSOR = SensorSpec()
+"""Sentinel-2 RGB at 10 m a pixel, median of the scenes with at most 30 % cloud."""

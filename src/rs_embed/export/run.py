@@ -8,13 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rs_embed.api import refuse_without_imagery
-from rs_embed.embedders.cards import find_card
-from rs_embed.embedders.checks import check_bands
-from rs_embed.embedders.loading import load_embedder
 from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
 from rs_embed.embedding import versions
-from rs_embed.errors import RSEmbedError, SpecError
+from rs_embed.errors import SpecError
 from rs_embed.export.card import write_card
 from rs_embed.export.cost import find_places, patch_requests
 from rs_embed.export.folder import DatasetFolder
@@ -25,6 +21,7 @@ from rs_embed.export.ray import RayRunner
 from rs_embed.export.request import ExportRequest, VectorType
 from rs_embed.export.workers import Progress, Report, Runner, count_done, dims_of
 from rs_embed.grid import place_geobox
+from rs_embed.models import check_model, load_model
 from rs_embed.providers.base import Provider
 from rs_embed.providers.registry import resolve
 from rs_embed.specs import InputPrep, OutputSpec, PointBuffer, SensorSpec, TemporalSpec
@@ -116,9 +113,8 @@ def export_embeddings(
         SpecError: for an input that cannot be read or places that are too small.
         RSEmbedError: when the folder holds a dataset of another request.
     """
-    sensor = SensorSpec() if sensor is None else sensor
-    card, folder = find_card(model), DatasetFolder(Path(out))
-    check_bands(sensor.bands, card.name)
+    card, sensor = check_model(model, sensor)
+    folder = DatasetFolder(Path(out))
     _check_shard(shard)
     if engine not in ("local", "ray"):
         raise SpecError(f"engine must be 'local' or 'ray', got {engine!r}")
@@ -135,11 +131,16 @@ def export_embeddings(
         raise SpecError(
             f"an export needs a checkpoint that a later run can load again: a path or hub repo, got a {kind}"
         )
-    try:
-        embedder = load_embedder(card, checkpoint=chosen, device=device, precision=precision)
-    except RSEmbedError:
-        refuse_without_imagery(provider, patch_requests(rows[:1], sensor))
-        raise
+    embedder = load_model(
+        card,
+        sensor,
+        OutputSpec.grid() if grid else output,
+        checkpoint=chosen,
+        device=device,
+        precision=precision,
+        provider=provider,
+        patches=patch_requests(rows[:1], sensor),
+    )
     request = ExportRequest(
         model=card.name,
         sensor=sensor,
@@ -156,7 +157,6 @@ def export_embeddings(
         columns=tuple((field.name, str(field.type)) for field in found.columns.schema),
     )
     if grid:
-        embedder.pooling(OutputSpec.grid())  # refuses a network without tokens
         _warn_of_size(len(rows), embedder)
     _add_rows(folder, request, found, rows, partition_size)
     dims, tell = dims_of(embedder, output), report or _silent

@@ -465,9 +465,9 @@ def test_closing_early_stops_the_reader(archive):
     next(results)
     results.close()
     deadline = time.monotonic() + 10
-    while any(t.name == "rs-embed-blocks" for t in threading.enumerate()) and time.monotonic() < deadline:
+    while any(t.name == "rs-embed-background" for t in threading.enumerate()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not any(t.name == "rs-embed-blocks" for t in threading.enumerate())
+    assert not any(t.name == "rs-embed-background" for t in threading.enumerate())
 
 
 # --- faults ------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ class Room:
     def __init__(self, limit: int, limit_bytes: int = sys.maxsize) -> None:
         self._limit, self._limit_bytes = limit, limit_bytes
         self._count = self._bytes = 0
-        self._closed = False
+        self.is_closed = False
         self._changed = threading.Condition()
 
     def enter(self, size: int = 0, *, wait: bool = True) -> bool:
@@ -44,11 +44,11 @@ class Room:
             ConsumerGone: once the room is closed.
         """
         with self._changed:
-            while not self._closed and not self._fits(size):
+            while not self.is_closed and not self._fits(size):
                 if not wait:
                     return False
                 self._changed.wait()
-            if self._closed:
+            if self.is_closed:
                 raise ConsumerGone
             self._count, self._bytes = self._count + 1, self._bytes + size
             return True
@@ -62,7 +62,7 @@ class Room:
     def close(self) -> None:
         """Turn away all that wait, and all that come."""
         with self._changed:
-            self._closed = True
+            self.is_closed = True
             self._changed.notify_all()
 
     def _fits(self, size: int) -> bool:
@@ -80,6 +80,11 @@ class Channel(Generic[T]):
     def __init__(self, limit: int, limit_bytes: int = sys.maxsize) -> None:
         self.room = Room(limit, limit_bytes)
         self._items: queue.SimpleQueue[tuple[Future[T], int] | None] = queue.SimpleQueue()
+
+    @property
+    def is_closed(self) -> bool:
+        """True once nobody takes items any more."""
+        return self.room.is_closed
 
     def offer(self, item: T) -> bool:
         """Hand over an item if there is room for it now.

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-import queue
-import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 
 import numpy as np
-import numpy.typing as npt
 from odc.geo.geobox import GeoBox
 
+from rs_embed.arrays import AnyArray, BoolArray, IndexArray
+from rs_embed.background import Channel
 from rs_embed.providers.base import PatchRequest
 from rs_embed.providers.http import FetchError, RangeReader, SasTokens, new_client
-from rs_embed.providers.raster import BlockGrid, IndexArray, by_themselves
+from rs_embed.providers.raster import BlockGrid, by_themselves
 from rs_embed.providers.scenes import Scene
 from rs_embed.providers.stac.cog import Cog, fetch_blocks, open_cog, overview_dark_pixels
 from rs_embed.providers.stac.offsets import DarkPixels
@@ -35,14 +33,14 @@ _POLL_S = 0.01
 class Layer:
     """Stored values of one file on one place's grid."""
 
-    values: npt.NDArray[np.generic]
+    values: AnyArray
     """(y, x), of the file's own type, `nodata` where nothing was read."""
     nodata: float
 
     @property
-    def valid(self) -> npt.NDArray[np.bool_]:
+    def valid(self) -> BoolArray:
         """(y, x), True where a value was read that is not nodata."""
-        valid: npt.NDArray[np.bool_] = ~np.isnan(self.values) if np.isnan(self.nodata) else self.values != self.nodata
+        valid: BoolArray = ~np.isnan(self.values) if np.isnan(self.nodata) else self.values != self.nodata
         return valid
 
 
@@ -125,8 +123,14 @@ _Queue = asyncio.PriorityQueue[tuple[tuple[float, float, float, int], "_BlockRun
 _LAST = (float("inf"), 0.0, 0.0)
 
 
-class BlockReader:
-    """One sweep over the blocks that some places need; iterating yields each place when it is complete.
+def read_places(
+    places: Sequence[PlaceLayers],
+    *,
+    in_flight: int,
+    tokens: SasTokens | None = None,
+    dark_pixels: MutableMapping[str, DarkPixels | None] | None = None,
+) -> Iterator[PlaceLayers]:
+    """Read all blocks that some places need in one sweep, and yield each place when it is complete.
 
     Args:
         places: the places to read.
@@ -134,81 +138,42 @@ class BlockReader:
         tokens: read tokens, for files that need them.
         dark_pixels: files whose histogram is read as well, by address; values that are None are filled in.
     """
+    channel: Channel[PlaceLayers] = Channel(limit=2 * in_flight)
+    sweep = _Sweep(channel, in_flight, tokens, {} if dark_pixels is None else dark_pixels)
+    return channel.consume([lambda: asyncio.run(sweep.run(places))])
 
-    def __init__(
-        self,
-        places: Sequence[PlaceLayers],
-        *,
-        in_flight: int,
-        tokens: SasTokens | None = None,
-        dark_pixels: MutableMapping[str, DarkPixels | None] | None = None,
-    ) -> None:
-        self._places = places
-        self._in_flight = in_flight
-        self._tokens = tokens
-        self._dark_pixels = {} if dark_pixels is None else dark_pixels
-        self._done: queue.Queue[PlaceLayers | BaseException | None] = queue.Queue(maxsize=2 * in_flight)
-        self._stop = threading.Event()
-        self._numbers = count()
 
-    def __iter__(self) -> Iterator[PlaceLayers]:
-        threading.Thread(target=self._start, name="rs-embed-blocks", daemon=True).start()
-        try:
-            while (item := self._done.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            self._stop.set()
+@dataclass(slots=True)
+class _Sweep:
+    """Event loop that fetches headers and blocks, and hands over complete places."""
 
-    def _start(self) -> None:
-        last: BaseException | None = None
-        try:
-            asyncio.run(self._sweep())
-        except BaseException as error:  # noqa: BLE001  (handed to the consumer, which raises it)
-            last = error
-        while not self._stop.is_set():
-            with suppress(queue.Full):
-                self._done.put(last, timeout=_POLL_S)
-                return
+    done: Channel[PlaceLayers]
+    in_flight: int
+    tokens: SasTokens | None
+    dark_pixels: MutableMapping[str, DarkPixels | None]
+    _runs: _Queue = field(default_factory=asyncio.PriorityQueue)
+    _numbers: Iterator[int] = field(default_factory=count)
 
-    async def _sweep(self) -> None:
+    async def run(self, places: Sequence[PlaceLayers]) -> None:
         """Open all files; the blocks of each are queued as soon as its header has arrived."""
-        runs: _Queue = asyncio.PriorityQueue()
-        targets = self._targets_by_file()
-        for place in self._places:
+        targets = _targets_by_file(places)
+        for place in places:
             if place.pending == 0:
                 await self._hand_over(place)
         async with new_client() as client:
-            reader = RangeReader(client, asyncio.Semaphore(self._in_flight), self._tokens)
-            worker_count = self._in_flight + (os.cpu_count() or 1)  # some decode while others fetch
-            workers = [asyncio.create_task(self._work(runs, reader)) for _ in range(worker_count)]
-            await asyncio.gather(*(self._open(url, waiting, runs, reader) for url, waiting in targets.items()))
+            reader = RangeReader(client, asyncio.Semaphore(self.in_flight), self.tokens)
+            worker_count = self.in_flight + (os.cpu_count() or 1)  # some decode while others fetch
+            workers = [asyncio.create_task(self._work(reader)) for _ in range(worker_count)]
+            await asyncio.gather(*(self._open(url, waiting, reader) for url, waiting in targets.items()))
             for _ in workers:
-                self._queue(runs, None)
+                self._queue(None)
             await asyncio.gather(*workers)
 
-    def _targets_by_file(self) -> dict[str, list[_Target]]:
-        """Group the layers by their file; a scene that lacks a band has failed from the start."""
-        targets: dict[str, list[_Target]] = defaultdict(list)
-        for place in self._places:
-            for number, scene in enumerate(place.scenes):
-                bands = place.bands(number)
-                missing = next((band for band in bands if band not in scene.files), None)
-                if missing is not None:
-                    place.faults[number] = f"it has no band {missing}"
-                    continue
-                for index, band in enumerate(bands):
-                    file = scene.files[band]
-                    targets[file.path].append(_Target(place, number, index, file.index - 1))
-                place.pending += len(bands)
-        return targets
-
-    async def _open(self, url: str, targets: Sequence[_Target], runs: _Queue, reader: RangeReader) -> None:
+    async def _open(self, url: str, targets: Sequence[_Target], reader: RangeReader) -> None:
         """Fetch a file's header, and queue the blocks that its places need."""
-        if self._stop.is_set():
+        if self.done.is_closed:
             return
-        check_dark_pixels = url in self._dark_pixels and self._dark_pixels[url] is None
+        check_dark_pixels = url in self.dark_pixels and self.dark_pixels[url] is None
         try:
             cog = await open_cog(reader, url, with_overview=check_dark_pixels)
         except FetchError as error:
@@ -219,19 +184,19 @@ class BlockReader:
                 if target.band == 0:
                     target.place.scale_and_offset[target.scene] = (cog.scale, cog.offset)
             for run in _block_runs(cog, targets):
-                self._queue(runs, run)
+                self._queue(run)
             if check_dark_pixels:
-                self._dark_pixels[url] = await overview_dark_pixels(cog, reader)
+                self.dark_pixels[url] = await overview_dark_pixels(cog, reader)
         for target in targets:
             await self._count_down(target.place)
 
-    def _queue(self, runs: _Queue, run: _BlockRun | None) -> None:
-        runs.put_nowait(((*(_LAST if run is None else run.map_order), next(self._numbers)), run))
+    def _queue(self, run: _BlockRun | None) -> None:
+        self._runs.put_nowait(((*(_LAST if run is None else run.map_order), next(self._numbers)), run))
 
-    async def _work(self, runs: _Queue, reader: RangeReader) -> None:
+    async def _work(self, reader: RangeReader) -> None:
         """Fetch runs from the queue, and copy their pixels to the layers."""
-        while not self._stop.is_set():
-            _, run = await runs.get()
+        while not self.done.is_closed:
+            _, run = await self._runs.get()
             if run is None:
                 return
             if any(target.is_wanted for targets in run.targets for target in targets):
@@ -251,11 +216,25 @@ class BlockReader:
             await self._hand_over(place)
 
     async def _hand_over(self, place: PlaceLayers) -> None:
-        while not self._stop.is_set():
-            with suppress(queue.Full):
-                self._done.put_nowait(place)
-                return
+        while not self.done.offer(place):
             await asyncio.sleep(_POLL_S)
+
+
+def _targets_by_file(places: Sequence[PlaceLayers]) -> dict[str, list[_Target]]:
+    """Group the layers by their file; a scene that lacks a band has failed from the start."""
+    targets: dict[str, list[_Target]] = defaultdict(list)
+    for place in places:
+        for number, scene in enumerate(place.scenes):
+            bands = place.bands(number)
+            missing = next((band for band in bands if band not in scene.files), None)
+            if missing is not None:
+                place.faults[number] = f"it has no band {missing}"
+                continue
+            for index, band in enumerate(bands):
+                file = scene.files[band]
+                targets[file.path].append(_Target(place, number, index, file.index - 1))
+            place.pending += len(bands)
+    return targets
 
 
 def _block_runs(cog: Cog, targets: Sequence[_Target]) -> Iterator[_BlockRun]:
@@ -282,7 +261,7 @@ def _block_run(
     return _BlockRun(cog, blocks[0][0], tuple(col for _, col in blocks), tuple(needed[block] for block in blocks))
 
 
-def _copy_pixels(target: _Target, cog: Cog, row: int, col: int, values: npt.NDArray[np.generic]) -> None:
+def _copy_pixels(target: _Target, cog: Cog, row: int, col: int, values: AnyArray) -> None:
     """Copy the pixels of one block that lie on a place to its layer."""
     where, rows, cols = _window(target.place.request.geobox, cog.grid, row, col)
     nodata = 0.0 if cog.nodata is None else cog.nodata

@@ -18,7 +18,7 @@ from rs_embed.grid import lonlat_bounds
 from rs_embed.patch import DroppedScene, Patch
 from rs_embed.providers.archive import NO_VALID_PIXEL, build_patch, harmonised_image, mask_clouds
 from rs_embed.providers.base import FetchPlan, PatchRequest
-from rs_embed.providers.blocks import BlockReader, Layer, PlaceLayers
+from rs_embed.providers.blocks import Layer, PlaceLayers, read_places
 from rs_embed.providers.http import SasTokens
 from rs_embed.providers.scenes import BandFile, Bounds, Scene
 from rs_embed.providers.selection import Selection, select_scenes
@@ -149,10 +149,10 @@ class StacProvider:
                     yield place.position, self._composite(patch)
             start += scenes_per_round or 0
 
-    def _sweep(self, places: Sequence[PlaceLayers]) -> BlockReader:
+    def _sweep(self, places: Sequence[PlaceLayers]) -> Iterator[PlaceLayers]:
         for url in _files_to_check(places):
             self._dark_pixels.setdefault(url, None)
-        return BlockReader(
+        return read_places(
             places, in_flight=settings.fetch_workers(), tokens=self._tokens(), dark_pixels=self._dark_pixels
         )
 

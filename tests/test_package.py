@@ -96,7 +96,7 @@ except RSEmbedError as error:
         ("PIL", "ModelError"),
         ("rasterio", "ProviderError"),
         ("odc", "ProviderError"),
-        ("bigearthnet_common", "ProviderError"),
+        ("shapely", "ProviderError"),
     ],
 )
 def test_a_missing_package_is_one_error_with_its_pip_line(module, kind):

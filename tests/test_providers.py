@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from datetime import UTC, datetime
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -73,11 +75,30 @@ def test_the_samples_say_where_and_when_they_are():
         assert sample.labels
 
 
-def test_a_sample_is_the_file_itself():
-    from importlib import resources
-    from io import BytesIO
-    from tarfile import open as open_tar
+ORIGINALS = {
+    "S2A_MSIL2A_20170613T101031_87_48": "fd97116ccbe9f9c7489b46ba4c882b012156ede753b99e363aae66afb370b9c7",
+    "S2A_MSIL2A_20170617T113321_36_85": "39e5f29b635c4221aa6489a93257fbf0c6f856f5e114ab74230abcfc93d50218",
+    "S2A_MSIL2A_20170617T113321_4_55": "aad10378086b78da3029636a6121aa2396ae1e44f7b9bccbabae13238226365b",
+    "S2A_MSIL2A_20171221T112501_56_35": "c1f0068f37c8410d54192e5cf92c7a755b2672e820636becd4dfd35c2c35f1cf",
+    "S2B_MSIL2A_20170924T93020_69_24": "40c551b31f7f38fd1f1af06589b75a08942f04e14b0ca4dec20c4917bc5e4fc5",
+    "S2B_MSIL2A_20180204T94161_57_38": "ef07c9efaa2c949c7b482be1074044b75d0bfcf930abce0cb15ab31b99cb475d",
+}
+"""Sha256 of the pixels of each patch's twelve files in bigearthnet-common 2.8.0, from 10 m to 60 m, by band."""
 
+
+def test_every_sample_has_the_pixels_of_its_original():
+    digests = {}
+    for found in resolve("sample").scenes:
+        digest = hashlib.sha256()
+        for path in dict.fromkeys(file.path for file in found.files.values()):
+            with rasterio.open(path) as file:
+                assert [name for name, at in found.files.items() if at.path == path] == list(file.descriptions)
+                digest.update(file.read().astype("<u2").tobytes())
+        digests[found.id] = digest.hexdigest()
+    assert digests == ORIGINALS
+
+
+def test_a_sample_is_the_file_itself():
     sample = list_samples()[0]
     place = PointBuffer(sample.lon, sample.lat, sample.buffer_m)
     asked = PatchRequest(place_geobox(place, 10), TemporalSpec.range(sample.start, sample.end), SensorSpec())
@@ -85,14 +106,12 @@ def test_a_sample_is_the_file_itself():
     assert isinstance(patch, Patch)
     assert patch.valid.all()
     assert patch.clear_frac is None  # BigEarthNet has no scene classification
-    data = resources.files("bigearthnet_common").joinpath("BigEarthNet-S2-Example.tar.bz2").read_bytes()
-    with open_tar(fileobj=BytesIO(data)) as archive:
-        for band, name in zip(patch.dn, ("B04", "B03", "B02"), strict=True):
-            [member] = [m for m in archive if m.name.endswith(f"{sample.id}_{name}.tif")]
-            with rasterio.MemoryFile(archive.extractfile(member).read()) as memory, memory.open() as file:
-                np.testing.assert_array_equal(band, file.read(1))
-                assert patch.geobox.affine == file.transform
-                assert patch.geobox.crs.epsg == file.crs.to_epsg()
+    folder = resources.files("rs_embed").joinpath("providers", "sample_data")
+    with rasterio.open(str(folder.joinpath(f"{sample.id}_10m.tif"))) as file:
+        for band, name in zip(patch.dn, ("B4", "B3", "B2"), strict=True):
+            np.testing.assert_array_equal(band, file.read(file.descriptions.index(name) + 1))
+        assert patch.geobox.affine == file.transform
+        assert patch.geobox.crs.epsg == file.crs.to_epsg()
 
 
 def test_a_place_without_sample_names_the_nearest_one_and_its_dates():

@@ -22,7 +22,7 @@ from rs_embed.errors import DISTRIBUTION, RSEmbedError, pip_line
 
 _CORE = (
     *("numpy", "torch", "safetensors", "huggingface_hub", "tokenizers", "pillow", "xarray", "odc-geo", "rasterio"),
-    *("pystac-client", "async-tiff", "httpx2", "pyarrow", "h5netcdf", "ftfy", "bigearthnet-common", "typer", "rich"),
+    *("pystac-client", "async-tiff", "httpx2", "pyarrow", "h5netcdf", "ftfy", "typer", "rich"),
 )
 _HUB = "https://huggingface.co"
 _TIMEOUT_S = 3.0

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME …]`: run them all, or those named; all of them write `benchmarks/RESULTS.md`."""
+"""Benchmarks: `python -m benchmarks [NAME …]`. Without names, all run, and `benchmarks/RESULTS.md` is written."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from benchmarks import machine, quote
 
 COMPARISONS = ("composite", "pixels", "cold_start", "batch", "stac")
-"""Each gives ratios against something else, measured in turns."""
+"""Benchmarks that alternate with a baseline and give ratios."""
 REPORTS = (
     *("cold_start", "network", "precision", "timeline", "export", "throughput"),
     *("search", "whurs19", "eurosat_search", "heatmap"),
 )
-"""Each prints lines, in a process of its own."""
+"""Benchmarks that print lines; each runs in a separate process."""
 
 
 def main() -> None:
@@ -33,24 +33,24 @@ def main() -> None:
     rows = [f"| {c.name} | {c.ours_s * 1e3:.0f} | {c.theirs_s * 1e3:.0f} | **{c.ratio:.2f}** |" for c in found]
     lines = [
         f"{date.today()}, {machine.describe()};",
-        f"Python {platform.python_version()}; the two sides took turns; the ratio is the median over turns.",
+        f"Python {platform.python_version()}; both sides alternated; the ratio is the median over turns.",
         "",
-        "| what, against what | ours, ms | theirs, ms | times as fast |",
+        "| case: baseline | ours, ms | baseline, ms | times as fast |",
         "|---|---|---|---|",
         *rows,
         "",
-        f"Lines of `python -m benchmarks.bench_NAME`, for {', '.join(REPORTS)}:",
+        f"Output of `python -m benchmarks.bench_NAME`, for {', '.join(REPORTS)}:",
         "",
         *(f"* {line}" for name in REPORTS for line in _lines_of(f"benchmarks.bench_{name}")),
         "",
-        "The peers are in [RESULTS-peers.md](RESULTS-peers.md) (`make bench-peers`).",
+        "Comparisons with peers are in [RESULTS-peers.md](RESULTS-peers.md) (`make bench-peers`).",
     ]
     Path(__file__).with_name("RESULTS.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     quote.main()
 
 
 def _lines_of(module: str) -> list[str]:
-    """What a benchmark prints, in a process of its own: it sets how threads wait before torch is loaded."""
+    """Return the output of a benchmark in a separate process, since it configures threads before torch is loaded."""
     print(module, flush=True)
     done = subprocess.run([sys.executable, "-m", module], check=True, stdout=subprocess.PIPE, text=True)
     print(done.stdout, flush=True)

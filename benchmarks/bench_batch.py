@@ -1,6 +1,6 @@
-"""Throughput of many places, pooled and grid, against open_clip driven patch by patch: what a user would write.
+"""Throughput of many places, pooled and grid, against a plain open_clip loop over the patches.
 
-Both sides start from the same raw DN and end with the same numbers. ViT-B/32 with random weights, float32, CPU or CUDA.
+Both sides start from the same raw DN and give the same vectors. ViT-B/32 with random weights, float32, CPU or CUDA.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def run() -> list[Comparison]:
 
 
 def _limit(pooled: Comparison) -> str:
-    """How far from the machine's own matrix product we are."""
+    """Return our rate as a share of the machine's fastest matrix product, as text."""
     peak, reached = gemm_rate(), PLACES * VIT_B32_GFLOP / pooled.ours_s
     return (
         f"pooled: {PLACES / pooled.ours_s:.1f} places/s, {reached:.0f} GFLOP/s of the {peak:.0f} that the fastest "

@@ -1,4 +1,4 @@
-"""One embedding from a cold process, ViT-B/32 from a local checkpoint: seconds and peak memory against open_clip."""
+"""Seconds and peak memory of one embedding in a new process, ViT-B/32 from a local checkpoint, against open_clip."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ TURNS = 5
 
 
 def _start(code: str, *arguments: str) -> int:
-    """Run it in a process of its own; returns its peak memory in MiB."""
+    """Run code in a new process, and return its peak memory in MiB."""
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1]) // 1024
 
 
 def run() -> list[Comparison]:
-    """The whole process, from nothing to one vector."""
+    """Compare whole processes, from their start to one vector."""
     folder = str(random_checkpoint())
     return [
         compare("one cold embedding: open_clip", lambda: _start(OURS, folder), lambda: _start(THEIRS, folder), TURNS)
@@ -63,7 +63,7 @@ def run() -> list[Comparison]:
 
 
 def report() -> list[str]:
-    """Seconds of what a person waits for first, and peak memory."""
+    """Print the seconds of the first things a user waits for, and the peak memory."""
     folder, command = str(random_checkpoint()), str(Path(sys.executable).with_name("rs-embed"))
     cases: dict[str, Callable[[], object]] = {
         "`rs-embed --help`": lambda: subprocess.run([command, "--help"], capture_output=True, check=True),
@@ -72,9 +72,9 @@ def report() -> list[str]:
         "one embedding, ViT-B/32": lambda: _start(OURS, folder),
     }
     seconds = {name: statistics.median(seconds_of(case) for _ in range(TURNS)) for name, case in cases.items()}
-    told = ", ".join(f"{name} {spent:.2f} s" for name, spent in seconds.items())
+    times = ", ".join(f"{name} {spent:.2f} s" for name, spent in seconds.items())
     peaks = _start(OURS, folder), _start(THEIRS, folder)
-    line = f"cold start: {told}; peak memory of the last {peaks[0]:,} MiB, of open_clip {peaks[1]:,} MiB"
+    line = f"cold start: {times}; peak memory of the last {peaks[0]:,} MiB, of open_clip {peaks[1]:,} MiB"
     print(line, flush=True)
     return [line]
 

@@ -1,4 +1,4 @@
-"""The median of 8 scenes of a 410 x 410 px RGB patch against `numpy.nanmedian`."""
+"""Median of 8 scenes of a 410 x 410 px RGB patch against `numpy.nanmedian`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _case(name: str, missing: float) -> Comparison:
     def theirs() -> np.ndarray:
         stack = np.stack([np.where(i.valid, i.dn, np.nan).astype(np.float32) for i in images])
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # of pixels that nothing observed
+            warnings.simplefilter("ignore", RuntimeWarning)  # about pixels that no scene observed
             return np.nanmedian(stack, axis=0)
 
     np.testing.assert_array_equal(median(images), theirs())

@@ -1,8 +1,8 @@
-"""Text search over EuroSAT as a user would do it: a scene on disk, an export, the HTTP API; P@10 of the ten classes.
+"""Text search over EuroSAT from end to end: a scene on disk, an export, the HTTP API; P@10 of the ten classes.
 
-`python -m benchmarks.bench_eurosat_search [n]`. The chips lie side by side in one Sentinel-2 product of our making, on
-the grid that an area is cut by, so each row of the dataset is one chip and its class is known. Of the default 5,041
-some 2,400 were held out of training; with n up to 2,400 all were.
+`python -m benchmarks.bench_eurosat_search [n]`. The chips lie side by side in one synthetic Sentinel-2 product, on the
+grid that divides a region into chips, so that each row of the dataset is one chip of a known class. 2,400 of the
+default 5,041 chips were held out of training; with n up to 2,400, all were.
 """
 
 from __future__ import annotations
@@ -18,22 +18,21 @@ from affine import Affine
 from fastapi.testclient import TestClient
 from shapely.geometry import Polygon
 
-from benchmarks.bench_eurosat import DATA, eurosat
+from evaluation.eurosat import CLASSES, DATA, HAZE_OUT, Chips, open_eurosat
 from rs_embed import SensorSpec, TemporalSpec, export_embeddings
 from rs_embed.grid import transformer
 from rs_embed.web.server import create_app
-from training.eurosat import CLASSES, HAZE_OUT, Chips
 
 CHIP_PX, LEFT, TOP, EPSG = 64, 640 * 780, 640 * 8313, 32633
 NAMES = (
     *("annual crop", "forest", "herbaceous vegetation", "highway", "industrial buildings"),
     *("pasture", "permanent crop", "residential buildings", "river", "sea or lake"),
 )
-"""How the classes are asked for, in the order of `CLASSES`."""
+"""Query texts, in the order of `CLASSES`."""
 
 
 def write_scene(root: Path, chips: Chips, chosen: np.ndarray) -> int:
-    """A product of baseline 03.00, whose chips stand in rows; returns how many a row has."""
+    """Write a product of baseline 03.00 with the chips in rows, and return the number of chips per row."""
     side = int(len(chosen) ** 0.5)
     name = "S2A_MSIL2A_20200615T101031_N0300_R022_T33UVP_20200615T140000"
     folder = root / f"{name}.SAFE" / "GRANULE" / "L2A_T33UVP" / "IMG_DATA"
@@ -41,7 +40,7 @@ def write_scene(root: Path, chips: Chips, chosen: np.ndarray) -> int:
     for i, chip in enumerate(chosen[: side * side]):
         y, x = (CHIP_PX * v for v in divmod(i, side))
         dn = np.rint(chips.dn(int(chip), HAZE_OUT))
-        pixels[:, y : y + CHIP_PX, x : x + CHIP_PX] = np.maximum(dn, 1)  # 0 is what was not observed
+        pixels[:, y : y + CHIP_PX, x : x + CHIP_PX] = np.maximum(dn, 1)  # 0 means not observed
     transform = Affine(10, 0, LEFT, 0, -10, TOP)
     for band, values in zip(("B04", "B03", "B02"), pixels, strict=True):
         _write(folder / "R10m" / f"T33UVP_{band}_10m.tif", values, transform)
@@ -59,8 +58,8 @@ def _write(path: Path, values: np.ndarray, transform: Affine) -> None:
 
 
 def precision_at_10(folder: Path, n: int, held_out_only: bool = False) -> tuple[dict[str, float], int, float]:
-    """P@10 by class, the dataset's rows, and seconds of the export."""
-    chips = eurosat()
+    """Return P@10 by class, the dataset's rows, and the seconds of the export."""
+    chips = open_eurosat()
     rng = np.random.default_rng(0)
     first = rng.permutation(chips.held_out)
     order = first if held_out_only else np.concatenate([first, rng.permutation(chips.train)])
@@ -97,7 +96,7 @@ def precision_at_10(folder: Path, n: int, held_out_only: bool = False) -> tuple[
 
 
 def report(n: int = 5041) -> list[str]:
-    """One line."""
+    """Print the result as one line."""
     if not DATA.exists():
         print(f"{DATA.name} is not at hand: nothing was measured", flush=True)
         return []

@@ -1,6 +1,6 @@
-"""What planning, writing and resuming cost: a fake model and fake imagery, so that nothing else takes time.
+"""Cost of planning, writing and resuming, with a fake model and fake imagery that take no time.
 
-`python -m benchmarks.bench_export [rows …]`; draws `benchmarks/data/export_overhead.png` where matplotlib is.
+`python -m benchmarks.bench_export [rows …]`; draws `benchmarks/data/export_overhead.png`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _CHIPS = replace(
 
 
 class _Embedder(RemoteClipEmbedder):
-    """Takes no time."""
+    """Embedder that takes no time."""
 
     @property
     def preparation(self) -> Preparation:
@@ -85,7 +85,7 @@ class _Provider:
 
 
 def run_one(n: int, root: Path) -> dict[str, float]:
-    """Seconds of each stage for `n` rows."""
+    """Return the seconds of each stage for `n` rows."""
     rng = np.random.default_rng(0)
     lines = [f"{i},{a:.6f},{b:.6f},{i % 7}" for i, (a, b) in enumerate(rng.uniform((0, 40), (20, 55), (n, 2)))]
     file = root / f"{n}.csv"
@@ -141,15 +141,17 @@ def run_one(n: int, root: Path) -> dict[str, float]:
 
 
 def report(sizes: Sequence[int] = SIZES) -> list[str]:
-    """One line a size; the last ones should show that it grows linearly."""
+    """Print one line per size, which shows linear growth."""
     found, lines = {}, []
     with tempfile.TemporaryDirectory() as root:
         for n in sizes:
             found[n] = run_one(n, Path(root))
             total = sum(found[n].values())
-            told = ", ".join(f"{name} {s:.1f}" for name, s in found[n].items())
+            parts = ", ".join(f"{name} {s:.1f}" for name, s in found[n].items())
             peak = peak_mib() / 1024
-            line = f"{n:,} rows, fake model: {total:.1f} s ({told}), {1e3 * total / n:.2f} ms a row, peak {peak:.2f} GB"
+            line = (
+                f"{n:,} rows, fake model: {total:.1f} s ({parts}), {1e3 * total / n:.2f} ms a row, peak {peak:.2f} GB"
+            )
             lines.append(line)
             print(line, flush=True)
     _draw(found)

@@ -1,7 +1,7 @@
-"""On a GPU: images a second of ViT-B/32 and ViT-L/14 in each precision, the share of the card's own product, open_clip.
+"""Images per second on a GPU: ViT-B/32 and ViT-L/14 in each precision, against the GPU's matrix product and open_clip.
 
-`make bench-gpu`, on a machine with CUDA. Random weights; pixels start as uint8 chips on the host on both sides. Then
-whole batches of patches, ViT-B/32: what preparing them on the host leaves of the network's rate.
+Run `make bench-gpu` on a machine with CUDA. The weights are random; both sides start from uint8 chips on the host.
+Whole batches of patches follow, ViT-B/32, which includes their preparation on the host.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ SHAPES = {
     "ViT-B-32": (VisionConfig(width=768, layers=12, heads=12, patch_px=32, image_px=224), 512, 8.73),
     "ViT-L-14": (VisionConfig(width=1024, layers=24, heads=16, patch_px=14, image_px=224), 768, 162.0),
 }
-"""Sizes, CLIP projection, and GFLOP of one image."""
+"""Network sizes, size of the CLIP projection, and GFLOP of one image."""
 KINDS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BATCHES = (64, 256)
 TURNS = 7
 
 
 def product_rate(kind: torch.dtype, device: torch.device, n: int = 8192) -> float:
-    """GFLOP/s that a product of n x n reaches."""
+    """Return the GFLOP/s of an n x n matrix product."""
     left, right = (torch.rand(n, n, device=device).to(kind) for _ in range(2))
 
     def run() -> None:
@@ -46,7 +46,7 @@ def _theirs(name: str, kind: torch.dtype, device: torch.device) -> torch.nn.Modu
 def _seconds(
     ours: VisionTower, theirs: torch.nn.Module, batch: int, kind: torch.dtype, device: torch.device
 ) -> tuple[float, float]:
-    """Of one batch on each side, in turns: chips on the host to vectors on the host."""
+    """Return the seconds of one batch on each side, alternating, from chips on the host to vectors on the host."""
     chips = list(np.random.default_rng(0).integers(0, 256, (batch, 224, 224, 3)).astype(np.uint8))
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
 
@@ -65,7 +65,7 @@ def _seconds(
 
 
 def report() -> list[str]:
-    """One line a shape, precision and batch."""
+    """Print one line per network, precision and batch."""
     torch.set_grad_enabled(False)
     device, lines = torch.device("cuda"), [f"{torch.cuda.get_device_name()}, torch {torch.__version__}"]
     for name, (config, projection, gflop) in SHAPES.items():
@@ -87,7 +87,7 @@ def report() -> list[str]:
 
 
 def _whole_runs(patches: int = 2048, side_px: int = 410) -> list[str]:
-    """Raw DN on the host to vectors on the host, by the way that users take."""
+    """Return the rates of `get_embeddings_batch`, from raw DN on the host to vectors on the host."""
     dn = list(np.random.default_rng(0).integers(1, 5000, (patches, 3, side_px, side_px)).astype(np.uint16))
     checkpoint, lines = str(random_checkpoint()), []
     for precision in KINDS:

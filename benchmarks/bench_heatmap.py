@@ -1,6 +1,6 @@
-"""Does `heat_map` point to the right place? Mosaics of 2 x 2 EuroSAT chips, and the quadrant of the likeliest pixel.
+"""Localisation by `heat_map`: the quadrant of the best pixel in mosaics of 2 x 2 EuroSAT chips.
 
-`python -m benchmarks.bench_heatmap [n]`. All chips were held out of training; the four are of four classes.
+`python -m benchmarks.bench_heatmap [n]`. All chips were held out of training; the four chips have four classes.
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.bench_eurosat import DATA, eurosat
 from benchmarks.bench_eurosat_search import CHIP_PX, NAMES
+from evaluation.eurosat import DATA, HAZE_OUT, open_eurosat
 from rs_embed import PointBuffer, TemporalSpec, heat_map
 from rs_embed.patch import Patch
 from rs_embed.providers.base import FetchPlan, PatchRequest
-from training.eurosat import HAZE_OUT
 
 PLACE = PointBuffer(13.72, 48.22, CHIP_PX * 10)
 
 
 @dataclass(frozen=True, slots=True)
 class Mosaic:
-    """A provider of one picture."""
+    """Provider of one image."""
 
     dn: np.ndarray
     name: str = "mosaic"
@@ -38,8 +37,8 @@ class Mosaic:
 
 
 def quadrants(n: int, data: Path = DATA) -> float:
-    """Share of n mosaics whose likeliest pixel lies in the chip that was asked for."""
-    chips = eurosat(data)
+    """Return the share of n mosaics whose best pixel lies in the chip of the queried class."""
+    chips = open_eurosat(data)
     rng, right, labels = np.random.default_rng(0), 0, chips.labels[chips.held_out]
     for _ in range(n):
         classes = rng.choice(len(NAMES), 4, replace=False)
@@ -59,7 +58,7 @@ def quadrants(n: int, data: Path = DATA) -> float:
 
 
 def report(n: int = 300) -> list[str]:
-    """One line."""
+    """Print the result as one line."""
     if not DATA.exists():
         print(f"{DATA.name} is not at hand: nothing was measured", flush=True)
         return []

@@ -1,8 +1,8 @@
-"""Whole batches against the peers: rs-embed 0.3.1, open_clip, transformers; the same patches, in turns.
+"""Whole batches against rs-embed 0.3.1, open_clip and transformers, which alternate on the same patches.
 
-`make bench-peers` installs them in an environment of their own (Python 3.12 or newer, some gigabytes) and runs this. 64
-patches of 410 x 410 px, uint16 DN, ViT-B/32 of random weights (transformers brings its own), both sides with the same
-RS_EMBED_REMOTECLIP_BATCH_SIZE.
+`make bench-peers` installs them in a separate environment (Python 3.12 or newer, some gigabytes) and runs this module.
+The input is 64 patches of 410 x 410 px, uint16 DN; the network is ViT-B/32 with random weights (transformers creates
+its own). Both sides have the same RS_EMBED_REMOTECLIP_BATCH_SIZE.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PATCHES, SIDE_PX, TURNS = 64, 410, 5
 
 
 class Worker:
-    """A process that runs what it is told and says how long it took."""
+    """Process that runs named cases and reports their seconds."""
 
     def __init__(self, line: list[str], batch: int) -> None:
         environment = os.environ | {"RS_EMBED_REMOTECLIP_BATCH_SIZE": str(batch), "HF_HUB_OFFLINE": "1"}
@@ -40,7 +40,7 @@ class Worker:
 
     def _read(self) -> dict[str, float]:
         assert self.process.stdout is not None
-        for line in self.process.stdout:  # peers print other things too
+        for line in self.process.stdout:  # peers print other lines too
             if line.startswith("{"):
                 found: dict[str, float] = json.loads(line)
                 return found
@@ -71,7 +71,7 @@ def _workers(batch: int, weights: Path, names: list[str]) -> dict[str, Worker]:
 
 
 def _compare(batch: int, weights: Path, names: list[str], what: str) -> list[str]:
-    """Rounds in which each runs once, in an order that turns; medians of ratios within a round."""
+    """Run each worker once per round, in rotating order, and return the medians of the ratios within a round."""
     workers = _workers(batch, weights, names)
     for worker in workers.values():
         worker.run(what)
@@ -93,7 +93,7 @@ def _compare(batch: int, weights: Path, names: list[str], what: str) -> list[str
 
 
 def _alike() -> str:
-    """Our vectors against theirs on the same pixels."""
+    """Return the least cosine of our vectors with the peers' on the same pixels, as text."""
 
     def cosine(one: str, other: str) -> float:
         a, b = (np.load(WORK / f"{name}.npy").reshape(PATCHES, -1) for name in (one, other))
@@ -106,7 +106,7 @@ def _alike() -> str:
 
 
 def _cold(weights: Path) -> str:
-    """From nothing to one vector, each in turn."""
+    """Return the seconds of new processes up to one vector, ours and rs-embed's alternating, as text."""
     one = "import sys, numpy as np; np.save(sys.argv[1], np.load(sys.argv[2])[:1])"
     subprocess.run(
         [sys.executable, "-c", one, str(WORK / "cold" / "patches.npy"), str(WORK / "patches.npy")], check=True
@@ -140,7 +140,7 @@ def _cold(weights: Path) -> str:
 
 
 def report() -> list[str]:
-    """The whole file, in Markdown."""
+    """Return the lines of RESULTS-peers.md."""
     (WORK / "cold").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     np.save(WORK / "patches.npy", rng.integers(1, 5000, (PATCHES, 3, SIDE_PX, SIDE_PX)).astype(np.uint16))
@@ -153,10 +153,10 @@ def report() -> list[str]:
     return [
         f"`make bench-peers`, {date.today()}, {machine.describe()}; Python 3.11 (ours) and 3.12 (the peers).",
         f"{PATCHES} patches of {SIDE_PX} x {SIDE_PX} px, uint16 DN to vectors, ViT-B/32 of random weights; rs-embed "
-        "0.3.1 mended as `worker_peers.py` says;",
-        "the sides took turns, ratios are medians of rounds; a batch of 8 is the default on a CPU.",
+        "0.3.1 patched as in `worker_peers.py`;",
+        "the sides alternated; ratios are medians over rounds; a batch of 8 is the default on a CPU.",
         "",
-        "| what | who | images/s | times rs-embed | peak MiB |",
+        "| case | library | images/s | times rs-embed | peak MiB |",
         "|---|---|---|---|---|",
         *rows,
         "",

@@ -1,4 +1,4 @@
-"""Raw DN to the network's input, 64 patches of 410 x 410 px, against open_clip's own preprocessing; one thread each.
+"""Preprocessing of 64 patches of 410 x 410 px, from raw DN to the network's input, against open_clip; one thread each.
 
 Both start from uint16 DN in memory and end with one (64, 3, 224, 224) tensor.
 """

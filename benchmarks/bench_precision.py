@@ -1,7 +1,7 @@
-"""What bf16 and int8 change: cosine with float32, the ten best for words and for an image, and their speed.
+"""Effect of bf16 and int8: cosine with float32, the ten best hits for words and for an image, and speed.
 
-`python -m benchmarks.bench_precision`. The bundled trained model on EuroSAT's held-out chips, and on some of them
-weights of RemoteCLIP's shape, which are random: RemoteCLIP's own cannot be had here.
+`python -m benchmarks.bench_precision`. The bundled model on the held-out EuroSAT chips, and random weights of
+RemoteCLIP's shape on some of them, since RemoteCLIP's own weights are not available offline.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.bench_eurosat import DATA, NO_HAZE, eurosat
 from benchmarks.oracle import random_checkpoint
-from benchmarks.scores import FloatArray
 from benchmarks.timing import seconds_of
+from evaluation.eurosat import DATA, NO_HAZE, open_eurosat
 from rs_embed import OutputSpec, get_embeddings_batch
+from rs_embed.arrays import FloatArray
 from rs_embed.embedders.text import unit
 from rs_embed.search.query import known_words, text_query
 
@@ -26,24 +26,24 @@ K, SHAPED_CHIPS, TURNS = 10, 480, 3
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """The same chips in each precision, (n, d) unit vectors."""
+    """Unit vectors of the same chips in each precision, (n, d)."""
 
     by_precision: dict[str, FloatArray]
     seconds: dict[str, list[float]]
-    """Of each turn."""
+    """Seconds of each turn, by precision."""
 
     def speed(self, precision: str) -> float:
-        """Times float32's, the median over turns."""
+        """Return the speed relative to float32, the median over turns."""
         pairs = zip(self.seconds["fp32"], self.seconds[precision], strict=True)
         return statistics.median(exact / other for exact, other in pairs)
 
     def cosine(self, precision: str) -> FloatArray:
-        """With float32, of each chip."""
+        """Return the cosine with float32 of each chip."""
         found: FloatArray = (self.by_precision["fp32"] * self.by_precision[precision]).sum(axis=1)
         return found
 
     def overlap(self, precision: str, queries: FloatArray) -> float:
-        """Share of the ten best by float32 that are among the ten best."""
+        """Return the share of the ten best hits in float32 that are among the ten best hits."""
         exact, other = (_best(self.by_precision[p] @ queries.T) for p in ("fp32", precision))
         return float(np.mean([len(set(a) & set(b)) / K for a, b in zip(exact.T, other.T, strict=True)]))
 
@@ -70,19 +70,19 @@ def _embed(model: str, patches: list[np.ndarray], checkpoint: str | None) -> Vec
 
 def _line(name: str, vectors: Vectors, precision: str, overlaps: dict[str, float]) -> str:
     cosine = vectors.cosine(precision)
-    told = ", ".join(f"{value:.1%} of the ten best for {what}" for what, value in overlaps.items())
+    shares = ", ".join(f"{value:.1%} of the ten best for {what}" for what, value in overlaps.items())
     return (
-        f"{precision}, {name}: cosine with fp32 {cosine.min():.4f} at least, {np.median(cosine):.4f} in the middle, "
-        f"{told}, {vectors.speed(precision):.2f} times as fast"
+        f"{precision}, {name}: cosine with fp32 at least {cosine.min():.4f}, median {np.median(cosine):.4f}, "
+        f"{shares}, {vectors.speed(precision):.2f} times as fast"
     )
 
 
 def report() -> list[str]:
-    """One line a precision and model."""
+    """Print one line per precision and model."""
     if not DATA.exists():
         print(f"{DATA.name} is not at hand: nothing was measured", flush=True)
         return []
-    chips = eurosat()
+    chips = open_eurosat()
     held_out = [chips.dn(i, NO_HAZE) for i in chips.held_out]
     some = held_out[:: len(held_out) // SHAPED_CHIPS]
     words = np.stack([text_query(BUNDLED, word) for word in known_words(BUNDLED)])

@@ -1,7 +1,7 @@
-"""Who works when: fetch, preparation and network of one export, as a picture, and the idle share of the slowest.
+"""Timeline of the stages of one export (fetch, preparation, network), and the idle share of the busiest stage.
 
-`python -m benchmarks.bench_timeline [PICTURE]` (default: the one in docs/images). A local archive of real-sized files,
-chips of 640 m, ViT-B/32 of random weights; each interval is noted around the function that does the work.
+`python -m benchmarks.bench_timeline [PICTURE]` writes the picture (default: in docs/images). The imagery is a local
+archive of full-sized files, with chips of 640 m; the network is ViT-B/32 with random weights.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ PICTURE = Path(__file__).parents[1] / "docs" / "images" / "timeline.png"
 
 
 class Recorder:
-    """Intervals by stage and thread."""
+    """Recorder of time intervals by stage and thread."""
 
     def __init__(self) -> None:
         self.spans: list[tuple[str, int, float, float]] = []
 
     def around(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def noted(*arguments: Any, **named: Any) -> Any:
+        def timed(*arguments: Any, **named: Any) -> Any:
             started = time.perf_counter()
             try:
                 return function(*arguments, **named)
             finally:
                 self.spans.append((stage, threading.get_ident(), started, time.perf_counter()))
 
-        return noted
+        return timed
 
 
 def covered(spans: list[tuple[float, float]]) -> float:
-    """Seconds in which at least one of them runs."""
+    """Return the seconds during which at least one interval runs."""
     total, end = 0.0, float("-inf")
     for start, stop in sorted(spans):
         total += max(0.0, stop - max(start, end))
@@ -61,13 +61,13 @@ def covered(spans: list[tuple[float, float]]) -> float:
 
 
 def draw(recorder: Recorder, path: Path, facts: str) -> None:
-    """A row a thread, a bar an interval."""
+    """Draw one row per thread and one bar per interval."""
     first, last = min(s[2] for s in recorder.spans), max(s[3] for s in recorder.spans)
     rows = sorted({(stage, thread) for stage, thread, _, _ in recorder.spans}, key=lambda r: list(COLOURS).index(r[0]))
     width, top, step = 1200, 70, 30
     image = Image.new("RGB", (width + 160, top + step * len(rows) + 50), PAPER)
     pen = ImageDraw.Draw(image)
-    pen.text((20, 12), "Who works when", INK, font=font(24))
+    pen.text((20, 12), "Stages of an export", INK, font=font(24))
     pen.text((20, 42), facts, GREY, font=font(14))
 
     def x(moment: float) -> float:
@@ -89,7 +89,7 @@ def draw(recorder: Recorder, path: Path, facts: str) -> None:
 
 
 def report(picture: Path | None = None) -> list[str]:
-    """One line, and the picture."""
+    """Print the result as one line, and draw the picture."""
     recorder, weights = Recorder(), random_checkpoint()
     with tempfile.TemporaryDirectory() as root:
         patches = (

@@ -1,6 +1,7 @@
-"""Text search on real RemoteCLIP vectors (WHU-RS19, 1,005 aerial images, 19 classes): what the background is worth.
+"""Effect of the background vocabulary on text search, with real RemoteCLIP vectors.
 
-`python -m benchmarks.bench_whurs19`. The vectors are RemoteCLIP ViT-B/32's; nothing here is on Sentinel-2.
+`python -m benchmarks.bench_whurs19`. The vectors are RemoteCLIP ViT-B/32's of WHU-RS19: 1,005 aerial
+images of 19 classes, none of them from Sentinel-2.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.scores import FloatArray, average_precision, precision_at
+from evaluation.scores import average_precision, precision_at
+from rs_embed.arrays import FloatArray
 from rs_embed.embedders.text import unit
 from rs_embed.search.query import query_vector
 
@@ -18,20 +20,20 @@ EIGHT = (
     *("a_satellite_image_of_a", "a_satellite_image_of_the", "a_satellite_image_of_a_large", "a_satellite_photo_of_a"),
     *("an_aerial_image_of_a", "an_aerial_image_of_the", "a_remote_sensing_image_of_a", "a_remote_sensing_image_of_the"),
 )
-"""The library's own templates, by the names that the data gives them."""
+"""Names in the data of the library's own templates."""
 PROMPT = "a_satellite_image_of_the"
 SPLITS, BACKGROUND_CLASSES = 30, 9
 
 
 def read(data: Path = DATA) -> tuple[FloatArray, np.ndarray, dict[str, FloatArray]]:
-    """Images (1005, 512), their classes, and each prompt's texts (19, 512)."""
+    """Return images (1005, 512), their classes, and the texts of each prompt (19, 512)."""
     with np.load(data, allow_pickle=True) as stored:  # names are stored as objects
         prompts = dict(zip(map(str, stored["prompt_names"]), stored["text_embeddings"], strict=True))
         return stored["image_embeddings"], stored["class_index"], prompts
 
 
 def table(images: FloatArray, labels: np.ndarray, prompts: dict[str, FloatArray]) -> list[tuple[str, float, float]]:
-    """Name, mAP and P@10 of each way to ask for all 19 classes."""
+    """Return name, mAP and P@10 of each kind of query, over all 19 classes."""
     one, eight = prompts[PROMPT], unit(np.mean([unit(prompts[name]) for name in EIGHT], axis=0))
     many = prompts["averageprompt"]
     rows = []
@@ -43,7 +45,7 @@ def table(images: FloatArray, labels: np.ndarray, prompts: dict[str, FloatArray]
 
 
 def unseen_classes(images: FloatArray, labels: np.ndarray, texts: FloatArray) -> float:
-    """Mean mAP where the background is 9 classes and the queries are the other 10, over 30 seeded splits."""
+    """Return the mean mAP with 9 classes as background and the other 10 as queries, over 30 seeded splits."""
     found = []
     for seed in range(SPLITS):
         order = np.random.default_rng(seed).permutation(len(texts))
@@ -63,7 +65,7 @@ def _scores(images: FloatArray, labels: np.ndarray, queries: FloatArray) -> tupl
 
 
 def report() -> list[str]:
-    """One line."""
+    """Print the result as one line."""
     if not DATA.exists():
         print(f"{DATA.name} is not at hand: nothing was measured", flush=True)
         return []

@@ -1,4 +1,4 @@
-"""What a figure was measured on: the processor, the rate at which it multiplies, and the memory that a process took."""
+"""Machine of a measurement: its processor, its rate of multiplication, and the peak memory of a process."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from benchmarks.timing import seconds_of
 
 VIT_B32_GFLOP = 8.73
-"""Multiplications and additions of one image, ViT-B/32: 12 blocks of 768 on 50 tokens, and the patch embedding."""
-_TELLING = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile")
+"""Multiplications and additions for one image in ViT-B/32: 12 blocks of width 768 on 50 tokens, and patches."""
+_RELEVANT_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile")
 
 
 def describe() -> str:
-    """Processor, cores, and what of its instructions matters here."""
-    import torch  # here, for a process that measures a cold start reads its memory from this module too
+    """Return the processor, its cores, and its relevant instruction sets, as text."""
+    import torch  # not at the top: cold-start processes import this module to read their memory
 
     try:
         text = Path("/proc/cpuinfo").read_text()
@@ -23,14 +23,14 @@ def describe() -> str:
         return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
     facts = {n: re.search(rf"^{n}\s*:\s*(.+)$", text, re.MULTILINE) for n in ("model name", "cpu family", "model")}
     name, family, model = (found[1].strip() if found else "?" for found in facts.values())
-    flags = [flag for flag in _TELLING if re.search(rf"\b{flag}\b", text)]
+    flags = [flag for flag in _RELEVANT_FLAGS if re.search(rf"\b{flag}\b", text)]
     return f"{torch.get_num_threads()} cores of {name} (family {family}, model {model}; {', '.join(flags)})"
 
 
 def gemm_rate(n: int = 2048) -> float:
-    """GFLOP/s of the fastest float32 product of n x n that this torch can run: the machine's limit.
+    """Return the GFLOP/s of the fastest n x n float32 product in this torch, which is the machine's limit.
 
-    MKL, behind `@`, runs at half speed on some processors; oneDNN's packed product does not.
+    MKL, which `@` uses, runs at half speed on some processors; oneDNN's packed product does not.
     """
     import torch
 
@@ -43,7 +43,7 @@ def gemm_rate(n: int = 2048) -> float:
 
 
 def peak_mib() -> int:
-    """The most memory that this process had in use; unlike `ru_maxrss` it does not begin with its parent's."""
+    """Return the peak memory of this process in MiB; unlike `ru_maxrss`, it does not start from the parent's."""
     found = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1]) // 1024

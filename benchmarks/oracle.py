@@ -1,4 +1,4 @@
-"""open_clip beside a CPU torch, and one ViT-B/32 of random weights for both sides."""
+"""Open_clip with a CPU torch, and a ViT-B/32 with random weights for both sides."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent / "data" / "random-vit-b-32"
 
 
 def import_open_clip() -> ModuleType:
-    """torchvision's own operators are not built for a CPU torch, and open_clip needs none of them."""
+    """Import open_clip; stubs replace torchvision's operators, which a CPU torch lacks and open_clip does not use."""
     for name in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, name):
             torch.library.define(f"torchvision::{name}", "(Tensor a, Tensor b, float c) -> Tensor")
@@ -27,7 +27,7 @@ def import_open_clip() -> ModuleType:
 
 
 def random_checkpoint() -> Path:
-    """A ViT-B/32 checkpoint folder (605 MB), also as `open_clip.pt`; made once."""
+    """Return the folder of a random ViT-B/32 checkpoint (605 MB), also as `open_clip.pt`; it is written once."""
     if (FOLDER / "config.json").exists():
         return FOLDER
     vision = VisionTower(VisionConfig(width=768, layers=12, heads=12, patch_px=32, image_px=224), 512, "gelu")

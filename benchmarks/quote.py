@@ -1,6 +1,6 @@
-"""What README and CHANGELOG say of speed, taken from RESULTS.md and RESULTS-peers.md, so that all quote one run.
+"""Speed figures in README and CHANGELOG, taken from RESULTS.md and RESULTS-peers.md, so that all quote the same run.
 
-`python -m benchmarks.quote` writes it between the marks; the benchmarks call it when they end, and a test compares.
+`python -m benchmarks.quote` writes them between the markers. The benchmarks call it at their end, and a test compares.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ ROOT = Path(__file__).parents[1]
 _BEGIN, _END = "<!-- figures: written by python -m benchmarks.quote -->", "<!-- end of figures -->"
 
 README = """\
-Measured on {machine}, the sides taking turns in one run
+Measured on {machine}, with both sides alternating in one run
 (`make bench`, [RESULTS.md](benchmarks/RESULTS.md)):
 
-| against what one would write otherwise | times as fast |
+| case (baseline) | times as fast |
 |---|---|
 | one cold embedding, ViT-B/32 (against open_clip; {peak} MiB at its peak against {peak_open_clip}) | **{cold:.1f}** |
 | 48 places, pooled (against open_clip patch by patch) | **{pooled:.1f}** |
@@ -41,10 +41,10 @@ Against the peers on the same 64 patches of 410 px, batches of 32 (`make bench-p
 
 One cold embedding is {cold_peer} times as fast as rs-embed's. The float32 network alone runs at {share} % of the
 machine's fastest matrix product, and is busy for {busy} % of a run on local files
-([who works when](docs/images/timeline.png)). bf16 and int8 are never the default: their cosine with float32 is
-{bf16_cosine} and {int8_cosine} at least on the bundled model, and {bf16_words} % and {int8_words} % of the ten best for
-words are the same. `make bench-gpu` is ready for CUDA, which nobody could reach from here. Planning and writing cost
-{row_ms} ms a place, up to 100,000 at least. A million vectors are searched in {search_ms:.0f} ms."""
+([timeline](docs/images/timeline.png)). bf16 and int8 are never the default: on the bundled
+model their cosine with float32 is at least {bf16_cosine} and {int8_cosine}, and {bf16_words} % and {int8_words} % of
+the ten best hits for words are the same. Planning and writing cost {row_ms} ms per place (measured up to 100,000
+places). A million vectors are searched in {search_ms:.0f} ms. `make bench-gpu` measures CUDA."""
 
 CHANGELOG = """\
 * Speed on a CPU: packed products, `precision="bf16"` and `"int8"`; {fp32[pooled_times]} times rs-embed 0.3.1 pooled,
@@ -55,30 +55,30 @@ CHANGELOG = """\
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The two files."""
+    """Figures in the texts of the two result files."""
 
     ours: str
     peers: str
 
     def find(self, pattern: str) -> str:
-        """The first group of a pattern in either."""
+        """Return the first group of a pattern, from either file."""
         found = re.search(pattern, f"{self.ours}\n{self.peers}", re.MULTILINE)
         if found is None:
             raise LookupError(f"the results do not hold {pattern!r}: make bench, make bench-peers")
         return found[1]
 
     def times(self, name: str) -> float:
-        """The ratio of a row of RESULTS.md, by the beginning of its name."""
+        """Return the ratio of a row in RESULTS.md, found by the start of its name."""
         return float(self.find(rf"^\| {re.escape(name)}.*\*\*([\d.]+)\*\* \|$"))
 
     def peer(self, what: str, who: str, column: int = 3) -> str:
-        """A cell of RESULTS-peers.md: 3 images/s, 4 times rs-embed, 5 peak MiB."""
+        """Return a cell of RESULTS-peers.md: column 3 is images/s, 4 times rs-embed, 5 peak MiB."""
         row = self.find(rf"^(\| {re.escape(what)} \| {re.escape(who)}\b.*\|)$")
         cell = row.split("|")[column].strip().strip("*")
         return f"{int(cell):,}" if cell.isdigit() else cell
 
     def ours_in(self, precision: str) -> dict[str, str]:
-        """Our cells in one precision."""
+        """Return our cells in one precision."""
         found = {"peak": self.peer("pooled, batch 32", f"ours {precision}", 5)}
         for what in ("pooled", "grid"):
             rate, times = (self.peer(f"{what}, batch 32", f"ours {precision}", column) for column in (3, 4))
@@ -86,7 +86,7 @@ class Figures:
         return found
 
     def values(self) -> dict[str, object]:
-        """Everything that is quoted, by name."""
+        """Return all quoted figures by name."""
         batch, cog = "pooled, batch 32", " random 410 px patch(es), 6 dates, RGB: "
         return {
             "machine": self.find(r"^[\d-]+, (\d.+);$"),
@@ -115,7 +115,7 @@ class Figures:
             "cold_peer": self.find(r"one cold embedding: .*\*\*([\d.]+)\*\* times as fast"),
             "share": self.find(r"batch 32, images/s: .*float32 at (\d+)%"),
             "busy": 100 - int(self.find(r"the busiest \(network\) idles (\d+)%")),
-            **{f"{p}_cosine": self.find(rf"^\* {p}, bundled.*fp32 ([\d.]+) at least") for p in ("bf16", "int8")},
+            **{f"{p}_cosine": self.find(rf"^\* {p}, bundled.*fp32 at least ([\d.]+)") for p in ("bf16", "int8")},
             **{
                 f"{p}_words": self.find(rf"^\* {p}, bundled.* ([\d.]+)% of the ten best for w")
                 for p in ("bf16", "int8")
@@ -126,7 +126,7 @@ class Figures:
 
 
 def quoted(text: str, figures: str) -> str:
-    """A text with the figures between its marks."""
+    """Return a text with the figures between its markers."""
     before, _, rest = text.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not end:
@@ -135,7 +135,7 @@ def quoted(text: str, figures: str) -> str:
 
 
 def pages(root: Path = ROOT) -> dict[Path, str]:
-    """README and CHANGELOG as they should be."""
+    """Return README and CHANGELOG with the current figures."""
     ours, peers = (root / "benchmarks" / name for name in ("RESULTS.md", "RESULTS-peers.md"))
     values = Figures(ours.read_text(encoding="utf-8"), peers.read_text(encoding="utf-8")).values()
     texts = {root / "README.md": README, root / "CHANGELOG.md": CHANGELOG}
@@ -143,7 +143,7 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
 
 
 def main() -> None:
-    """Bring both to what the results are now."""
+    """Write the current figures to both files."""
     for path, text in pages().items():
         path.write_text(text, encoding="utf-8")
 

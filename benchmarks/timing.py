@@ -1,4 +1,4 @@
-"""Fair timing on a noisy machine: the two sides take turns, and what counts is the ratio within a turn."""
+"""Fair timing on a noisy machine: both sides alternate, and the ratio within each turn counts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Ours against theirs; ratios over 1 mean that ours is faster."""
+    """Comparison of our time with a baseline's; ratios over 1 mean that ours is faster."""
 
     name: str
     ours_s: float
@@ -30,7 +30,7 @@ class Comparison:
 def compare(
     name: str, ours: Callable[[], object], theirs: Callable[[], object], turns: int = 7, *, warm: bool = True
 ) -> Comparison:
-    """Run both once to warm up, then in turns, each going first every other time."""
+    """Run both sides once to warm up, then alternately; each goes first in every other turn."""
     if warm:
         ours(), theirs()
     pairs = []

@@ -1,4 +1,4 @@
-"""Our side of `bench_peers`, in a process of its own: the same lines in and out as `worker_peers`."""
+"""Our worker for `bench_peers`; it reads and writes the same lines as `worker_peers`."""
 
 from __future__ import annotations
 

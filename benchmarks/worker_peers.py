@@ -1,6 +1,6 @@
-"""Runs in the peers' own environment (`make bench-peers`): answers "NAME" lines on stdin with seconds, as JSON lines.
+"""Worker in the peers' environment (`make bench-peers`): reads case names from stdin and writes seconds as JSON lines.
 
-Knows rs-embed 0.3.1, open_clip and transformers, all on the patches and weights that `bench_peers` wrote.
+It runs rs-embed 0.3.1, open_clip and transformers on the patches and weights that `bench_peers` wrote.
 """
 
 import json
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 
-def mend_rshf():
-    """rshf 0.2.2 reads `config.model_name`, which today's transformers no longer have: without this nothing loads."""
+def patch_rshf():
+    """Make rshf 0.2.2 load: it reads `config.model_name`, which current versions of transformers lack."""
     import open_clip
     import rshf.remoteclip.model as wrapper
 
@@ -27,7 +27,7 @@ def mend_rshf():
 
 
 def rs_embed_runs(weights, patches):
-    mend_rshf()
+    patch_rshf()
     from rs_embed import OutputSpec, PointBuffer, TemporalSpec
     from rs_embed.embedders.onthefly_remoteclip import RemoteCLIPS2RGBEmbedder
 
@@ -71,7 +71,7 @@ def open_clip_runs(weights, patches, batch):
 
 
 def transformers_runs(patches, batch):
-    """CLIP of the same shape, its own random weights."""
+    """Return the runs of a transformers CLIP of the same shape, with its own random weights."""
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
     config = CLIPVisionConfig(

@@ -1,1 +1,1 @@
-"""Training of the CLIP that ships with the package: `make train`."""
+"""Training and evaluation of the bundled CLIP: `make train`."""

@@ -1,7 +1,7 @@
-"""Measure the weights that ship and write their figures: `metrics.json` and `CARD.md` beside them.
+"""Measure the bundled weights and write their figures to `metrics.json` and `CARD.md` beside them.
 
 `python -m training.evaluate [--data eurosat_rgb.tar] [--checkpoint training/runs/clip_eurosat/checkpoint]`; with a
-checkpoint, its files are copied into the package first.
+checkpoint, its files are first copied into the package.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.bench_eurosat import DATA, NO_HAZE, ROOT, Subject, eurosat, measure, measure_pooling, open_subject
-from benchmarks.scores import average_precision
+from evaluation.eurosat import CLASSES, DATA, NO_HAZE, ROOT, Chips, Wordings, load_captions, open_eurosat
+from evaluation.measure import EvaluatedModel, measure, measure_pooling, open_model
+from evaluation.scores import average_precision
 from rs_embed import OutputSpec, PointBuffer, TemporalSpec, get_embeddings_batch, list_samples, zero_shot
 from rs_embed.cli.demo_labels import CLASSES as WORDS
 from rs_embed.cli.demo_labels import right_answers
 from rs_embed.embedders.text import RS_TEMPLATES, unit
 from rs_embed.search.query import text_query
-from training.eurosat import CLASSES, Chips, Wordings, load_captions
 
 MODEL = "clip_eurosat_s2rgb"
 FOLDER = ROOT / "src" / "rs_embed" / "embedders" / "clip_eurosat"
@@ -29,25 +29,25 @@ FILES = ("model.safetensors", "config.json", "tokenizer.json")
 
 
 def measure_shipped(data: Path, *, pooling: bool = False) -> dict[str, Any]:
-    """All figures of the weights in the package."""
-    chips = eurosat(data)
-    wordings = load_captions(ROOT / "training" / "captions.toml")
-    subject = open_subject(MODEL, None)
-    held_out = measure(subject, chips, wordings.held_out, wordings.names) | _background(subject, chips, wordings)
+    """Return all figures of the bundled weights."""
+    chips = open_eurosat(data)
+    wordings = load_captions()
+    model = open_model(MODEL, None)
+    held_out = measure(model, chips, wordings.held_out, wordings.names) | _background(model, chips, wordings)
     return {
-        "weights_sha256": subject.images.weights_sha256,
+        "weights_sha256": model.images.weights_sha256,
         "held_out_chips": len(chips.held_out),
         "held_out": {name: round(value, 4) for name, value in held_out.items()},
-        "samples": _answers(),
-        **({"pooling": measure_pooling(subject, chips)} if pooling else {}),
+        "samples": _classify_samples(),
+        **({"pooling": measure_pooling(model, chips)} if pooling else {}),
     }
 
 
-def _background(subject: Subject, chips: Chips, wordings: Wordings) -> dict[str, float]:
-    """What the background vocabulary is worth, asked with each class's name."""
+def _background(model: EvaluatedModel, chips: Chips, wordings: Wordings) -> dict[str, float]:
+    """Return the mean average precision of class-name queries, with and without the background vocabulary."""
     labels = chips.labels[chips.held_out]
-    images = unit(subject.embed(chips, chips.held_out, NO_HAZE, OutputSpec.pooled("projected")))
-    plain = unit(subject.texts.embed(wordings.names, RS_TEMPLATES))
+    images = unit(model.embed(chips, chips.held_out, NO_HAZE, OutputSpec.pooled("projected")))
+    plain = unit(model.texts.embed(wordings.names, RS_TEMPLATES))
     minus = np.stack([text_query(MODEL, name) for name in wordings.names])
     return {
         name: float(np.mean([average_precision(images @ q, labels == c) for c, q in enumerate(queries)]))
@@ -55,8 +55,8 @@ def _background(subject: Subject, chips: Chips, wordings: Wordings) -> dict[str,
     }
 
 
-def _answers() -> list[dict[str, Any]]:
-    """What it says of each labelled L2A sample, for 1,200 m and for the middle 640 m."""
+def _classify_samples() -> list[dict[str, Any]]:
+    """Return the zero-shot answer for each labelled L2A sample, at 1,200 m and for the central 640 m."""
     samples = list_samples()
     rows: list[dict[str, Any]] = [{"id": s.id, "labels": list(s.labels)} for s in samples]
     for side_m in (1200, 640):
@@ -79,12 +79,12 @@ def _answers() -> list[dict[str, Any]]:
 
 
 def write_card(metrics: dict[str, Any]) -> str:
-    """The card as text."""
+    """Return the model card as Markdown."""
     figures, pooling = metrics["held_out"], metrics["pooling"]
     names = {
-        "zero_shot": "zero-shot accuracy, 10 classes by their names",
-        "p_at_10_names": "text to image P@10, each class's name",
-        "p_at_10_other_wordings": "text to image P@10, wordings kept out of training",
+        "zero_shot": "zero-shot accuracy, 10 class names",
+        "p_at_10_names": "text to image P@10, class names",
+        "p_at_10_other_wordings": "text to image P@10, wordings held out of training",
         "nearest_neighbour": "image to image, nearest neighbour of the same class",
     }
     rows = [f"| {text} | {figures[key]:.3f} | {figures[f'{key}_haze_out']:.3f} |" for key, text in names.items()]
@@ -114,42 +114,42 @@ def _answer(row: dict[str, Any]) -> str:
 
 _CARD = """# clip_eurosat_s2rgb
 
-A small CLIP that ships with the package, so that everything works at once and means something. Written by
+A small CLIP that ships with the package, so that everything works without a download. Written by
 `training/evaluate.py`; every figure is measured on the file beside this card.
 
 * **Network**: CLIP, image tower ViT 192 x 6 with patches of 32 px on 224 px (7 x 7 tokens), text tower 128 x 2 with
-  16 tokens, projection 128; RemoteCLIP's checkpoint layout, float16. 3.7 million numbers.
+  16 tokens, projection 128; RemoteCLIP's checkpoint layout, float16. 3.7 million parameters.
 * **Pixels**: Sentinel-2 red, green, blue; DN 0…2750 (`dn_range`).
 * **Trained on** EuroSAT (Helber et al., MIT licence; modified Copernicus Sentinel data): 64 x 64 px chips of 10 m, with
-  captions of our own (`training/captions.toml`). EuroSAT is L1C, haze in; haze was taken out at random, so that it
-  reads L2A too. `make train` reproduces it.
+  captions of our own (`training/captions.toml`). EuroSAT is L1C, with haze; random amounts of haze were subtracted,
+  so that the model reads L2A too. `make train` reproduces it.
 * **Licence** of the weights: Apache-2.0.
 * **It knows** ten kinds of land ({classes}) and some 180 English words for them.
-* **It does not know** anything else: no cloud, snow, desert, season, nor places much larger than a kilometre. Words
-  that it does not know are reported. For work use **RemoteCLIP** (`remoteclip_s2rgb`).
+* **It does not know** anything else: no cloud, snow, desert or season, and no places much larger than a kilometre.
+  Unknown words are reported. For real work use **RemoteCLIP** (`remoteclip_s2rgb`).
 
 ## Figures
 
-{chips} chips that were held out of training, as they are and with the haze taken out (R 140, G 250, B 590 DN):
+{chips} chips that were held out of training, unchanged and with the haze subtracted (R 140, G 250, B 590 DN):
 
-| | as they are | haze taken out |
+| | unchanged | haze subtracted |
 |---|---|---|
 {rows}
 
-The neighbour figure was meant to be 0.90 on the chips as they are, and is not: after two cycles of training it was
-0.865, and a third one with a loss between images brought it to this. A neighbour is the nearest other chip of those
-held out.
+The nearest-neighbour figure was meant to reach 0.90 on unchanged chips and does not: it was 0.865 after two cycles of
+training, and a third cycle with a loss between images raised it to this. A neighbour is the nearest other held-out
+chip.
 
-Mean average precision by class name: {cosine:.3f} by cosine, {minus:.3f} with the background vocabulary.
+Mean average precision of class names: {cosine:.3f} by cosine, {minus:.3f} with the background vocabulary.
 
-Which vector (5,000 training chips, tested on those held out):
+Comparison of the vectors (5,000 training chips, tested on the held-out chips):
 
 | | linear probe | 1-NN | 1-NN, standardised |
 |---|---|---|---|
 {vectors}
 
-The six labelled L2A places of the sample (first label; answer for 1,200 m and for the middle 640 m); the last one lies
-under snow:
+The six labelled L2A places of the sample (first label; answer for 1,200 m and for the central 640 m); the last one is
+snow-covered:
 
 | label | 1,200 m | 640 m |
 |---|---|---|
@@ -162,7 +162,7 @@ sha256 of `model.safetensors`: `{sha256}`
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--checkpoint", type=Path, help="a checkpoint folder to ship")
+    parser.add_argument("--checkpoint", type=Path, help="checkpoint folder to bundle")
     options = parser.parse_args()
     if options.checkpoint is not None:
         FOLDER.mkdir(parents=True, exist_ok=True)

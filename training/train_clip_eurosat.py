@@ -1,8 +1,8 @@
 """Train `clip_eurosat_s2rgb`, the small CLIP that ships with the package, from scratch on EuroSAT.
 
-`python -m training.train_clip_eurosat --data ../shared/data/eurosat/eurosat_rgb.tar` writes a checkpoint an epoch to
-`training/runs/NAME`, goes on from the last one when it is started again, and exports the checkpoint folder.
-The same code runs on a CPU and on CUDA.
+`python -m training.train_clip_eurosat --data ../shared/data/eurosat/eurosat_rgb.tar` writes a checkpoint after each
+epoch to `training/runs/NAME`, resumes from the last one when it is started again, and exports the checkpoint folder.
+The same code runs on CPU and CUDA.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from evaluation.eurosat import CLASSES, DATA, DN_RANGE, HAZE_OUT, NO_HAZE, Chips, load_captions, load_chips
 from rs_embed.clip.checkpoint import save_checkpoint
 from rs_embed.clip.model import TextConfig, TextTower, VisionConfig, VisionTower, initialise
 from rs_embed.clip.preprocess import CLIP_MEAN, CLIP_STD
-from training.eurosat import CLASSES, DN_RANGE, Captions, Chips, build_tokenizer, load_captions, load_chips
+from training.captions import Captions, build_tokenizer
 
 HERE = Path(__file__).parent
 NEIGHBOUR_TEMPERATURE = 0.1
@@ -36,7 +37,7 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Towers:
-    """The two halves of the network."""
+    """Image and text tower."""
 
     vision: VisionTower
     text: TextTower
@@ -75,7 +76,7 @@ def build(config: Config, vocabulary: int) -> Towers:
 
 
 def draw(chips: Chips, index: np.ndarray, mosaic_frac: float, rng: torch.Generator) -> Tensor:
-    """Chips (n, 64, 64, 3); a share of the batches as 2 x 2 chips of a class (n, 128, 128, 3): larger places."""
+    """Return chips (n, 64, 64, 3), or for a share of the batches mosaics of 2 x 2 chips of a class (n, 128, 128, 3)."""
     if float(torch.rand(1, generator=rng)) >= mosaic_frac:
         return torch.from_numpy(chips.images[index])
     of_class = [chips.train[chips.labels[chips.train] == c] for c in range(len(CLASSES))]
@@ -90,7 +91,7 @@ def draw(chips: Chips, index: np.ndarray, mosaic_frac: float, rng: torch.Generat
 
 
 def augment(chips: Tensor, options: Config, image_px: int, rng: torch.Generator) -> Tensor:
-    """Chips (n, s, s, 3) uint8 to the network's input (n, 3, px, px), with haze taken out at random."""
+    """Turn chips (n, s, s, 3) uint8 into the network's input (n, 3, px, px), with random haze, gain, crop and turn."""
     n = len(chips)
     dn = (chips.permute(0, 3, 1, 2).float() - 1) * (DN_RANGE[1] / 254)
     most = torch.tensor(options["haze_max"])
@@ -112,7 +113,7 @@ def augment(chips: Tensor, options: Config, image_px: int, rng: torch.Generator)
 
 
 def _turn(grey: Tensor, rng: torch.Generator) -> Tensor:
-    """Each chip in one of its eight orientations."""
+    """Turn each chip to one of its eight orientations."""
     for dims in ((2,), (3,)):
         chosen = torch.rand(len(grey), generator=rng) < 0.5
         grey[chosen] = grey[chosen].flip(dims)
@@ -122,7 +123,7 @@ def _turn(grey: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def contrast(images: Tensor, texts: Tensor, labels: Tensor, logit_scale: Tensor) -> Tensor:
-    """CLIP's loss where all captions of a chip's class are right: cross-entropy against an even share of them."""
+    """Return CLIP's loss with all captions of a chip's class as targets, each with the same share."""
     logits = logit_scale.exp() * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T  # (n, n)
     same = (labels[:, None] == labels[None, :]).float()
     targets = same / same.sum(dim=1, keepdim=True)
@@ -131,7 +132,7 @@ def contrast(images: Tensor, texts: Tensor, labels: Tensor, logit_scale: Tensor)
 
 
 def neighbours(images: Tensor, labels: Tensor) -> Tensor:
-    """The same between images: each one's neighbours ought to be of its class (supervised contrastive loss)."""
+    """Return the supervised contrastive loss between images: neighbours should have the same class."""
     unit = F.normalize(images, dim=-1)
     alone = torch.eye(len(images), dtype=torch.bool, device=images.device)
     logits = (unit @ unit.T / NEIGHBOUR_TEMPERATURE).masked_fill(alone, -1e4)  # (n, n)
@@ -142,17 +143,17 @@ def neighbours(images: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Cycle:
-    """One descent of the learning rate."""
+    """One cosine cycle of the learning rate."""
 
     first_epoch: int
     epochs: int
     learning_rate: float
     augment: Config
     neighbour_weight: float
-    """Of the loss between images, beside the one between images and texts."""
+    """Weight of the loss between images, relative to the loss between images and texts."""
 
     def rate(self, epoch: float, warmup_epochs: float) -> float:
-        """The learning rate at a point of the run: a warm-up at its very start, a cosine in each cycle."""
+        """Return the learning rate at a point of the run: warm-up at the start, a cosine in each cycle."""
         if epoch < warmup_epochs:
             return self.learning_rate * epoch / warmup_epochs
         passed = (epoch - max(self.first_epoch, warmup_epochs)) / self.epochs
@@ -175,7 +176,7 @@ def batches(n: int, size: int, rng: torch.Generator) -> Iterator[Tensor]:
 
 @dataclass(slots=True)
 class Run:
-    """A training run: what it needs to go on after a kill."""
+    """State of a training run, which can be saved and resumed."""
 
     config: Config
     towers: Towers
@@ -262,7 +263,7 @@ def train_epoch(run: Run, chips: Chips, captions: Captions) -> float:
 
 
 def quick_accuracy(run: Run, chips: Chips, captions: Captions, haze: tuple[float, float, float]) -> float:
-    """Zero-shot accuracy of the averaged weights on held-out chips, through the library's own pixels."""
+    """Return the zero-shot accuracy of the averaged weights on held-out chips, preprocessed by the library."""
     texts = run.average.text.encode_text(captions.class_names.to(run.device))
     right = 0
     with torch.inference_mode():
@@ -276,15 +277,15 @@ def quick_accuracy(run: Run, chips: Chips, captions: Captions, haze: tuple[float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/eurosat/eurosat_rgb.tar"))
+    parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--config", type=Path, default=HERE / "config.toml")
     parser.add_argument("--run", type=Path, default=HERE / "runs" / "clip_eurosat")
-    parser.add_argument("--out", type=Path, default=None, help="where the checkpoint folder goes; the run's by default")
+    parser.add_argument("--out", type=Path, default=None, help="checkpoint folder; default: in the run's folder")
     options = parser.parse_args()
     config = tomllib.loads(options.config.read_text())
     torch.manual_seed(config["seed"])
     chips = load_chips(options.data, options.run.parent / "eurosat.npz", config["held_out_frac"], config["seed"])
-    wordings = load_captions(HERE / "captions.toml")
+    wordings = load_captions()
     captions = Captions(wordings, build_tokenizer(wordings), config["network"]["context"])
     run = start(config, captions, options.run)
     epochs = sum(cycle.epochs for cycle in cycles(config))
@@ -296,8 +297,8 @@ def main() -> None:
         row = {
             "epoch": run.epoch,
             "loss": round(loss, 4),
-            "zero_shot": round(quick_accuracy(run, chips, captions, (0, 0, 0)), 4),
-            "zero_shot_haze_out": round(quick_accuracy(run, chips, captions, (140, 250, 590)), 4),
+            "zero_shot": round(quick_accuracy(run, chips, captions, NO_HAZE), 4),
+            "zero_shot_haze_out": round(quick_accuracy(run, chips, captions, HAZE_OUT), 4),
             "seconds": round(time.perf_counter() - began, 1),
         }
         print(json.dumps(row), flush=True)
@@ -307,7 +308,7 @@ def main() -> None:
 
 
 def export(run: Run, captions: Captions, folder: Path) -> None:
-    """Write the averaged weights as a RemoteCLIP checkpoint folder, in float16."""
+    """Write the averaged weights as a RemoteCLIP checkpoint folder in float16."""
     save_checkpoint(folder, run.average.vision, run.average.text, {"model_name": "clip_eurosat_s2rgb"})
     captions.tokenizer.save(str(folder / "tokenizer.json"))
 

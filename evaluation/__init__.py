@@ -1,0 +1,1 @@
+"""EuroSAT chips, retrieval scores and model figures, shared by `training` and `benchmarks`."""

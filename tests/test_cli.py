@@ -15,7 +15,7 @@ import pytest
 
 from local_archive import write_archive
 from rs_embed import TemporalSpec, list_samples
-from rs_embed.cli.demo_at import last_summer
+from rs_embed.cli.demo.town import last_summer
 from rs_embed.cli.main import main
 
 MODEL = ["--model", "clip_eurosat_s2rgb", "--backend", "sample"]
@@ -288,10 +288,10 @@ def test_the_demo_draws_its_picture_and_its_next_steps_work(run, tmp_path):
 
 
 def test_the_demo_on_a_town_plans_exports_and_says_how_to_serve(run, tmp_path, monkeypatch):
-    from rs_embed.cli import demo_at
+    from rs_embed.cli.demo import town
 
-    monkeypatch.setattr(demo_at, "HALF_SIDE_M", 1000)
-    monkeypatch.setattr(demo_at, "last_summer", lambda lat, today: TemporalSpec.range("2022-06-01", "2022-09-01"))
+    monkeypatch.setattr(town, "HALF_SIDE_M", 1000)
+    monkeypatch.setattr(town, "last_summer", lambda lat, today: TemporalSpec.range("2022-06-01", "2022-09-01"))
     write_archive(tmp_path / "archive")
     options = ("--backend", f"local:{tmp_path / 'archive'}", "--out", str(tmp_path / "out"), "--no-page")
     code, out, err = run("demo", "--at", "15.04", "48.008", *options)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Annotated, Any
 
 import typer
+from typer import Option
 
 from rs_embed.cli import options
+from rs_embed.cli.embed import embed_places
 from rs_embed.cli.places import NamedPlace, describe, exit_on_failures, read_places
 from rs_embed.errors import SpecError
 from rs_embed.specs import OutputSpec
@@ -17,43 +18,27 @@ _BAR_WIDTH = 24
 
 
 def classify(
-    labels: Annotated[
-        str,
-        typer.Option("--labels", help='"forest,river,houses"; with synonyms "water=river|lake,forest".'),
-    ],
+    labels: Annotated[str, Option(help='"forest,river,houses"; with synonyms "water=river|lake,forest".')],
     place: options.PlaceOptions,
     time: options.TimeOptions,
     source: options.SourceOptions,
     sensor: options.SensorOptions,
     model: options.ModelOptions,
     file: options.PlacesFile = None,
-    template: Annotated[str, typer.Option("--template", help="rs, none, or a sentence with {}.")] = "rs",
+    template: Annotated[str, Option(help="rs, none, or a sentence with {}.")] = "rs",
     as_json: options.Json = False,
 ) -> None:
     """Print the probability of each label for each place.
 
     The probabilities assume that one of the labels is right.
     """
-    from rs_embed.api import get_embeddings_batch
     from rs_embed.cli.write import record_head
     from rs_embed.embedding import Embedding
     from rs_embed.texts import zero_shot
 
     words = read_labels(labels)
     places = read_places(place, file)
-    results = get_embeddings_batch(
-        model.name,
-        spatials=[p.place for p in places],
-        temporal=time.spec(),
-        sensor=sensor.spec(),
-        output=OutputSpec.pooled("projected"),
-        backend=source.provider(),
-        device=model.device,
-        precision=model.precision,
-        checkpoint=model.checkpoint,
-        on_error="return",
-        progress=len(places) > 1 and sys.stderr.isatty(),
-    )
+    results = embed_places(places, OutputSpec.pooled("projected"), time, source, sensor, model)
     records = [record_head(p, r) for p, r in zip(places, results, strict=True)]
     done = [(i, r) for i, r in enumerate(results) if isinstance(r, Embedding)]
     if done:

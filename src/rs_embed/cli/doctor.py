@@ -1,15 +1,16 @@
-"""`rs-embed doctor`: what works here, and the remedy for what does not."""
+"""`rs-embed doctor`: the parts that work on this machine, and the remedy for each that does not."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib import util
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata, util
+from itertools import groupby
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -20,48 +21,41 @@ from rs_embed.cli import options
 from rs_embed.cli.serve import MAP_REMEDY
 from rs_embed.errors import DISTRIBUTION, RSEmbedError, pip_line
 
-_CORE = (
-    *("numpy", "torch", "safetensors", "huggingface_hub", "tokenizers", "pillow", "xarray", "odc-geo", "rasterio"),
-    *("pystac-client", "async-tiff", "httpx2", "pyarrow", "h5netcdf", "ftfy", "typer", "rich"),
-)
 _HUB = "https://huggingface.co"
 _TIMEOUT_S = 3.0
+_REQUIREMENT = re.compile(r"""(?P<name>[\w.-]+)[^;]*(;.*extra == ['"](?P<extra>\w+)['"])?""")
+_EXTRAS_WITHOUT_PACKAGES = ("all", "test")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     ok: bool
     found: str
     remedy: str = ""
     needed: bool = False
-    """True when nothing works without it."""
+    """True where nothing works without it."""
 
 
 def doctor(as_json: options.Json = False) -> None:
-    """Say what works on this machine; exit 1 when something that everything needs does not."""
-    checks: tuple[Callable[[], Finding], ...] = (
-        _packages,
-        _shadowed,
-        _device,
-        _sample,
-        _page,
-        _weights,
-        _hub,
-        _hub_credentials,
-        _catalog,
-        _earth_engine,
-        _variables,
-    )
-    findings = [check() for check in checks]
-    if as_json:
-        typer.echo(json.dumps([asdict(f) for f in findings], indent=1))
-    else:
-        typer.echo("\n".join(_line(f) for f in findings))
+    """Check this machine and print the remedy for each fault.
+
+    The exit code is 1 if something fails that every command needs.
+    """
+    findings = list(_findings())
+    typer.echo(json.dumps([asdict(f) for f in findings], indent=1) if as_json else "\n".join(map(_line, findings)))
     if any(f.needed and not f.ok for f in findings):
         raise typer.Exit(1)
+
+
+def _findings() -> Iterator[Finding]:
+    yield from _packages()
+    checks: tuple[Callable[[], Finding], ...] = (
+        *(_import_name, _device, _sample, _page, _weights, _hub, _hub_login, _earth_search, _earth_engine, _settings),
+    )
+    yield from (check() for check in checks)
 
 
 def _line(finding: Finding) -> str:
@@ -70,27 +64,45 @@ def _line(finding: Finding) -> str:
     return f"{mark:<9}{finding.name:<17}{finding.found}{remedy}"
 
 
-def _packages() -> Finding:
-    found, missing = [f"python {sys.version.split()[0]}"], []
-    for package in _CORE:
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            missing.append(package)
-    text = f"missing: {', '.join(missing)}" if missing else ", ".join(found[:4]) + f" and {len(found) - 4} more"
-    return Finding("packages", not missing, text, pip_line(), needed=True)
-
-
-def _shadowed() -> Finding:
-    """PyPI's `rs-embed` is another project with the same import name."""
+def _packages() -> Iterator[Finding]:
+    """Check the packages that the distribution declares: those it needs, then those of each extra."""
     try:
-        other = version("rs-embed")
-    except PackageNotFoundError:
+        declared = metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        yield Finding("packages", False, f"{DISTRIBUTION} is not installed, only on the path", pip_line(), needed=True)
+        return
+    matches = [match for match in map(_REQUIREMENT.match, declared) if match]
+    for extra, group in groupby(sorted(matches, key=lambda m: m["extra"] or ""), key=lambda m: m["extra"]):
+        if extra not in _EXTRAS_WITHOUT_PACKAGES:
+            yield _installed([match["name"] for match in group], extra)
+
+
+def _installed(packages: list[str], extra: str | None) -> Finding:
+    installed, missing = [] if extra else [f"python {sys.version.split()[0]}"], []
+    for package in packages:
+        try:
+            installed.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            missing.append(package)
+    more = f" and {len(installed) - 4} more" if len(installed) > 4 else ""
+    return Finding(
+        name=f"extra {extra}" if extra else "packages",
+        ok=not missing,
+        found=f"missing: {', '.join(missing)}" if missing else ", ".join(installed[:4]) + more,
+        remedy=pip_line(extra),
+        needed=extra is None,
+    )
+
+
+def _import_name() -> Finding:
+    """Look for PyPI's `rs-embed`, another project with the same import name."""
+    try:
+        other = metadata.version("rs-embed")
+    except metadata.PackageNotFoundError:
         return Finding("import name", True, f"rs_embed is {DISTRIBUTION}")
     remedy = f"pip uninstall rs-embed && pip install --force-reinstall --no-deps {DISTRIBUTION}"
-    return Finding(
-        "import name", False, f"another project, rs-embed {other}, installs the same name", remedy, needed=True
-    )
+    found = f"another project, rs-embed {other}, installs the same name"
+    return Finding("import name", False, found, remedy, needed=True)
 
 
 def _device() -> Finding:
@@ -112,7 +124,7 @@ def _sample() -> Finding:
 
 
 def _page() -> Finding:
-    """The map of `rs-embed serve`."""
+    """Look for the map of `rs-embed serve`."""
     if util.find_spec("fastapi") is None:
         return Finding("page", False, "fastapi is not installed", pip_line("web"))
     from rs_embed.web.server import map_is_there
@@ -133,36 +145,36 @@ def _weights() -> Finding:
         "RemoteCLIP",
         False,
         f"{repo} (605 MB) is not in the cache",
-        "it is downloaded when first used; or pass --checkpoint FOLDER",
+        "the first use downloads it; or pass --checkpoint FOLDER",
     )
 
 
 def _hub() -> Finding:
     endpoint = os.environ.get("HF_ENDPOINT", _HUB)
-    return _reach("hub", endpoint, "weights that are cached or local work without; behind a proxy set HTTPS_PROXY")
+    return _reach("hub", endpoint, "cached and local weights work without it; behind a proxy set HTTPS_PROXY")
 
 
-def _hub_credentials() -> Finding:
+def _hub_login() -> Finding:
     from huggingface_hub import get_token
 
     if get_token() is None:
-        return Finding("hub login", True, "none: enough for public weights (private ones: hf auth login)")
+        return Finding("hub login", True, "none, which is enough for public weights (private ones: hf auth login)")
     return Finding("hub login", True, "a token is set")
 
 
-def _catalog() -> Finding:
+def _earth_search() -> Finding:
     from rs_embed.providers.stac.catalogs import EARTH_SEARCH
 
-    return _reach("Earth Search", EARTH_SEARCH.url, "the sample and local folders work without")
+    return _reach("Earth Search", EARTH_SEARCH.url, "the sample and local folders work without it")
 
 
 def _earth_engine() -> Finding:
-    """What backend 'gee' would start with; nothing is sent."""
+    """Look for the credentials and the project of backend 'gee', without sending anything."""
     if util.find_spec("ee") is None:
         return Finding("Earth Engine", False, "its client is not installed", pip_line("gee"))
     from rs_embed.providers.gee.session import PROJECT_VARIABLES
 
-    key = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")  # where it is set, nothing else is looked at
+    key = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")  # the client uses it alone where it is set
     config = Path.home() / ".config"
     stores = config / "earthengine" / "credentials", config / "gcloud" / "application_default_credentials.json"
     stored = next((str(path) for path in ([Path(key)] if key else stores) if path.is_file()), None)
@@ -172,7 +184,7 @@ def _earth_engine() -> Finding:
     return Finding("Earth Engine", stored is not None, found, "earthengine authenticate; docs/earth-engine.md")
 
 
-def _variables() -> Finding:
+def _settings() -> Finding:
     try:
         text = f"backend {settings.default_backend()}, {settings.fetch_workers()} fetches, batches of "
         text += str(settings.batch_size("cpu"))
@@ -182,7 +194,7 @@ def _variables() -> Finding:
 
 
 def _reach(name: str, url: str, remedy: str) -> Finding:
-    """Whether a server's port answers, within seconds; nothing is sent."""
+    """Connect to a server's port, without sending anything."""
     parsed = urlparse(url)
     port = parsed.port or (443 if parsed.scheme == "https" else 80)
     try:

@@ -9,15 +9,13 @@ from pathlib import Path
 from textwrap import shorten
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from rs_embed.arrays import FloatArray
 from rs_embed.files import atomic_write
 from rs_embed.inspection import quicklook
 from rs_embed.search.heatmap import HeatMap
 from rs_embed.search.results import Found
-
-FloatArray = npt.NDArray[np.float32]
 
 INK, GREY, PAPER = "#1b1f24", "#5b6470", "#ffffff"
 GAP = LEFT = 24

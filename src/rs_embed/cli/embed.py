@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
 from rs_embed.cli import options
 from rs_embed.cli.places import EXPORT_FROM, NamedPlace, describe, exit_on_failures, read_places
-from rs_embed.specs import OutputSpec
+from rs_embed.specs import InputPrep, OutputSpec
 
 if TYPE_CHECKING:
     from rs_embed.embedding import Embedding, Result
@@ -24,17 +26,14 @@ def embed(
     model: options.ModelOptions,
     file: options.PlacesFile = None,
     output: Annotated[
-        options.OutputMode, options.choice("--output", options.OutputMode, "One vector, or one per token.")
+        options.OutputMode, options.choice(options.OutputMode, "One vector, or one per token.")
     ] = "pooled",
-    pooling: options.PoolingOption = None,
-    input_prep: options.InputPrepOption = "resize",
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Write .npy, .npz, .json, .nc or .parquet instead of printing.")
-    ] = None,
+    pooling: options.Vector = None,
+    input_prep: options.Prep = "resize",
+    out: Annotated[Path | None, Option(help="Write .npy, .npz, .json, .nc or .parquet instead of printing.")] = None,
     as_json: options.Json = False,
 ) -> None:
     """Embed one place, or a file of places."""
-    from rs_embed.api import get_embeddings_batch
     from rs_embed.cli.write import check_suffix, write
     from rs_embed.embedding import EmbeddingFailure
 
@@ -48,12 +47,34 @@ def embed(
             "`rs-embed export` writes results as they come, and goes on where it stopped",
             file=sys.stderr,
         )
-    results = get_embeddings_batch(
+    results = embed_places(places, spec, time, source, sensor, model, input_prep)
+    done = sum(not isinstance(r, EmbeddingFailure) for r in results)
+    if out is not None and done:
+        write(out, places, results)
+        print(f"wrote {done} embedding(s) to {out}", file=sys.stderr)
+    elif out is None:
+        _print(places, results, as_json)
+    exit_on_failures(places, results)
+
+
+def embed_places(
+    places: Sequence[NamedPlace],
+    output: OutputSpec,
+    time: options.TimeOptions,
+    source: options.SourceOptions,
+    sensor: options.SensorOptions,
+    model: options.ModelOptions,
+    input_prep: InputPrep = "resize",
+) -> list[Result]:
+    """Return one embedding or failure per place, in order."""
+    from rs_embed.api import get_embeddings_batch
+
+    return get_embeddings_batch(
         model.name,
-        spatials=[p.place for p in places],
+        spatials=[named.place for named in places],
         temporal=time.spec(),
         sensor=sensor.spec(),
-        output=spec,
+        output=output,
         backend=source.provider(),
         device=model.device,
         precision=model.precision,
@@ -62,13 +83,6 @@ def embed(
         on_error="return",
         progress=len(places) > 1 and sys.stderr.isatty(),
     )
-    done = sum(not isinstance(r, EmbeddingFailure) for r in results)
-    if out is not None and done:
-        write(out, places, results)
-        print(f"wrote {done} embedding(s) to {out}", file=sys.stderr)
-    elif out is None:
-        _print(places, results, as_json)
-    exit_on_failures(places, results)
 
 
 def _print(places: list[NamedPlace], results: list[Result], as_json: bool) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 
 from rs_embed.cli import options
 from rs_embed.cli.progress import export_progress
@@ -21,30 +22,24 @@ if TYPE_CHECKING:
 
 
 def export(
-    out: Annotated[Path, typer.Option("--out", help="Folder of the dataset.")],
+    out: Annotated[Path, Option(help="Folder of the dataset.")],
     rows: RowOptions,
     time: options.OptionalTimeOptions,
     source: options.SourceOptions,
     sensor: options.SensorOptions,
     model: options.ModelOptions,
-    pooling: options.PoolingOption = None,
-    input_prep: options.InputPrepOption = "resize",
-    dtype: Annotated[
-        options.VectorType, options.choice("--dtype", options.VectorType, "Number type of the vectors.")
-    ] = "float32",
-    normalise: Annotated[bool, typer.Option("--normalise", help="Scale the vectors to length 1.")] = False,
-    thumbnails: Annotated[bool, typer.Option("--thumbnails/--no-thumbnails", help="Write quicklooks of 96 px.")] = True,
+    pooling: options.Vector = None,
+    input_prep: options.Prep = "resize",
+    dtype: Annotated[options.VectorType, options.choice(options.VectorType, "Number type of the vectors.")] = "float32",
+    normalise: Annotated[bool, Option("--normalise", help="Scale the vectors to length 1.")] = False,
+    thumbnails: Annotated[bool, Option(help="Write quicklooks of 96 px.")] = True,
     grid: Grid = False,
-    allow_small: Annotated[bool, typer.Option("--allow-small", help="Accept places under 32 px a side.")] = False,
-    shard: Annotated[str | None, typer.Option("--shard", metavar="I/N", help="Do only each N-th partition.")] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed places again.")] = False,
-    engine: Annotated[
-        options.Engine, options.choice("--engine", options.Engine, "Run here, or on a Ray cluster.")
-    ] = "local",
-    address: Annotated[str | None, typer.Option("--address", help="Address of the Ray cluster.")] = None,
-    partition_size: Annotated[
-        int, typer.Option("--partition-size", help="Number of places in a partition, the unit of work.")
-    ] = 256,
+    allow_small: Annotated[bool, Option("--allow-small", help="Accept places under 32 px a side.")] = False,
+    shard: Annotated[str | None, Option(metavar="I/N", help="Do only each N-th partition.")] = None,
+    retry_failed: Annotated[bool, Option("--retry-failed", help="Try failed places again.")] = False,
+    engine: Annotated[options.Engine, options.choice(options.Engine, "Run here, or on a Ray cluster.")] = "local",
+    address: Annotated[str | None, Option(help="Address of the Ray cluster.")] = None,
+    partition_size: Annotated[int, Option(help="Number of places in a partition, the unit of work.")] = 256,
     as_json: options.Json = False,
 ) -> None:
     """Embed many places into a folder of files.

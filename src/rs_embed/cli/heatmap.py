@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from rs_embed.cli import options
 from rs_embed.cli.places import describe, read_places
@@ -19,19 +20,16 @@ if TYPE_CHECKING:
 
 
 def heatmap(
-    text: Annotated[str, typer.Argument(metavar="TEXT", help='Words, such as "river".')],
+    text: Annotated[str, Argument(metavar="TEXT", help='Words, such as "river".')],
     place: options.PlaceOptions,
     time: options.TimeOptions,
     source: options.SourceOptions,
     sensor: options.SensorOptions,
     model: options.ModelOptions,
     negative: options.Negative = None,
-    window_m: Annotated[
-        float,
-        typer.Option("--window-m", help="Side of the windows that are compared; results under 64 px are guesses."),
-    ] = 640,
-    out: Annotated[Path | None, typer.Option("--out", help="Write probability and score as a GeoTIFF.")] = None,
-    plot: Annotated[Path, typer.Option("--plot", help="File for the picture.")] = Path("heatmap.png"),
+    window_m: Annotated[float, Option(help="Side of the compared windows; under 64 px, results are guesses.")] = 640,
+    out: Annotated[Path | None, Option(help="Write probability and score as a GeoTIFF.")] = None,
+    plot: Annotated[Path, Option(help="File for the picture.")] = Path("heatmap.png"),
     as_json: options.Json = False,
 ) -> None:
     """Map the parts of one place that match some words."""

@@ -6,6 +6,7 @@ import json
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from rs_embed.cli import options
 from rs_embed.cli.progress import index_progress
@@ -13,7 +14,7 @@ from rs_embed.cli.progress import index_progress
 
 def index(
     dataset: options.Dataset,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Start anew, as after rows were edited by hand.")] = False,
+    rebuild: Annotated[bool, Option("--rebuild", help="Start anew, as after rows were edited by hand.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Build the search index of a dataset, or add new rows to it.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Option
 
 from rs_embed.cli import options
 from rs_embed.cli.places import describe, read_places
@@ -17,7 +18,7 @@ def inspect(
     time: options.TimeOptions,
     source: options.SourceOptions,
     sensor: options.SensorOptions,
-    save_dir: Annotated[Path | None, typer.Option("--save-dir", help="Write a quicklook PNG to this folder.")] = None,
+    save_dir: Annotated[Path | None, Option(help="Write a quicklook PNG to this folder.")] = None,
     as_json: options.Json = False,
 ) -> None:
     """Fetch one place and report on its pixels.

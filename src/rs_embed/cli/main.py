@@ -6,43 +6,28 @@ import atexit
 import gc
 import logging
 import sys
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
+from typer import Option
 
-from rs_embed.cli import (
-    classify,
-    demo,
-    doctor,
-    embed,
-    export,
-    heatmap,
-    index,
-    inspect,
-    models,
-    options,
-    plan,
-    search,
-    serve,
-)
+from rs_embed.cli.classify import classify
+from rs_embed.cli.demo.command import demo
+from rs_embed.cli.doctor import doctor
+from rs_embed.cli.embed import embed
+from rs_embed.cli.export import export
+from rs_embed.cli.heatmap import heatmap
+from rs_embed.cli.index import index
+from rs_embed.cli.inspect import inspect
+from rs_embed.cli.models import models
+from rs_embed.cli.options import expand_groups
+from rs_embed.cli.plan import plan
+from rs_embed.cli.search import search
+from rs_embed.cli.serve import serve
 from rs_embed.errors import RSEmbedError, SpecError, UnknownModelError, missing_core
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "embed": embed.embed,
-    "inspect": inspect.inspect,
-    "classify": classify.classify,
-    "plan": plan.plan,
-    "export": export.export,
-    "index": index.index,
-    "search": search.search,
-    "serve": serve.serve,
-    "heatmap": heatmap.heatmap,
-    "models": models.models,
-    "doctor": doctor.doctor,
-    "demo": demo.demo,
-}
-"""The commands in the order of the help; their modules import heavy packages only when they run."""
+_COMMANDS = (embed, inspect, classify, plan, export, index, search, serve, heatmap, models, doctor, demo)
+"""Commands in the order of the help; their modules import heavy packages only when they run."""
 
 
 def _show_version(wanted: bool) -> None:
@@ -55,7 +40,7 @@ def _show_version(wanted: bool) -> None:
 
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+        bool, Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s", level=logging.WARNING)
@@ -66,14 +51,13 @@ def _app() -> typer.Typer:
         help="Embed any place on Earth as a vector: Sentinel-2 imagery through RemoteCLIP.\n\n"
         "Exit codes: 0 success, 1 a request failed, 2 bad usage, 130 interrupted. With --debug, any command shows the "
         "traceback of an error.",
-        no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    for name, command in COMMANDS.items():
-        app.command(name)(options.expand_groups(command))
+    for command in _COMMANDS:
+        app.command(command.__name__)(expand_groups(command))
     return app
 
 
@@ -88,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
         arguments = sys.argv[1:]
         atexit.register(gc.freeze)  # a last garbage collection takes a quarter of a second once torch is loaded
     debug = "--debug" in arguments
-    arguments = [a for a in arguments if a != "--debug"]
+    arguments = [a for a in arguments if a != "--debug"] or ["--help"]
     try:
         code = _app()(args=arguments, prog_name="rs-embed", standalone_mode=False)
     except RSEmbedError as error:

@@ -6,12 +6,13 @@ import json
 from typing import Annotated, Any
 
 import typer
+from typer import Argument
 
 from rs_embed.cli import options
 
 
 def models(
-    name: Annotated[str | None, typer.Argument(help="Describe this model.")] = None, as_json: options.Json = False
+    name: Annotated[str | None, Argument(help="Describe this model.")] = None, as_json: options.Json = False
 ) -> None:
     """List the models, or describe one."""
     from rs_embed.embedders.cards import describe_model, list_models

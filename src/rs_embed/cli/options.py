@@ -8,14 +8,12 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
-import typer
+from typer import Argument, Option
 
 from rs_embed.errors import SpecError
 from rs_embed.specs import CloudMask, Composite, InputPrep, Pooling, SensorSpec, TemporalSpec
 
 if TYPE_CHECKING:
-    from typer.models import OptionInfo
-
     from rs_embed.providers.base import Provider
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -25,52 +23,36 @@ VectorType = Literal["float32", "float16"]
 Engine = Literal["local", "ray"]
 
 
-def choice(flag: str, values: object, help: str) -> OptionInfo:
+def choice(values: object, help: str) -> Any:
     """Declare an option for a `Literal`.
 
     The word is passed on as it is: the library checks it and raises the error that its Python callers see.
     """
     words = [str(word) for word in get_args(values)]
-    option: OptionInfo = typer.Option(
-        flag, metavar="|".join(words), help=help, parser=str, autocompletion=lambda: words
-    )
-    return option
+    return Option(metavar="|".join(words), help=help, parser=str, autocompletion=lambda: words)
 
 
-PlacesFile = Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Places: CSV, GeoJSON or GeoParquet.")]
-Box = Annotated[
-    tuple[float, float, float, float] | None,
-    typer.Option("--bbox", metavar="W S E N", help="A box in degrees of longitude and latitude."),
-]
-BufferM = Annotated[float | None, typer.Option("--buffer-m", help="Half the side of the square, in ground metres.")]
-Chip = Annotated[float | None, typer.Option("--chip", help="The whole side: --chip M equals --buffer-m M/2.")]
+PlacesFile = Annotated[Path | None, Argument(metavar="[FILE]", help="Places: CSV, GeoJSON or GeoParquet.")]
+Box = Annotated[tuple[float, float, float, float] | None, Option(metavar="W S E N", help="A box in degrees.")]
+BufferM = Annotated[float | None, Option(help="Half the side of the square, in ground metres.")]
+Chip = Annotated[float | None, Option(help="The whole side: --chip M equals --buffer-m M/2.")]
 Backend = Annotated[
-    str,
-    typer.Option(
-        "--backend",
-        help="sample, local:<folder>, earth-search (auto), planetary-computer, gee, stac:<api>#<collection>.",
-    ),
+    str, Option(help="sample, local:<folder>, earth-search (auto), planetary-computer, gee, stac:<api>#<collection>.")
 ]
-Model = Annotated[str, typer.Option("--model", help="A name that `rs-embed models` lists.")]
-InputPrepOption = Annotated[
-    InputPrep, choice("--input-prep", InputPrep, "Resize the whole place, or tile it into chips of 224 px.")
-]
-PoolingOption = Annotated[
-    Pooling | None, choice("--pooling", Pooling, "Mean of the tokens (768 numbers) or CLIP projection (512).")
-]
-Dataset = Annotated[Path, typer.Argument(metavar="DATASET", help="A folder that `rs-embed export` wrote.")]
-Port = Annotated[int, typer.Option("--port", help="Port of the web page.", min=1, max=65535)]
-Negative = Annotated[list[str] | None, typer.Option("--negative", help="Words for what to avoid; repeatable.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Model = Annotated[str, Option("--model", help="A name that `rs-embed models` lists.")]
+Prep = Annotated[InputPrep, choice(InputPrep, "Resize the whole place, or tile it into chips of 224 px.")]
+Vector = Annotated[Pooling | None, choice(Pooling, "Mean of the tokens (768 numbers) or CLIP projection (512).")]
+Dataset = Annotated[Path, Argument(metavar="DATASET", help="A folder that `rs-embed export` wrote.")]
+Port = Annotated[int, Option(help="Port of the web page.", min=1, max=65535)]
+Negative = Annotated[list[str] | None, Option(metavar="TEXT", help="Words for what to avoid; repeatable.")]
+Json = Annotated[bool, Option("--json", help="Print JSON for programs.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlaceOptions:
     """One place on the command line."""
 
-    point: Annotated[
-        tuple[float, float] | None, typer.Option("--point", metavar="LON LAT", help="A point, longitude first.")
-    ] = None
+    point: Annotated[tuple[float, float] | None, Option(metavar="LON LAT", help="A point, longitude first.")] = None
     buffer_m: BufferM = None
     chip: Chip = None
     bbox: Box = None
@@ -80,8 +62,8 @@ class PlaceOptions:
 class TimeOptions:
     """A time range that must be given."""
 
-    start: Annotated[str, typer.Option("--start", metavar="YYYY-MM-DD", help="First day.")]
-    end: Annotated[str, typer.Option("--end", metavar="YYYY-MM-DD", help="Day after the last.")]
+    start: Annotated[str, Option(metavar="YYYY-MM-DD", help="First day.")]
+    end: Annotated[str, Option(metavar="YYYY-MM-DD", help="Day after the last.")]
 
     def spec(self) -> TemporalSpec:
         """Return the time range."""
@@ -92,8 +74,8 @@ class TimeOptions:
 class OptionalTimeOptions:
     """A time range that may be left out."""
 
-    start: Annotated[str | None, typer.Option("--start", metavar="YYYY-MM-DD", help="First day.")] = None
-    end: Annotated[str | None, typer.Option("--end", metavar="YYYY-MM-DD", help="Day after the last.")] = None
+    start: Annotated[str | None, Option(metavar="YYYY-MM-DD", help="First day.")] = None
+    end: Annotated[str | None, Option(metavar="YYYY-MM-DD", help="Day after the last.")] = None
 
     def spec(self) -> TemporalSpec | None:
         """Return the time range, or None where neither day is given.
@@ -113,9 +95,7 @@ class SourceOptions:
     """The source of the imagery."""
 
     backend: Backend = "auto"
-    cache: Annotated[
-        Path | None, typer.Option("--cache", help="Keep fetched imagery in this folder and reuse it next time.")
-    ] = None
+    cache: Annotated[Path | None, Option(help="Keep fetched imagery in this folder and reuse it next time.")] = None
 
     def provider(self) -> str | Provider:
         """Return the value for `backend=`: the backend's name, or a provider that caches."""
@@ -128,15 +108,11 @@ class SourceOptions:
 class SensorOptions:
     """The fields of a `SensorSpec`."""
 
-    scale_m: Annotated[float, typer.Option("--scale-m", help="Ground metres per pixel.")] = 10
-    cloudy_pct: Annotated[float, typer.Option("--cloudy-pct", help="Leave out scenes with more cloud than this.")] = 30
-    composite: Annotated[Composite, choice("--composite", Composite, "Way to merge the scenes into one image.")] = (
-        "median"
-    )
-    cloud_mask: Annotated[
-        CloudMask | None, choice("--cloud-mask", CloudMask, "Leave out the pixels that SCL calls cloudy.")
-    ] = None
-    max_scenes: Annotated[int | None, typer.Option("--max-scenes", help="Use only the N least cloudy scenes.")] = None
+    scale_m: Annotated[float, Option(help="Ground metres per pixel.")] = 10
+    cloudy_pct: Annotated[float, Option(help="Leave out scenes with more cloud than this.")] = 30
+    composite: Annotated[Composite, choice(Composite, "Way to merge scenes into one image.")] = "median"
+    cloud_mask: Annotated[CloudMask | None, choice(CloudMask, "Leave out the pixels that SCL calls cloudy.")] = None
+    max_scenes: Annotated[int | None, Option(help="Use only the N least cloudy scenes.")] = None
 
     def spec(self, check_save_dir: Path | None = None) -> SensorSpec:
         """Return the sensor; a bad value is its SpecError."""
@@ -155,12 +131,9 @@ class ModelOptions:
     """The model and the way it runs."""
 
     name: Model = "remoteclip_s2rgb"
-    checkpoint: Annotated[
-        str | None,
-        typer.Option("--checkpoint", help="Weights: a hub repo[@revision][:file], a folder or a file."),
-    ] = None
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto"
-    precision: Annotated[str, typer.Option("--precision", help="fp32, bf16, int8 (CPU) or fp16 (CUDA).")] = "fp32"
+    checkpoint: Annotated[str | None, Option(help="Weights: a hub repo[@revision][:file], a folder or a file.")] = None
+    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto"
+    precision: Annotated[str, Option(help="fp32, bf16, int8 (CPU) or fp16 (CUDA).")] = "fp32"
 
 
 def check_ending(option: str, path: Path, allowed: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
 from rs_embed.cli import options
 from rs_embed.cli.rows import Grid, RowOptions
@@ -22,9 +23,9 @@ def plan(
     sensor: options.SensorOptions,
     model: options.Model = "remoteclip_s2rgb",
     backend: options.Backend = "auto",
-    pooling: options.PoolingOption = None,
+    pooling: options.Vector = None,
     grid: Grid = False,
-    mbit_s: Annotated[float, typer.Option("--mbit-s", help="Rate of the network in megabits per second.")] = 200,
+    mbit_s: Annotated[float, Option(help="Rate of the network in megabits per second.")] = 200,
     as_json: options.Json = False,
 ) -> None:
     """Print how much an export would read and write.

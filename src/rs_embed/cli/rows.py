@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
 from rs_embed.cli import options
 from rs_embed.cli.places import check_one_source, side_m
@@ -22,16 +22,14 @@ class RowOptions:
 
     file: options.PlacesFile = None
     bbox: options.Box = None
-    region: Annotated[Path | None, typer.Option("--region", help="GeoJSON file of polygons to cut into chips.")] = None
-    every: Annotated[
-        options.Every | None, options.choice("--every", options.Every, "Cut the time ranges into these periods.")
-    ] = None
+    region: Annotated[Path | None, Option(help="GeoJSON file of polygons to cut into chips.")] = None
+    every: Annotated[options.Every | None, options.choice(options.Every, "Cut time ranges into these periods.")] = None
     buffer_m: options.BufferM = None
     chip: options.Chip = None
-    crs: Annotated[str, typer.Option("--crs", help="CRS of the two columns of a CSV file.")] = "EPSG:4326"
-    id: Annotated[str, typer.Option("--id", help="Column with the ids of the rows.")] = "id"
-    lon: Annotated[str | None, typer.Option("--lon", help="Column with longitude or x.")] = None
-    lat: Annotated[str | None, typer.Option("--lat", help="Column with latitude or y.")] = None
+    crs: Annotated[str, Option(help="CRS of the two columns of a CSV file.")] = "EPSG:4326"
+    id: Annotated[str, Option(help="Column with the ids of the rows.")] = "id"
+    lon: Annotated[str | None, Option(help="Column with longitude or x.")] = None
+    lat: Annotated[str | None, Option(help="Column with latitude or y.")] = None
 
     def places(self) -> object:
         """Return the file, the box or the polygons to embed.
@@ -61,4 +59,4 @@ class RowOptions:
         return ReadOptions(crs=self.crs, id_column=self.id, lon_column=self.lon, lat_column=self.lat)
 
 
-Grid = Annotated[bool, typer.Option("--grid", help="Add the token grids (7 x 7 x 768 numbers per place).")]
+Grid = Annotated[bool, Option("--grid", help="Add the token grids (7 x 7 x 768 numbers per place).")]

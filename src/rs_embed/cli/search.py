@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from rs_embed.cli import options
 from rs_embed.cli.progress import index_progress
@@ -21,26 +22,18 @@ if TYPE_CHECKING:
 def search(
     dataset: options.Dataset,
     time: options.OptionalTimeOptions,
-    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help='Words, such as "river through forest".')] = None,
+    text: Annotated[str | None, Argument(metavar="[TEXT]", help='Words, such as "river through forest".')] = None,
     negative: options.Negative = None,
-    like: Annotated[
-        list[str] | None, typer.Option("--like", metavar="ID", help="A row as an example; repeatable.")
-    ] = None,
-    unlike: Annotated[
-        list[str] | None, typer.Option("--unlike", metavar="ID", help="A row as a counterexample; repeatable.")
-    ] = None,
-    concept: Annotated[str | None, typer.Option("--concept", metavar="NAME", help="A saved concept.")] = None,
-    save: Annotated[
-        str | None, typer.Option("--save", metavar="NAME", help="Save the --like and --unlike rows as a concept.")
-    ] = None,
+    like: Annotated[list[str] | None, Option(metavar="ID", help="A row as an example; repeatable.")] = None,
+    unlike: Annotated[list[str] | None, Option(metavar="ID", help="A row as a counterexample; repeatable.")] = None,
+    concept: Annotated[str | None, Option(metavar="NAME", help="A saved concept.")] = None,
+    save: Annotated[str | None, Option(metavar="NAME", help="Save the --like and --unlike rows as a concept.")] = None,
     bbox: options.Box = None,
-    k: Annotated[int, typer.Option("--k", help="Number of results.")] = 20,
-    every_window: Annotated[
-        bool, typer.Option("--every-window", help="List each time range of a place, not only its best.")
-    ] = False,
-    exact: Annotated[bool, typer.Option("--exact", help="Compare every row, however many there are.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="Write the footprints as GeoJSON.")] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the quicklooks on a contact sheet.")] = None,
+    k: Annotated[int, Option(help="Number of results.")] = 20,
+    every_window: Annotated[bool, Option("--every-window", help="List every time range of a place.")] = False,
+    exact: Annotated[bool, Option("--exact", help="Compare every row, however many there are.")] = False,
+    out: Annotated[Path | None, Option(help="Write the footprints as GeoJSON.")] = None,
+    plot: Annotated[Path | None, Option(help="Draw the quicklooks on a contact sheet.")] = None,
     as_json: options.Json = False,
 ) -> None:
     """Find the rows most like some words, other rows, or a saved concept."""

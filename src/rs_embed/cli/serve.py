@@ -6,6 +6,7 @@ import sys
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from rs_embed.cli import options
 from rs_embed.cli.progress import index_progress
@@ -16,7 +17,7 @@ MAP_REMEDY = "the build downloads it from npm; install a wheel, or install the c
 
 def serve(
     dataset: options.Dataset,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    host: Annotated[str, Option(help="Address to listen on.")] = "127.0.0.1",
     port: options.Port = 8000,
 ) -> None:
     """Search a dataset by words on a map in a browser.

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rs_embed.arrays import FloatArray
 from rs_embed.cli.options import check_ending
 from rs_embed.cli.places import NamedPlace
 from rs_embed.embedding import Embedding, EmbeddingFailure, describe_place
@@ -61,7 +62,7 @@ def _record(named: NamedPlace, result: Embedding | EmbeddingFailure) -> dict[str
     return {**head, "shape": list(values.shape), "embedding": embedding.tolist(), "meta": result.meta}
 
 
-def _stack(results: Results) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _stack(results: Results) -> FloatArray:
     """Return one row per place, NaN where it failed."""
     done = [np.asarray(r.data) for r in results if isinstance(r, Embedding)]
     if len({d.shape for d in done}) > 1:
@@ -73,21 +74,24 @@ def _stack(results: Results) -> np.ndarray[Any, np.dtype[np.float32]]:
     return rows
 
 
+def _columns(places: Sequence[NamedPlace]) -> dict[str, list[Any]]:
+    return {
+        "id": [named.id for named in places],
+        "lon": [named.place.centre[0] for named in places],
+        "lat": [named.place.centre[1] for named in places],
+    }
+
+
 def _write_npy(path: Path, places: Sequence[NamedPlace], results: Results) -> None:
     with path.open("wb") as stream:
         np.save(stream, _stack(results)[0] if len(results) == 1 else _stack(results))
 
 
 def _write_npz(path: Path, places: Sequence[NamedPlace], results: Results) -> None:
+    columns: dict[str, Any] = _columns(places)
+    meta = [json.dumps(r.meta) if isinstance(r, Embedding) else "" for r in results]
     with path.open("wb") as stream:
-        np.savez_compressed(
-            stream,
-            embeddings=_stack(results),
-            id=np.array([p.id for p in places]),
-            lon=np.array([p.place.centre[0] for p in places]),
-            lat=np.array([p.place.centre[1] for p in places]),
-            meta=np.array([json.dumps(r.meta) if isinstance(r, Embedding) else "" for r in results]),
-        )
+        np.savez_compressed(stream, embeddings=_stack(results), meta=np.array(meta), **columns)
 
 
 def _write_json(path: Path, places: Sequence[NamedPlace], results: Results) -> None:
@@ -104,15 +108,8 @@ def _write_nc(path: Path, places: Sequence[NamedPlace], results: Results) -> Non
         data = grid.assign_attrs(attributes).to_dataset(name="tokens")
     else:
         stack = _stack(results)
-        dims = ("place", "d", "y", "x")[: stack.ndim]
-        data = xr.Dataset(
-            {"embedding": (dims, stack)},
-            coords={
-                "id": ("place", [p.id for p in places]),
-                "lon": ("place", [p.place.centre[0] for p in places]),
-                "lat": ("place", [p.place.centre[1] for p in places]),
-            },
-        )
+        coordinates = {name: ("place", values) for name, values in _columns(places).items()}
+        data = xr.Dataset({"embedding": (("place", "d", "y", "x")[: stack.ndim], stack)}, coords=coordinates)
     data.attrs["meta"] = json.dumps([r.meta if isinstance(r, Embedding) else None for r in results])
     data.to_netcdf(path, engine="h5netcdf")
 
@@ -123,18 +120,13 @@ def _write_parquet(path: Path, places: Sequence[NamedPlace], results: Results) -
     import pyarrow.parquet as pq
 
     rows = [(p, r) for p, r in zip(places, results, strict=True) if isinstance(r, Embedding)]
-    dim = np.asarray(rows[0][1].data).shape[0]
-    flat = np.concatenate([np.asarray(r.data) for _, r in rows])
-    table = pa.table(
-        {
-            "id": [p.id for p, _ in rows],
-            "lon": [p.place.centre[0] for p, _ in rows],
-            "lat": [p.place.centre[1] for p, _ in rows],
-            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(flat), dim),
-            "meta": [json.dumps(r.meta) for _, r in rows],
-        }
-    )
-    pq.write_table(table, path, compression="zstd")
+    vectors = np.stack([np.asarray(r.data) for _, r in rows])
+    columns: dict[str, Any] = {
+        **_columns([p for p, _ in rows]),
+        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]),
+        "meta": [json.dumps(r.meta) for _, r in rows],
+    }
+    pq.write_table(pa.table(columns), path, compression="zstd")
 
 
 _WRITERS: dict[str, Callable[[Path, Sequence[NamedPlace], Results], None]] = {

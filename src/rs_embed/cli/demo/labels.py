@@ -1,4 +1,4 @@
-"""What the sample places' labels (CORINE land cover) are called in the bundled model's ten classes."""
+"""The classes of the bundled model that match the CORINE labels of the sample places."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ CLASSES = {
     "river": ("river",),
     "sea or lake": ("sea or lake", "lake"),
 }
-"""EuroSAT's classes, each with the words that ask for it."""
+"""Classes of EuroSAT, each with its words for a text query."""
 
-_MEANS = {
+_CLASSES_OF_LABEL = {
     "Non-irrigated arable land": ("annual crop",),
     "Pastures": ("pasture",),
     "Complex cultivation patterns": ("annual crop", "permanent crop"),
@@ -37,5 +37,5 @@ _MEANS = {
 
 
 def right_answers(labels: Sequence[str]) -> set[str]:
-    """Classes that a place with these labels may show."""
-    return {answer for label in labels for answer in _MEANS.get(label, ())}
+    """Return the classes that a place with these labels may show."""
+    return {answer for label in labels for answer in _CLASSES_OF_LABEL.get(label, ())}

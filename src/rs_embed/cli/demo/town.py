@@ -1,4 +1,4 @@
-"""`rs-embed demo --at LON LAT`: a newcomer's own town, planned, embedded and on a map, in one command."""
+"""The demo on a town: its surroundings planned, embedded and served on a map."""
 
 from __future__ import annotations
 
@@ -9,19 +9,26 @@ from pathlib import Path
 
 import typer
 
-from rs_embed.cli.demo import DEGREES_LAT_M, DEMO_MODEL, command
+from rs_embed.cli.demo import DEGREES_PER_M, DEMO_MODEL, program
+from rs_embed.cli.export import summary_lines
+from rs_embed.cli.plan import plan_lines
+from rs_embed.cli.progress import export_progress
+from rs_embed.cli.serve import serve
 from rs_embed.errors import NoImageryError, SpecError
+from rs_embed.export.cost import plan_export
+from rs_embed.export.run import export_embeddings
+from rs_embed.grid import lonlat_text
 from rs_embed.specs import BBox, SensorSpec, TemporalSpec
 
 HALF_SIDE_M, CHIP_M = 10_000, 640
 _SENSOR = SensorSpec(cloud_mask="scl", cloudy_pct=40, max_scenes=6)
-_OFFER = f"""Which model?
+_QUESTION = f"""Which model?
   1  {DEMO_MODEL}: in this package, knows ten kinds of land and some 180 words
   2  remoteclip_s2rgb: RemoteCLIP, any words, 605 MB to download once"""
 
 
 def last_summer(lat: float, today: date) -> TemporalSpec:
-    """The last three summer months that are over: June to August, south of the equator December to February."""
+    """Return the last summer that is over: June to August, or December to February south of the equator."""
     north = lat >= 0
     end = date(today.year, 9 if north else 3, 1)
     if end > today:
@@ -31,32 +38,30 @@ def last_summer(lat: float, today: date) -> TemporalSpec:
 
 
 def around(lon: float, lat: float) -> BBox:
-    """A box of 20 km on a point.
+    """Return a box of 20 km centred on a point.
 
     Raises:
-        SpecError: for a point that is none, or too near to a pole or the antimeridian for a box.
+        SpecError: for a point outside the globe, or too close to a pole or the antimeridian for a box.
     """
     if not (-180 <= lon <= 180 and -84 <= lat <= 84):
         raise SpecError(f"--at {lon:g} {lat:g} must be longitude, then latitude, in degrees, at most 84 north or south")
-    half = HALF_SIDE_M * DEGREES_LAT_M
-    wide = half / cos(radians(lat))
-    if abs(lon) + wide > 180:
-        raise SpecError(f"--at {lon:g} {lat:g} is too near to the antimeridian: take a point 20 km away from it")
-    return BBox(lon - wide, lat - half, lon + wide, lat + half)
+    height = HALF_SIDE_M * DEGREES_PER_M
+    width = height / cos(radians(lat))
+    if abs(lon) + width > 180:
+        raise SpecError(f"--at {lon:g} {lat:g} is too close to the antimeridian: take a point 20 km away from it")
+    return BBox(lon - width, lat - height, lon + width, lat + height)
 
 
 def search_around(at: tuple[float, float], out: Path, model: str | None, backend: str, port: int | None) -> None:
-    """Plan, export and serve; the same command again goes on where it stopped."""
-    from rs_embed.cli.export import summary_lines
-    from rs_embed.cli.plan import plan_lines
-    from rs_embed.cli.progress import export_progress
-    from rs_embed.export.cost import plan_export
-    from rs_embed.export.run import export_embeddings
-    from rs_embed.grid import lonlat_text
+    """Plan, export and serve 20 km around a point; the same command again goes on where it stopped.
 
+    Raises:
+        SpecError: for a point without a box around it.
+        NoImageryError: if the backend has no scene there.
+    """
     lon, lat = at
     area, temporal = around(lon, lat), last_summer(lat, date.today())
-    model = model or _chosen_model()
+    model = model or _ask_model()
     folder = out / f"at_{lon:.4f}_{lat:.4f}_{temporal.start}_{model}"
     typer.echo(f"{lonlat_text(lon, lat)}, 20 km around it, {temporal.start} to {temporal.end}, chips of {CHIP_M} m")
     plan = plan_export(area, temporal=temporal, sensor=_SENSOR, model=model, backend=backend, chip_m=CHIP_M)
@@ -71,16 +76,14 @@ def search_around(at: tuple[float, float], out: Path, model: str | None, backend
     if not summary.done:
         raise typer.Exit(1)
     if port is None:
-        typer.echo(f"Search it by words, on a map in your browser:\n  {command()} serve {folder}")
-        return
-    from rs_embed.cli.serve import serve
-
-    serve(folder, port=port)
+        typer.echo(f"Search it by words, on a map in your browser:\n  {program()} serve {folder}")
+    else:
+        serve(folder, port=port)
 
 
-def _chosen_model() -> str:
+def _ask_model() -> str:
     if not sys.stdin.isatty():
         print(f"model {DEMO_MODEL}; for any words: --model remoteclip_s2rgb (605 MB)", file=sys.stderr)
         return DEMO_MODEL
-    typer.echo(_OFFER)
+    typer.echo(_QUESTION)
     return "remoteclip_s2rgb" if typer.prompt("1 or 2", default="1", type=str).strip() == "2" else DEMO_MODEL

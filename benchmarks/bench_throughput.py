@@ -27,7 +27,7 @@ from rs_embed.export.workers import look_of, open_partition
 from rs_embed.grid import transformer
 from rs_embed.pipeline import Ready, embed_ready, prepare_all
 from rs_embed.providers.archive import ArchiveProvider
-from rs_embed.providers.base import Provider, from_provider
+from rs_embed.providers.base import Provider, fetch_patches
 from rs_embed.providers.stac.catalogs import StacCatalog
 from rs_embed.providers.stac.items import scene_of_item
 from rs_embed.providers.stac.provider import StacProvider
@@ -106,7 +106,7 @@ def _fetch_alone(folder: DatasetFolder, preparation: object, provider: Provider)
     started = time.perf_counter()
     for number in folder.partitions():
         partition = open_partition(folder, request, number)
-        arrivals = from_provider(provider, list(partition.patches.values()))
+        arrivals = fetch_patches(provider, list(partition.patches.values()))
         ready = list(prepare_all(preparation, partition.requests, arrivals, look=look_of(request)))  # type: ignore[arg-type]
         assert all(isinstance(item, Ready) for item in ready)
         kept.append((ready, partition.requests))

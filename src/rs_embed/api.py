@@ -16,7 +16,7 @@ from rs_embed.grid import place_geobox
 from rs_embed.inspection import inspect_array, save_quicklook
 from rs_embed.models import check_model, load_model
 from rs_embed.patch import Patch
-from rs_embed.providers.base import PatchRequest, Provider, from_provider
+from rs_embed.providers.base import PatchRequest, Provider, fetch_patches
 from rs_embed.providers.registry import resolve
 from rs_embed.specs import (
     DEFAULT_SENSOR,
@@ -156,7 +156,7 @@ def get_embeddings_batch(
     ]
     from rs_embed.pipeline import embed_all
 
-    arrivals = from_provider(provider, patches) if provider else enumerate(pixels or [])
+    arrivals = fetch_patches(provider, patches) if provider else enumerate(pixels or [])
     return embed_all(embedder, requests, arrivals, stop_on_error=on_error == "raise", progress=progress)
 
 
@@ -199,7 +199,7 @@ def fetch_patch(
     assert place is not None
     assert time is not None
     request = PatchRequest(place_geobox(place, sensor.scale_m), time, sensor)
-    [(_, result)] = from_provider(resolve(backend), [request])
+    [(_, result)] = fetch_patches(resolve(backend), [request])
     if isinstance(result, Exception):
         raise result
     assert isinstance(result, Patch)

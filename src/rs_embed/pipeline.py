@@ -18,6 +18,7 @@ import numpy.typing as npt
 from affine import Affine
 
 from rs_embed import settings
+from rs_embed.arrays import AnyArray
 from rs_embed.background import in_background, map_in_background
 from rs_embed.embedders.chips import Chips, Preparation
 from rs_embed.embedders.onthefly_remoteclip import Encoded, RemoteClipEmbedder
@@ -35,7 +36,7 @@ from rs_embed.errors import ModelError, RSEmbedError
 from rs_embed.grid import epsg_of
 from rs_embed.inspection import PatchLook, inspect_array, save_quicklook
 from rs_embed.patch import Patch
-from rs_embed.providers.base import Arrivals, Pixeled, Pixels
+from rs_embed.providers.base import FetchResult, FetchResults
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -71,7 +72,7 @@ class Outcome:
 def embed_all(
     embedder: RemoteClipEmbedder,
     requests: Sequence[Request],
-    arrivals: Arrivals,
+    arrivals: FetchResults,
     *,
     stop_on_error: bool = False,
     progress: bool = False,
@@ -110,13 +111,13 @@ def _with_bar(outcomes: Iterable[Outcome], total: int) -> Iterator[Outcome]:
         yield from bar.track(outcomes, total=total, description="embedding")
 
 
-Look = Callable[[Pixels], PatchLook]
+Look = Callable[[AnyArray], PatchLook]
 
 
 def prepare_all(
     preparation: Preparation,
     requests: Mapping[int, Request],
-    arrivals: Arrivals,
+    arrivals: FetchResults,
     *,
     look: Look | None = None,
     ahead: int | None = None,
@@ -183,13 +184,13 @@ def embed_ready(
 
 
 def _prepare(
-    preparation: Preparation, request: Request, position: int, pixels: Pixeled, look: Look | None
+    preparation: Preparation, request: Request, position: int, pixels: FetchResult, look: Look | None
 ) -> Ready | Outcome:
     try:
         if isinstance(pixels, RSEmbedError):
             raise pixels
         patch = pixels if isinstance(pixels, Patch) else None
-        dn: Pixels = pixels.dn if isinstance(pixels, Patch) else pixels
+        dn: AnyArray = pixels.dn if isinstance(pixels, Patch) else pixels
         checks = _check(dn, request) if request.sensor.check_input else None
         chips = preparation.cut(dn, fill_value=request.sensor.fill_value, prep=request.input_prep)
     except RSEmbedError as error:
@@ -204,7 +205,7 @@ def _without_pixels(patch: Patch | None) -> Patch | None:
     return replace(patch, dn=np.broadcast_to(np.float32(np.nan), patch.dn.shape))
 
 
-def _check(dn: Pixels, request: Request) -> dict[str, Any]:
+def _check(dn: AnyArray, request: Request) -> dict[str, Any]:
     """The inspection inside a request: `check_raise` makes its issues an error, `check_save_dir` a picture."""
     sensor, name = request.sensor, request.id()[:12]
     report = inspect_array(dn, name=name, fill_value=sensor.fill_value, bands=sensor.bands)

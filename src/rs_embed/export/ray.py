@@ -26,7 +26,7 @@ from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.request import ExportRequest
 from rs_embed.export.workers import Progress, Report, look_of, open_partition, write_partition
 from rs_embed.pipeline import Outcome, Ready, embed_ready, prepare_all
-from rs_embed.providers.base import Provider, from_provider
+from rs_embed.providers.base import Provider, fetch_patches
 from rs_embed.providers.registry import resolve
 
 _QUIET_S = 60.0
@@ -51,7 +51,7 @@ class Fetch:
         [number] = batch["number"].tolist()
         partition = open_partition(self.folder, self.request, number)
         rows = list(partition.patches)
-        patches = from_provider(resolve(self.backend), [partition.patches[row] for row in rows])
+        patches = fetch_patches(resolve(self.backend), [partition.patches[row] for row in rows])
         arrivals = ((rows[i], patch) for i, patch in patches)
         prepared = list(prepare_all(self.preparation, partition.requests, arrivals, look=look_of(self.request)))
         return {"number": [number], "prepared": [dump(prepared)]}

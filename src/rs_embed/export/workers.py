@@ -30,7 +30,7 @@ from rs_embed.export.tables import ExportedRow, tables
 from rs_embed.grid import place_geobox
 from rs_embed.inspection import look_at, look_at_colour
 from rs_embed.pipeline import Look, Outcome, Ready, embed_ready, prepare_all
-from rs_embed.providers.base import Arrivals, PatchRequest, Provider, from_provider
+from rs_embed.providers.base import FetchResults, PatchRequest, Provider, fetch_patches
 from rs_embed.specs import OutputSpec, TemporalSpec
 
 _SHIFT = 20
@@ -197,7 +197,7 @@ class Runner:
         requests: dict[int, Request],
         busy: list[int],
         retry: bool,
-    ) -> Arrivals:
+    ) -> FetchResults:
         """Patches of one partition after the other; runs in the background, ahead of the model."""
         for number in numbers:
             lock = self.folder.claim(f"{number:06d}")
@@ -211,7 +211,7 @@ class Runner:
             rows = list(partition.patches)
             requests |= {number << _SHIFT | row: partition.requests[row] for row in rows}
             opened[number] = partition
-            for i, patch in from_provider(self.provider, [partition.patches[row] for row in rows]):
+            for i, patch in fetch_patches(self.provider, [partition.patches[row] for row in rows]):
                 yield number << _SHIFT | rows[i], patch
 
     def _write_complete(self, opened: dict[int, Partition], progress: Progress) -> None:

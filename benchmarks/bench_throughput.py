@@ -23,9 +23,9 @@ from rs_embed.embedders.loading import load_embedder
 from rs_embed.export.dataset import open_dataset
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.run import export_embeddings
-from rs_embed.export.workers import look_of, open_partition
+from rs_embed.export.workers import open_partition, summary_of
 from rs_embed.grid import transformer
-from rs_embed.pipeline import Ready, embed_ready, prepare_all
+from rs_embed.pipeline import PreparedPlace, embed_prepared, prepare_all
 from rs_embed.providers.archive import ArchiveProvider
 from rs_embed.providers.base import Provider, fetch_patches
 from rs_embed.providers.stac.catalogs import StacCatalog
@@ -78,7 +78,7 @@ def _measure(name: str, provider: Provider, n: int) -> str:
         fetch_s, prepared = _fetch_alone(DatasetFolder(out), embedder.preparation, provider)
         started = time.perf_counter()
         for ready, requests in prepared:
-            list(embed_ready(embedder, requests, ready))
+            list(embed_prepared(embedder, requests, ready))
         embed_s = time.perf_counter() - started
     serial, slower = n / (fetch_s + embed_s), n / max(fetch_s, embed_s)
     quarters = ", ".join(f"{min(_SEEN, key=lambda s: abs(s[0] - n * k / 4))[1]:.2f}" for k in (1, 2, 3, 4))
@@ -107,8 +107,8 @@ def _fetch_alone(folder: DatasetFolder, preparation: object, provider: Provider)
     for number in folder.partitions():
         partition = open_partition(folder, request, number)
         arrivals = fetch_patches(provider, list(partition.patches.values()))
-        ready = list(prepare_all(preparation, partition.requests, arrivals, look=look_of(request)))  # type: ignore[arg-type]
-        assert all(isinstance(item, Ready) for item in ready)
+        ready = list(prepare_all(preparation, partition.requests, arrivals, summarise=summary_of(request)))  # type: ignore[arg-type]
+        assert all(isinstance(item, PreparedPlace) for item in ready)
         kept.append((ready, partition.requests))
     return time.perf_counter() - started, kept
 

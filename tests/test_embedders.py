@@ -29,7 +29,7 @@ from rs_embed.embedders.cards import find_card
 from rs_embed.embedders.chips import ChipSize, Preparation, stitch
 from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
 from rs_embed.embedding import Request
-from rs_embed.pipeline import embed_ready, prepare_all
+from rs_embed.pipeline import embed_prepared, prepare_all
 from test_clip import oracle
 
 MODEL = "remoteclip_s2rgb"
@@ -382,7 +382,7 @@ def test_a_gpu_is_given_the_next_group_before_the_last_is_waited_for(small, monk
 
     def run(subject: object) -> list[np.ndarray]:
         ready = prepare_all(embedder.preparation, requests, enumerate(patches))
-        outcomes = list(embed_ready(subject, requests, ready))
+        outcomes = list(embed_prepared(subject, requests, ready))
         assert [o.position for o in outcomes] == list(range(5))
         return [o.result.data for o in outcomes]
 

@@ -1,4 +1,4 @@
-"""Look at pixels before a model does: a report of numbers, and a picture that a person can read."""
+"""Inspection of pixels before a model sees them: a report of numbers, and a quicklook picture."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from rs_embed.arrays import AnyArray, BoolArray
 from rs_embed.patch import observed
 
 MIN_FINITE_FRAC = 0.999
@@ -23,11 +23,9 @@ THUMBNAIL_PX = 96
 _HISTOGRAM_BINS = 32
 _REFLECTANCE_MAX = 2.0
 
-Array = npt.NDArray[np.generic]
-
 
 def inspect_array(
-    dn: Array,
+    dn: AnyArray,
     *,
     name: str,
     fill_value: float = 0.0,
@@ -35,15 +33,15 @@ def inspect_array(
     bands: Sequence[str] = ("B4", "B3", "B2"),
     scenes: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Numbers that tell good imagery from bad, JSON-ready.
+    """Return a JSON-ready report of numbers that tell good imagery from bad.
 
     Args:
         dn: (bands, y, x), NaN where not observed.
-        name: what the report calls it.
-        fill_value: what unobserved pixels are filled with.
+        name: name of the report.
+        fill_value: DN of unobserved pixels.
         value_range: lowest and highest value expected; None checks no range.
         bands: names of the bands that are expected.
-        scenes: provenance to carry along.
+        scenes: provenance, part of the report.
     """
     filled = np.where(np.isnan(dn), fill_value, dn) if dn.dtype.kind == "f" else dn
     finite = np.isfinite(filled)
@@ -95,23 +93,23 @@ def _notes(report: dict[str, Any]) -> list[str]:
     return []
 
 
-def _observed(dn: Array, finite: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """(bands, y, x), True where a value was observed and is a finite number."""
-    result: npt.NDArray[np.bool_] = finite & ~np.isnan(dn) if dn.dtype.kind == "f" else finite
+def _observed(dn: AnyArray, finite: BoolArray) -> BoolArray:
+    """Return (bands, y, x), True where a value was observed and is a finite number."""
+    result: BoolArray = finite & ~np.isnan(dn) if dn.dtype.kind == "f" else finite
     return result
 
 
-def _each(bands: Sequence[Array], statistic: Any) -> list[float | None]:
+def _each(bands: Sequence[AnyArray], statistic: Any) -> list[float | None]:
     return [float(statistic(band.astype(np.float64))) if band.size else None for band in bands]
 
 
-def _outside(bands: Sequence[Array], value_range: tuple[float, float]) -> float:
+def _outside(bands: Sequence[AnyArray], value_range: tuple[float, float]) -> float:
     values = np.concatenate([band.ravel() for band in bands])
     low, high = value_range
     return float(((values < low) | (values > high)).mean()) if values.size else 0.0
 
 
-def _histogram(bands: Sequence[Array], value_range: tuple[float, float] | None) -> dict[str, Any]:
+def _histogram(bands: Sequence[AnyArray], value_range: tuple[float, float] | None) -> dict[str, Any]:
     values = [band for band in bands if band.size]
     if not values:
         return {"edges": [], "counts": [[] for _ in bands]}
@@ -120,10 +118,10 @@ def _histogram(bands: Sequence[Array], value_range: tuple[float, float] | None) 
     return {"edges": edges.tolist(), "counts": [np.histogram(band, edges)[0].tolist() for band in bands]}
 
 
-def quicklook(dn: Array, *, side_px: int = _QUICKLOOK_PX) -> Image.Image:
-    """A picture of (3, y, x) DN: each band stretched p2 to p98, pixels enlarged, hatched where not observed.
+def quicklook(dn: AnyArray, *, side_px: int = _QUICKLOOK_PX) -> Image.Image:
+    """Return a picture of (3, y, x) DN, enlarged, and hatched where not observed.
 
-    One stretch for all bands keeps the colours true.
+    All bands share one stretch, p2 to p98, which keeps the colours true.
     """
     valid = observed(dn)
     seen = dn[:, valid]
@@ -143,33 +141,31 @@ def quicklook(dn: Array, *, side_px: int = _QUICKLOOK_PX) -> Image.Image:
 
 
 @dataclass(frozen=True, slots=True)
-class PatchLook:
-    """What is kept of a patch's pixels beside its vector."""
+class PatchSummary:
+    """Thumbnail and colour of a patch, kept beside its vector."""
 
     thumbnail: bytes | None
-    """PNG, 96 px on its longer side, stretched p2 to p98; None where it was not asked for."""
+    """PNG, 96 px on its longer side, stretched p2 to p98; None where none was wanted."""
     band_means: tuple[float, ...]
     """Mean DN of each band over the observed pixels."""
 
 
-def look_at(dn: Array) -> PatchLook:
-    """A thumbnail and the mean colour of (3, y, x) DN."""
+def summarise_patch(dn: AnyArray, *, thumbnail: bool = True) -> PatchSummary:
+    """Return a thumbnail and the mean colour of (bands, y, x) DN."""
+    valid = observed(dn)
+    values = dn.reshape(len(dn), -1) if valid.all() else dn[:, valid]
+    means = tuple(float(v) for v in values.mean(axis=1, dtype=np.float64))
+    if not thumbnail:
+        return PatchSummary(None, means)
     image = quicklook(dn, side_px=THUMBNAIL_PX)
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     image.save(stream, "PNG")
-    return PatchLook(stream.getvalue(), look_at_colour(dn).band_means)
+    return PatchSummary(stream.getvalue(), means)
 
 
-def look_at_colour(dn: Array) -> PatchLook:
-    """The mean colour alone."""
-    valid = observed(dn)
-    seen = dn.reshape(len(dn), -1) if valid.all() else dn[:, valid]
-    return PatchLook(None, tuple(float(v) for v in seen.mean(axis=1, dtype=np.float64)))
-
-
-def save_quicklook(dn: Array, folder: str | Path, name: str) -> Path:
-    """Write a quicklook PNG into a folder, which is made; the name cannot lead out of it."""
+def save_quicklook(dn: AnyArray, folder: str | Path, name: str) -> Path:
+    """Write a quicklook PNG into a folder, and create the folder; the name cannot lead out of it."""
     safe = re.sub(r"[^\w.-]+", "_", name).strip("._") or "quicklook"
     path = Path(folder) / f"{safe}.png"
     path.parent.mkdir(parents=True, exist_ok=True)

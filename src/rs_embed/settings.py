@@ -26,11 +26,6 @@ def batch_size(device_type: str) -> int:
     return _positive_int(BATCH_SIZE, 64 if device_type == "cuda" else 8)
 
 
-def prepare_workers() -> int:
-    """Threads that turn patches into chips: a fourth of the processors, for the others read, decode and multiply."""
-    return max(1, (os.cpu_count() or 1) // 4)
-
-
 def default_backend() -> str:
     """What `backend="auto"` means."""
     return os.environ.get(BACKEND, "").strip() or DEFAULT_BACKEND

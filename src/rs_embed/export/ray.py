@@ -24,8 +24,8 @@ from rs_embed.embedders.loading import load_embedder
 from rs_embed.errors import RSEmbedError, missing_package
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.request import ExportRequest
-from rs_embed.export.workers import Progress, Report, look_of, open_partition, write_partition
-from rs_embed.pipeline import Outcome, Ready, embed_ready, prepare_all
+from rs_embed.export.workers import Progress, Report, open_partition, summary_of, write_partition
+from rs_embed.pipeline import Outcome, PreparedPlace, embed_prepared, prepare_all
 from rs_embed.providers.base import Provider, fetch_patches
 from rs_embed.providers.registry import resolve
 
@@ -53,7 +53,7 @@ class Fetch:
         rows = list(partition.patches)
         patches = fetch_patches(resolve(self.backend), [partition.patches[row] for row in rows])
         arrivals = ((rows[i], patch) for i, patch in patches)
-        prepared = list(prepare_all(self.preparation, partition.requests, arrivals, look=look_of(self.request)))
+        prepared = list(prepare_all(self.preparation, partition.requests, arrivals, summarise=summary_of(self.request)))
         return {"number": [number], "prepared": [dump(prepared)]}
 
 
@@ -74,7 +74,7 @@ class Embed:
             partition = open_partition(self.folder, self.request, number)
             progress = Progress(total=len(partition.patches))
             prepared = load(batch["prepared"][0])
-            found = embed_ready(self.embedder, partition.requests, prepared, with_tokens=self.request.grid)
+            found = embed_prepared(self.embedder, partition.requests, prepared, with_tokens=self.request.grid)
             for outcome in found:
                 partition.outcomes[outcome.position] = outcome
                 progress.add(partition, outcome.position, outcome)
@@ -197,14 +197,14 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def dump(items: Sequence[Ready | Outcome]) -> bytes:
+def dump(items: Sequence[PreparedPlace | Outcome]) -> bytes:
     """Prepared places as bytes, for a process of the same run."""
     stream = io.BytesIO()
     _Pickler(stream, protocol=pickle.HIGHEST_PROTOCOL).dump(list(items))
     return stream.getvalue()
 
 
-def load(data: bytes) -> list[Ready | Outcome]:
+def load(data: bytes) -> list[PreparedPlace | Outcome]:
     """The inverse of `dump`; only for what this run's own tasks made."""
-    items: list[Ready | Outcome] = pickle.loads(data)
+    items: list[PreparedPlace | Outcome] = pickle.loads(data)
     return items

@@ -21,7 +21,7 @@ from rs_embed.embedding import LOW_VALID_FRAC, Embedding, EmbeddingFailure
 from rs_embed.errors import NoImageryError
 from rs_embed.export.request import ExportRequest
 from rs_embed.grid import epsg_of, transformer
-from rs_embed.inspection import PatchLook
+from rs_embed.inspection import PatchSummary
 
 SPATIAL_BLOCK_M = 10_000
 SOURCE_DATA = "https://documentation.dataspace.copernicus.eu/Data/SentinelMissions/Sentinel2.html"
@@ -96,7 +96,7 @@ class ExportedRow:
     lonlat: tuple[float, float] | None
     result: Embedding | EmbeddingFailure
     projected: npt.NDArray[np.float32] | None = None
-    look: PatchLook | None = None
+    summary: PatchSummary | None = None
 
     @property
     def status(self) -> str:
@@ -126,9 +126,9 @@ def tables(
         found[kind] = _with_geo(_with_user(table, user.take(pa.array(members, pa.int64()))), request, dims)
     if request.thumbnails:
         seen = [
-            (r.unique_id, r.id, r.look.thumbnail)
+            (r.unique_id, r.id, r.summary.thumbnail)
             for r in rows
-            if r.look and r.look.thumbnail and isinstance(r.result, Embedding)
+            if r.summary and r.summary.thumbnail and isinstance(r.result, Embedding)
         ]
         found["thumbnails"] = pa.Table.from_pylist(
             [dict(zip(_THUMBNAILS.names, row, strict=True)) for row in seen], schema=_THUMBNAILS
@@ -253,7 +253,7 @@ _VALUES: Mapping[str, Callable[[ExportedRow], Any]] = {
     "error": _error,
     "datetime_start": lambda row: _day(row.start),
     "datetime_end": lambda row: _day(row.end),
-    "band_means": lambda row: row.look.band_means if row.look else None,
+    "band_means": lambda row: row.summary.band_means if row.summary else None,
     "scene_ids": lambda row: _scenes(row, "id"),
     "dn_offsets": lambda row: _scenes(row, "dn_offset"),
     "cloud": _mean_cloud,

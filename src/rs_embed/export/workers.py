@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,8 @@ from rs_embed.export.partitions import OURS, place_of
 from rs_embed.export.request import ExportRequest
 from rs_embed.export.tables import ExportedRow, tables
 from rs_embed.grid import place_geobox
-from rs_embed.inspection import look_at, look_at_colour
-from rs_embed.pipeline import Look, Outcome, Ready, embed_ready, prepare_all
+from rs_embed.inspection import summarise_patch
+from rs_embed.pipeline import Outcome, PreparedPlace, Summarise, embed_prepared, prepare_all
 from rs_embed.providers.base import FetchResults, PatchRequest, Provider, fetch_patches
 from rs_embed.specs import OutputSpec, TemporalSpec
 
@@ -165,12 +166,12 @@ class Runner:
         requests: dict[int, Request] = {}
         busy: list[int] = []
         arrivals = self._arrivals(numbers, opened, requests, busy, retry)
-        ahead, look = settings.batch_size(self.embedder.device.type), look_of(self.request)
-        prepared = prepare_all(self.embedder.preparation, requests, arrivals, look=look, ahead=ahead)
+        ahead, summarise = settings.batch_size(self.embedder.device.type), summary_of(self.request)
+        prepared = prepare_all(self.embedder.preparation, requests, arrivals, summarise=summarise, ahead=ahead)
         try:
             with closing(prepared):
                 waited = _timed(prepared, progress)
-                outcomes = embed_ready(self.embedder, requests, waited, with_tokens=self.request.grid)
+                outcomes = embed_prepared(self.embedder, requests, waited, with_tokens=self.request.grid)
                 last = 0.0
                 for outcome in outcomes:
                     partition = opened[outcome.position >> _SHIFT]
@@ -224,9 +225,9 @@ class Runner:
             progress.write_s += time.perf_counter() - started
 
 
-def look_of(request: ExportRequest) -> Look:
-    """What is kept of the pixels."""
-    return look_at if request.thumbnails else look_at_colour
+def summary_of(request: ExportRequest) -> Summarise:
+    """Return the function that summarises a patch: with a thumbnail, or the mean colour alone."""
+    return partial(summarise_patch, thumbnail=request.thumbnails)
 
 
 def open_partition(folder: DatasetFolder, request: ExportRequest, number: int, *, retry: bool = False) -> Partition:
@@ -297,7 +298,7 @@ def _exported(partition: Partition, row: int, facts: Mapping[str, Any]) -> Expor
         lonlat=place.centre if place else None,
         result=outcome.result if outcome else failure,
         projected=outcome.projected if outcome else None,
-        look=outcome.look if outcome else None,
+        summary=outcome.summary if outcome else None,
     )
 
 
@@ -342,7 +343,7 @@ def count_done(progress: Progress, counts: Mapping[str, Any]) -> None:
     progress.no_imagery += counts["no_imagery"]
 
 
-def _timed(items: Iterable[Ready | Outcome], progress: Progress) -> Iterator[Ready | Outcome]:
+def _timed(items: Iterable[PreparedPlace | Outcome], progress: Progress) -> Iterator[PreparedPlace | Outcome]:
     """The same, with the time spent waiting for them."""
     iterator = iter(items)
     while True:

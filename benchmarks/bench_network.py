@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.machine import VIT_B32_GFLOP, gemm_rate
 from benchmarks.timing import seconds_of
-from rs_embed.clip.kernels import can_pack, pack, quantise
+from rs_embed.clip.kernels import Int8Linear, PackedLinear, can_pack, replace_linear
 from rs_embed.clip.model import VisionConfig, VisionTower, initialise
 
 BATCHES, TURNS = (8, 32), 5
@@ -27,11 +27,12 @@ def report() -> list[str]:
         towers = {"plain": plain}
         if can_pack():
             towers["packed"] = copy.deepcopy(plain)
-            pack(towers["packed"], rows=50 * n)
+            replace_linear(towers["packed"], PackedLinear)
+        if can_pack(torch.bfloat16):
             towers["bf16"] = copy.deepcopy(plain).bfloat16()
-            pack(towers["bf16"], rows=50 * n)
+            replace_linear(towers["bf16"], PackedLinear)
         towers["int8"] = copy.deepcopy(plain)
-        quantise(towers["int8"])
+        replace_linear(towers["int8"], Int8Linear)
         pixels = {name: torch.rand(n, 3, 224, 224).to(t.conv1.weight.dtype) for name, t in towers.items()}
         runs = {name: (lambda t=tower, p=pixels[name]: t.tokens(p)) for name, tower in towers.items()}
         if "packed" in towers:

@@ -20,12 +20,6 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture(autouse=True)
-def _products_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No packed products unless a test asks: they differ by 1e-6, from an image on that depends on the tests before."""
-    monkeypatch.setattr("rs_embed.clip.kernels._PAYS_FROM", 1 << 60)
-
-
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Real data that is not part of the repository."""

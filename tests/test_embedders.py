@@ -21,7 +21,7 @@ from rs_embed import (
     list_models,
     list_samples,
 )
-from rs_embed.clip.kernels import can_pack, pack, quantise
+from rs_embed.clip.kernels import Int8Linear, PackedLinear, can_pack, replace_linear
 from rs_embed.clip.model import VisionConfig, VisionTower, initialise
 from rs_embed.clip.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize_and_crop, to_uint8
 from rs_embed.embedders import loading
@@ -43,6 +43,8 @@ def pixels(height: int = 120, width: int = 120) -> np.ndarray:
 def expected_tokens(dn: np.ndarray, dn_range: tuple[float, float] = (0.0, 10_000.0)) -> torch.Tensor:
     """The small network's tokens by hand, without the library's batching."""
     vision, _ = towers()
+    if can_pack():
+        replace_linear(vision, PackedLinear)
     chip = resize_and_crop(to_uint8(dn, dn_range), 224)
     with torch.inference_mode():
         return vision.tokens(normalise([chip]))[0]
@@ -478,8 +480,8 @@ def test_packed_products_are_those_of_torch():
         images = torch.rand(5, 3, 224, 224, generator=rng)
         with torch.inference_mode():
             before = tower.tokens(images), tower.encode_image(images)
-            pack(tower, rows=400)
-            assert tower.products == "packed"
+            replace_linear(tower, PackedLinear)
+            assert isinstance(tower.transformer.resblocks[0].mlp.c_fc, PackedLinear)
             for n in (1, 5):
                 torch.testing.assert_close(tower.tokens(images[:n]), before[0][:n], atol=1e-5, rtol=1e-5)
                 torch.testing.assert_close(tower.encode_image(images[:n]), before[1][:n], atol=1e-5, rtol=1e-5)
@@ -492,27 +494,27 @@ def test_int8_products_are_rounded_products():
     initialise(tower, 0)
     mlp, x = tower.transformer.resblocks[0].mlp, torch.randn(2, 50, 256, generator=torch.Generator().manual_seed(1))
     w, b = mlp.c_proj.weight.detach().clone(), mlp.c_proj.bias.detach()
-    quantise(tower)
+    replace_linear(tower, Int8Linear)
     scale, own = w.abs().amax(dim=1) / 127, x.abs().amax(dim=-1, keepdim=True) / 127
     expected = (x / own).round() @ (w / scale[:, None]).round().T * own * scale + b
-    torch.testing.assert_close(mlp.outward(x), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(mlp.c_proj(x), expected, atol=1e-5, rtol=1e-4)
     exact = x @ w.T + b
     assert (expected - exact).square().mean() < 1e-3 * exact.square().mean()
 
 
-def test_products_are_packed_once_a_job_is_worth_it(small, monkeypatch):
+def test_numbers_do_not_depend_on_how_many_images_a_network_has_seen(small, monkeypatch):
     if not can_pack():
         pytest.skip("this torch has no packed products")
     monkeypatch.setattr(loading, "_images", type(loading._images)())
-    monkeypatch.setattr("rs_embed.clip.kernels._PAYS_FROM", 24)
     dn = pixels()
     one = get_embedding(MODEL, input_chw=dn, checkpoint=small, device="cpu")
     (loaded,) = loading._images.made.values()
-    assert loaded.tower.products == "plain"
+    assert isinstance(loaded.tower.transformer.resblocks[0].attn.in_proj, PackedLinear)
     many = get_embeddings_batch(MODEL, input_chws=[dn] * 30, checkpoint=small, device="cpu")
-    assert loaded.tower.products == "packed"
     for result in many:
         np.testing.assert_allclose(result.data, one.data, atol=1e-5 * np.abs(one.data).max())
+    again = get_embedding(MODEL, input_chw=dn, checkpoint=small, device="cpu")
+    np.testing.assert_array_equal(again.data, one.data)
 
 
 def test_the_last_two_networks_stay_loaded_and_a_changed_file_is_read_again(tmp_path):

@@ -6,6 +6,7 @@ Files are known by their first bytes, never by their suffix, and a pickle is onl
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ class Checkpoint:
             raise CheckpointError(f"{self.file}: key {name} holds {tensor.dtype}, not floating-point numbers")
         tensor = (tensor.T if source.transpose else tensor).float().contiguous()
         low, high = torch.aminmax(tensor)  # NaN wins in both, and nothing is copied
-        if not (torch.isfinite(low) and torch.isfinite(high)):
+        if not (math.isfinite(low) and math.isfinite(high)):
             raise CheckpointError(f"{self.file}: key {name} holds NaN or infinity: the file is damaged")
         return tensor
 

@@ -1,118 +1,97 @@
-"""Faster products for a network that runs on a CPU: packed float32 or bfloat16, and int8 by rows.
+"""Fast linear layers for a CPU, which replace those of a tower: packed float32 or bfloat16 weights, and int8.
 
-oneDNN's products with packed weights and the activation inside (what `torch.compile` ends with, without its minute of
-compiling) are about a fourth faster than `torch.nn.functional.linear`; where torch does not have them nothing changes.
+oneDNN multiplies by a packed weight, with the GELU fused, up to twice as fast as `torch.nn.functional.linear`: see
+docs/design/0017-linear-layers-as-modules.md.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from rs_embed.clip.model import Activation, Block, Product, VisionTower, activate
+from rs_embed.clip.model import Block, Linear, VisionTower
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8")
-_LEVELS = 127
+
+_INT8_MAX = 127
 _STRIP_ROWS = 256
-"""What an int8 product needs beside its output is made for so many rows at a time: what a batch of 32 needs at once is
-given back to the system after each product, and fetching it again took a fourth of the time."""
-_PAYS_FROM = 24
-_packing = threading.Lock()
+"""Rows that an int8 layer computes at a time. Temporaries of a whole batch would be returned to the system after each
+layer, and allocating them again takes a fourth of the time."""
+_PACKED_FOR_ROWS = 400
+"""Rows (images times tokens) that the packed layout is chosen for. It is constant, so that results are reproducible."""
 
 
-def can_pack() -> bool:
-    """Whether this torch has oneDNN's packed products."""
-    return bool(torch.backends.mkldnn.is_available()) and all(  # type: ignore[no-untyped-call]
-        hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
-    )
+def can_pack(dtype: torch.dtype = torch.float32) -> bool:
+    """Return whether this torch and this CPU have oneDNN's packed products in float32 or bfloat16."""
+    mkldnn = torch.ops.mkldnn
+    if not torch.backends.mkldnn.is_available() or not hasattr(mkldnn, "_linear_pointwise"):  # type: ignore[no-untyped-call]
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(mkldnn._is_mkldnn_bf16_supported()))
 
 
 def has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 by itself; others emulate it, slower than float32."""
+    """Return whether this CPU has bfloat16 products; others emulate them, slower than float32."""
     try:
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     except AttributeError:
         return True
 
 
-def pack_when_it_pays(tower: VisionTower, images: int) -> None:
-    """Count a tower's images on the CPU, and pack its products before the one that makes it worth the while.
+class PackedLinear(nn.Module):
+    """A linear layer and its activation as one oneDNN product, (…, in) to (…, out)."""
 
-    Packing takes what it saves on some thirty images: a single place should not wait for it.
+    def __init__(self, linear: Linear, activation: nn.Module | None) -> None:
+        super().__init__()
+        self.bias = linear.bias.detach()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _PACKED_FOR_ROWS)
+        fused = isinstance(activation, nn.GELU)
+        self.fused: tuple[object, ...] = ("gelu", [], "none") if fused else ("none", [], None)
+        self.activation = None if fused else activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, *self.fused)
+        return y if self.activation is None else self.activation(y)
+
+
+class Int8Linear(nn.Module):
+    """A linear layer and its activation in int8, (…, in) to (…, out).
+
+    Weights are scaled by output channel, inputs by row; sums are exact, in int32.
     """
-    tower.images_seen += images
-    if tower.products != "plain" or tower.images_seen < _PAYS_FROM or not can_pack():
-        return
-    with _packing:
-        if tower.products == "plain":
-            pack(tower, rows=images * (tower.config.grid**2 + 1))
 
+    def __init__(self, linear: Linear, activation: nn.Module | None) -> None:
+        super().__init__()
+        weight = linear.weight.detach()
+        self.bias, self.activation = linear.bias.detach(), activation
+        self.scale = (weight.abs().amax(dim=1) / _INT8_MAX).clamp_min(1e-12)  # (out,)
+        self.weight = (weight / self.scale[:, None]).round_().to(torch.int8).t()  # (in, out)
 
-def pack(tower: VisionTower, rows: int) -> None:
-    """Give every block packed products; `rows` (images times tokens) is what they are made for, not a limit."""
-    _replace(tower, lambda weight, bias, activation: _packed(weight, bias, activation, rows))
-    tower.products = "packed"
-
-
-def quantise(tower: VisionTower) -> None:
-    """Give every block int8 products: weights by output channel, activations by row, sums in int32."""
-    _replace(tower, _by_rows)
-    tower.products = "int8"
-
-
-_Make = Callable[[Tensor, Tensor, Activation | None], Product]
-
-
-def _replace(tower: VisionTower, make: _Make) -> None:
-    """Set the faster form of each product, then drop its weights: a thread that runs meanwhile sees one of both."""
-    for block in tower.transformer.resblocks:
-        assert isinstance(block, Block)
-        attention, mlp = block.attn, block.mlp
-        attention.inward = make(attention.in_proj_weight.detach(), attention.in_proj_bias.detach(), None)
-        attention.in_proj_weight = _dropped(attention.in_proj_weight)
-        attention.outward = make(attention.out_proj.weight.detach(), attention.out_proj.bias.detach(), None)
-        attention.out_proj.weight = _dropped(attention.out_proj.weight)
-        mlp.inward = make(mlp.c_fc.weight.detach(), mlp.c_fc.bias.detach(), mlp.kind)
-        mlp.c_fc.weight = _dropped(mlp.c_fc.weight)
-        mlp.outward = make(mlp.c_proj.weight.detach(), mlp.c_proj.bias.detach(), None)
-        mlp.c_proj.weight = _dropped(mlp.c_proj.weight)
-
-
-def _dropped(weight: Tensor) -> nn.Parameter:
-    """Its shape without its numbers."""
-    return nn.Parameter(weight.detach().to("meta"), requires_grad=False)
-
-
-def _packed(weight: Tensor, bias: Tensor, activation: Activation | None, rows: int) -> Product:
-    stored = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-    inside, kind = ("gelu", "none") if activation == "gelu" else ("none", None)
-
-    def product(x: Tensor) -> Tensor:
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, stored, bias, inside, [], kind)
-        return activate(y, activation) if activation == "quick_gelu" else y
-
-    return product
-
-
-def _by_rows(weight: Tensor, bias: Tensor, activation: Activation | None) -> Product:
-    scale = (weight.abs().amax(dim=1) / _LEVELS).clamp_min(1e-12)  # (out,)
-    stored = (weight / scale[:, None]).round_().to(torch.int8).t()  # (in, out)
-
-    def product(x: Tensor) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        y = flat.new_empty(len(flat), len(bias))
-        for top in range(0, len(flat), _STRIP_ROWS):
-            part, out = flat[top : top + _STRIP_ROWS], y[top : top + _STRIP_ROWS]
-            own = part.abs().amax(dim=1, keepdim=True).div_(_LEVELS).clamp_min_(1e-12)  # (rows, 1)
-            out.copy_(torch._int_mm((part / own).round_().to(torch.int8), stored))
-            out.mul_(own).mul_(scale).add_(bias)
-            if activation is not None:
-                out.copy_(activate(out, activation))
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        y = rows.new_empty(len(rows), len(self.bias))
+        for strip, out in zip(torch.split(rows, _STRIP_ROWS), torch.split(y, _STRIP_ROWS), strict=True):
+            scale = strip.abs().amax(dim=1, keepdim=True).div_(_INT8_MAX).clamp_min_(1e-12)  # (rows, 1)
+            out.copy_(torch._int_mm((strip / scale).round_().to(torch.int8), self.weight))
+            out.mul_(scale).mul_(self.scale).add_(self.bias)
+            if self.activation is not None:
+                out.copy_(self.activation(out))
         return y.view(*x.shape[:-1], -1)
 
-    return product
+
+def replace_linear(tower: VisionTower, layer: Callable[[Linear, nn.Module | None], nn.Module]) -> None:
+    """Replace the four linear layers of each block by `PackedLinear` or `Int8Linear`; the old weights are freed."""
+    for block in tower.transformer.resblocks:
+        assert isinstance(block, Block)
+        attn, mlp = block.attn, block.mlp
+        for part, name, activation in (
+            (attn, "in_proj", None),
+            (attn, "out_proj", None),
+            (mlp, "c_fc", mlp.gelu),
+            (mlp, "c_proj", None),
+        ):
+            setattr(part, name, layer(getattr(part, name), activation))
+        mlp.gelu = nn.Identity()

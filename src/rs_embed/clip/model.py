@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 Activation = Literal["gelu", "quick_gelu"]
+StateHook = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,39 +59,23 @@ class ClipConfig:
     activation: Activation = "gelu"
 
 
-def _quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)
+class QuickGELU(nn.Module):
+    """The approximation of GELU that OpenAI's CLIP was trained with."""
 
-
-_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": _quick_gelu}
-
-Product = Callable[[Tensor], Tensor]
-"""A product with a weight and its bias, (…, in) to (…, out), faster than torch's own: see `clip.kernels`."""
-
-
-def activate(x: Tensor, kind: Activation) -> Tensor:
-    """An activation by its name."""
-    return _ACTIVATIONS[kind](x)
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor, faster: Product | None, kind: Activation | None = None) -> Tensor:
-    """A product by its faster form where there is one, else by its weights.
-
-    A caller reads the weights before the faster form, so that weights which `clip.kernels` drops are not missed.
-    """
-    if faster is not None:
-        return faster(x)
-    y = F.linear(x, weight, bias)
-    return y if kind is None else activate(y, kind)
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
 
 
 class Linear(nn.Module):
-    """The weights of a product; `nn.Linear` fills itself at random, which on the meta device costs 0.1 s a network."""
+    """`nn.Linear` without its random initialisation, which takes 0.1 s a network even on the meta device."""
 
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width_out, width_in))
-        self.bias = nn.Parameter(torch.empty(width_out))
+        self.bias = nn.Parameter(torch.zeros(width_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
 
 
 class Attention(nn.Module):
@@ -99,35 +84,47 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = Linear(width, width)
-        self.inward: Product | None = None
-        self.outward: Product | None = None
+        self.in_proj: nn.Module = Linear(width, 3 * width)
+        self.out_proj: nn.Module = Linear(width, width)
+        after_saving: Callable[[StateHook], object] = self.register_state_dict_post_hook
+        before_loading: Callable[[StateHook], object] = self.register_load_state_dict_pre_hook
+        after_saving(_to_open_clip)
+        before_loading(_from_open_clip)
 
     def forward(self, x: Tensor, *, causal: bool, first: bool = False) -> Tensor:
         n, t, w = x.shape
-        qkv = linear(x, self.in_proj_weight, self.in_proj_bias, self.inward)  # (n, t, 3w)
+        qkv = self.in_proj(x)  # (n, t, 3w)
         q, k, v = qkv.view(n, t, 3, self.heads, w // self.heads).permute(2, 0, 3, 1, 4)  # each (n, h, t, w/h)
         if first:
             q, t = q[:, :, :1], 1
         y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)  # (n, h, t, w/h)
-        y = y.transpose(1, 2).reshape(n, t, w)
-        return linear(y, self.out_proj.weight, self.out_proj.bias, self.outward)
+        out: Tensor = self.out_proj(y.transpose(1, 2).reshape(n, t, w))  # (n, t, w)
+        return out
+
+
+def _to_open_clip(_module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Rename `in_proj.weight` to `in_proj_weight`, as open_clip's attention stores it; the same for the bias."""
+    for kind in ("weight", "bias"):
+        if f"{prefix}in_proj.{kind}" in state:  # not in a layer that was replaced
+            state[f"{prefix}in_proj_{kind}"] = state.pop(f"{prefix}in_proj.{kind}")
+
+
+def _from_open_clip(_module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    for kind in ("weight", "bias"):
+        if f"{prefix}in_proj_{kind}" in state:
+            state[f"{prefix}in_proj.{kind}"] = state.pop(f"{prefix}in_proj_{kind}")
 
 
 class Mlp(nn.Module):
     def __init__(self, width: int, activation: Activation) -> None:
         super().__init__()
-        self.kind: Activation = activation
-        self.c_fc = Linear(width, 4 * width)
-        self.c_proj = Linear(4 * width, width)
-        self.inward: Product | None = None
-        self.outward: Product | None = None
+        self.c_fc: nn.Module = Linear(width, 4 * width)
+        self.gelu: nn.Module = nn.GELU() if activation == "gelu" else QuickGELU()
+        self.c_proj: nn.Module = Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = linear(x, self.c_fc.weight, self.c_fc.bias, self.inward, self.kind)
-        return linear(hidden, self.c_proj.weight, self.c_proj.bias, self.outward)
+        out: Tensor = self.c_proj(self.gelu(self.c_fc(x)))  # (n, t, 4w) between the two
+        return out
 
 
 class Block(nn.Module):
@@ -168,8 +165,6 @@ class VisionTower(nn.Module):
         super().__init__()
         width = config.width
         self.config = config
-        self.products: Literal["plain", "packed", "int8"] = "plain"
-        self.images_seen = 0
         self.conv1 = nn.Conv2d(3, width, config.patch_px, stride=config.patch_px, bias=False)
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty(config.grid**2 + 1, width))

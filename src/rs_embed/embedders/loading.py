@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from rs_embed.clip.checkpoint import open_checkpoint
-from rs_embed.clip.kernels import PRECISIONS, has_bf16, quantise
+from rs_embed.clip.kernels import PRECISIONS, Int8Linear, PackedLinear, can_pack, has_bf16, replace_linear
 from rs_embed.clip.model import TextTower, VisionTower
 from rs_embed.clip.reference import resolve
 from rs_embed.clip.tokenizer import Tokenizer
@@ -152,9 +152,12 @@ def load_text_embedder(card: ModelCard, *, checkpoint: str | Path | None, device
 
 def _load_images(file: Path, device: torch.device, precision: str) -> _Images:
     checkpoint = open_checkpoint(file)
-    tower = checkpoint.load_vision().to(device, _DTYPES.get(precision, torch.float32))
+    dtype = _DTYPES.get(precision, torch.float32)
+    tower = checkpoint.load_vision().to(device, dtype)
     if precision == "int8":
-        quantise(tower)
+        replace_linear(tower, Int8Linear)
+    elif device.type == "cpu" and can_pack(dtype):
+        replace_linear(tower, PackedLinear)
     return _Images(tower, checkpoint.config.activation)
 
 

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 from rs_embed import settings
-from rs_embed.clip.kernels import pack_when_it_pays
-from rs_embed.clip.model import VisionTower
 from rs_embed.clip.preprocess import normalise, resize_on_device
 from rs_embed.embedders.base import ImageEncoder, PixelTransform, TokenEncoder
 from rs_embed.embedders.cards import ModelCard
@@ -139,8 +137,6 @@ class RemoteClipEmbedder:
         """The pooled vector (n, d), the CLIP projection (n, p), and patch tokens (n, t, w), (n, 0) where not wanted."""
         pixels = self._pixels(images).to(self.device, self.dtype)
         network = self.network
-        if isinstance(network, VisionTower) and self.device.type == "cpu":
-            pack_when_it_pays(network, len(images))
         alone = output.pooling == "projected" and not wanted and isinstance(network, ImageEncoder)
         if alone or not isinstance(network, TokenEncoder):
             assert isinstance(network, ImageEncoder)

@@ -44,7 +44,7 @@ def isotropic(n: int, seed: int = 0) -> Iterator[npt.NDArray[np.float32]]:
 def _filtered_ms(file: VectorFile, queries: npt.NDArray[np.float32]) -> float:
     """A search among a random half."""
     half = np.flatnonzero(np.random.default_rng(2).random(len(file)) < 0.5)
-    search = partial(file.nearest, k=K, centred=False, exact=False, among=half)
+    search = partial(file.nearest, k=K, centred=False, exact=False, candidates=half)
     return 1e3 * statistics.median(seconds_of(partial(search, query)) for query in queries)
 
 

@@ -26,7 +26,7 @@ from rs_embed.embedders.cards import find_card
 from rs_embed.embedders.loading import load_text_embedder
 from rs_embed.embedders.text import unit
 from rs_embed.search.heatmap import _spread
-from rs_embed.search.query import text_query, word_odds
+from rs_embed.search.query import text_query, word_probabilities
 from rs_embed.search.results import NOTHING_LIKE_IT
 
 MODEL = "clip_eurosat_s2rgb"
@@ -58,7 +58,7 @@ def test_one_window_is_the_place_itself():
     vector = np.asarray(get_embedding(MODEL, input_chw=dn, output=OutputSpec.pooled("projected")).data)[None]
     texts = load_text_embedder(find_card(MODEL), checkpoint=None, device="cpu")
     assert heat.score == pytest.approx(float((unit(vector) @ text_query(MODEL, "forest"))[0]), abs=1e-5)
-    assert heat.probability == pytest.approx(float(word_odds(texts, ["forest"], vector)[0]), abs=1e-5)
+    assert heat.probability == pytest.approx(float(word_probabilities(texts, ["forest"], vector)[0]), abs=1e-5)
     assert heat.meta["windows"] == 1
 
 

@@ -30,7 +30,7 @@ from rs_embed import (
 )
 from rs_embed.cli.main import main
 from rs_embed.embedders.text import unit
-from rs_embed.search.concepts import learn
+from rs_embed.search.concepts import fit_direction
 from rs_embed.search.query import query_vector, text_query
 from rs_embed.search.results import NOTHING_LIKE_IT
 from rs_embed.search.vectors import VectorFile
@@ -378,8 +378,8 @@ def test_exact_search_is_brute_force(tmp_path, n):
     stored = vectors.astype(np.float16).astype(np.float32) @ query
     found = file.nearest(query, min(10, n), centred=False, exact=True)
     assert found.positions.tolist() == np.argsort(-stored)[:10].tolist()
-    among = np.arange(0, n, 2)
-    assert set(file.nearest(query, 5, among=among, centred=False).positions) <= set(among.tolist())
+    candidates = np.arange(0, n, 2)
+    assert set(file.nearest(query, 5, candidates=candidates, centred=False).positions) <= set(candidates.tolist())
 
 
 def test_sign_bits_find_what_exact_search_finds(tmp_path):
@@ -478,7 +478,7 @@ def test_a_concept_minimises_the_logistic_loss_around_what_was_asked():
 
     optimiser.step(loss)
     expected = w.detach() / w.detach().norm()
-    np.testing.assert_allclose(learn(asked, positives, negatives, mean), expected, atol=1e-4)
+    np.testing.assert_allclose(fit_direction(asked, positives, negatives, mean), expected, atol=1e-4)
 
 
 def test_marks_on_real_vectors_rank_better_than_the_words_alone(whurs19, tmp_path):
@@ -494,7 +494,7 @@ def test_marks_on_real_vectors_rank_better_than_the_words_alone(whurs19, tmp_pat
         if not (hits and misses):
             continue
         vectors = unit(whurs19["image_embeddings"])
-        head = learn(asked, vectors[hits], vectors[misses], vectors.mean(axis=0))
+        head = fit_direction(asked, vectors[hits], vectors[misses], vectors.mean(axis=0))
         left = np.setdiff1d(np.arange(len(labels)), hits + misses)
         for query, found in ((asked, before), (head, after)):
             order = left[np.argsort(-(vectors[left] @ query))]
@@ -567,7 +567,7 @@ def test_an_answer_that_is_not_exact_tells_its_recall(tmp_path, monkeypatch):
     assert len({h.id for h in approximate.hits} & {h.id for h in exact.hits}) >= 4
     assert all(h.lon > 2 - 0.01 for h in approximate.hits)
     assert 0.8 < whole.recall <= 1
-    assert whole.facts()["recall"] == whole.recall
+    assert whole.to_dict()["recall"] == whole.recall
     noise = VectorFile(tmp_path / "noise")
     noise = noise.append(unit(rng.normal(size=(8000, 64)).astype(np.float32)), {})
     assert noise.recall() < whole.recall  # isotropic noise is what sign bits cannot do

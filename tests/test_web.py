@@ -148,7 +148,7 @@ def test_the_page_takes_nothing_from_elsewhere_and_says_so(url):
 
 
 def test_rows_that_are_added_while_it_runs_are_found(tmp_path, monkeypatch):
-    monkeypatch.setattr("rs_embed.web.server._LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("rs_embed.web.server._REFRESH_S", 0.0)
     vectors = np.random.default_rng(0).normal(size=(2, 20, 64)).astype(np.float32)
     folder = write_vectors(tmp_path / "ds", vectors[0], [f"a/b #{i}?%2F" for i in range(20)])
     with serving(folder) as address:

@@ -127,9 +127,9 @@ def _page() -> Finding:
     """Look for the map of `rs-embed serve`."""
     if util.find_spec("fastapi") is None:
         return Finding("page", False, "fastapi is not installed", pip_line("web"))
-    from rs_embed.web.server import map_is_there
+    from rs_embed.web.server import has_map_library
 
-    return Finding("page", map_is_there(), "the map of `rs-embed serve`", MAP_REMEDY)
+    return Finding("page", has_map_library(), "the map of `rs-embed serve`", MAP_REMEDY)
 
 
 def _weights() -> Finding:

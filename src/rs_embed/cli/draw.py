@@ -15,7 +15,7 @@ from rs_embed.arrays import FloatArray
 from rs_embed.files import atomic_write
 from rs_embed.inspection import quicklook
 from rs_embed.search.heatmap import HeatMap
-from rs_embed.search.results import Found
+from rs_embed.search.results import SearchResults
 
 INK, GREY, PAPER = "#1b1f24", "#5b6470", "#ffffff"
 GAP = LEFT = 24
@@ -73,7 +73,7 @@ class Sheet:
         return text[:count] + "…"
 
 
-def contact_sheet(found: Found, thumbnails: Mapping[str, bytes], title: str) -> Sheet:
+def contact_sheet(found: SearchResults, thumbnails: Mapping[str, bytes], title: str) -> Sheet:
     """Draw the thumbnails of search results, the best first, each with its rank and place."""
     step, rows = _TILE + 16, -(-max(len(found.hits), 1) // _COLUMNS)
     sheet = Sheet.titled(

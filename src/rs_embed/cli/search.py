@@ -16,7 +16,7 @@ from rs_embed.cli.progress import index_progress
 from rs_embed.files import atomic_write
 
 if TYPE_CHECKING:
-    from rs_embed.search.results import Found
+    from rs_embed.search.results import SearchResults
 
 
 def search(
@@ -66,19 +66,19 @@ def search(
         title = text or (f"concept {concept}" if concept else f"like {', '.join(like or ())}")
         contact_sheet(found, rows.thumbnails([hit.unique_id for hit in found.hits]), title).save(plot)
         print(f"wrote {plot}", file=sys.stderr)
-    typer.echo(json.dumps(found.facts()) if as_json else "\n".join(_lines(found)))
+    typer.echo(json.dumps(found.to_dict()) if as_json else "\n".join(_lines(found)))
     if not found.hits:
         raise typer.Exit(1)
 
 
-def _write_footprints(found: Found, path: Path) -> None:
+def _write_footprints(found: SearchResults, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as part:
         part.write_text(json.dumps(found.to_geojson(), indent=1) + "\n", encoding="utf-8")
     print(f"wrote {len(found.hits)} footprint(s) to {path}", file=sys.stderr)
 
 
-def _lines(found: Found) -> Iterator[str]:
+def _lines(found: SearchResults) -> Iterator[str]:
     from rs_embed.grid import lonlat_text
 
     if found.notice:

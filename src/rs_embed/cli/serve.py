@@ -25,11 +25,11 @@ def serve(
     /openapi.json describes the HTTP API.
     """
     try:
-        from rs_embed.web.server import listen, map_is_there
+        from rs_embed.web.server import has_map_library, listen
         from rs_embed.web.server import serve as run
     except ModuleNotFoundError as error:
         raise RSEmbedError(missing_package(error.name or "fastapi", extra="web")) from None
-    if not map_is_there():
+    if not has_map_library():
         print(f"warning: the map's JavaScript is missing, only the HTTP API works: {MAP_REMEDY}", file=sys.stderr)
     from rs_embed.search.index import EmbeddingIndex
 

@@ -1,8 +1,7 @@
-"""A concept from a few clicks: rows marked as it and as not it become a direction to rank by.
+"""Concepts learnt from a few clicks: rows marked as positive and negative examples become a direction to rank by.
 
-A logistic regression that starts from what was asked (words, or the mean of the rows that are it) and leaves it only as
-far as the marks demand: with five marks a side that beats both the words alone and a regression that starts from
-nothing (docs/design/0012).
+A logistic regression starts from the query (words, or the mean of the positives) and is held near it by weight decay.
+With five marks a side it beats both the words alone and a regression that starts from zero (docs/design/0012).
 """
 
 from __future__ import annotations
@@ -14,102 +13,99 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from rs_embed.arrays import FloatArray
 from rs_embed.errors import RSEmbedError, SpecError
 from rs_embed.export.folder import DatasetFolder
 
-FloatArray = npt.NDArray[np.float32]
-
-_STRENGTH, _WEIGHT_DECAY = 10.0, 0.1
-"""How long the direction that was asked is, and how firmly it is held on to."""
+_START_LENGTH, _WEIGHT_DECAY = 10.0, 0.1
 _NAME = re.compile(r"\w[\w -]{0,62}")
-_NAME_BYTES = 200
-"""File systems take 255 a name."""
+_MAX_NAME_BYTES = 200
+"""Length of a name in UTF-8; file systems allow 255 with the ending."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Concept:
-    """A direction in the space of one model's CLIP projections, and the rows that it was learnt from."""
+    """Direction in the space of one model's CLIP projections, with the rows that it was learnt from."""
 
     name: str
     model: str
     weights_sha256: str | None
     direction: tuple[float, ...]
-    """Unit length: `vectors @ direction` ranks."""
+    """(d,) of unit length; `vectors @ direction` ranks."""
     positives: tuple[str, ...]
-    """`unique_id` of the rows that are it."""
+    """`unique_id` of the positive examples."""
     negatives: tuple[str, ...]
     text: tuple[str, ...] = ()
-    """The words that it started from."""
+    """Words that the training started from."""
 
 
-def learn(asked: FloatArray, positives: FloatArray, negatives: FloatArray, mean: FloatArray) -> FloatArray:
-    """The direction (d,) that tells positives from negatives and is near to what was asked.
+def fit_direction(start: FloatArray, positives: FloatArray, negatives: FloatArray, mean: FloatArray) -> FloatArray:
+    """Return the unit direction (d,) near `start` that separates positives from negatives.
 
     Args:
-        asked: (d,) unit direction to start from.
-        positives: (p, d) unit vectors; there may be none.
+        start: (d,) unit direction to start from.
+        positives: (p, d) unit vectors, p ≥ 0.
         negatives: (m, d) unit vectors.
-        mean: (d,) of all vectors: what they have in common tells nothing.
+        mean: (d,) mean of all vectors, which is subtracted: what they have in common separates nothing.
     """
     x = np.concatenate([positives, negatives]).astype(np.float64) - mean
     x = np.column_stack([x, np.ones(len(x))])
-    wanted = np.repeat([1.0, 0.0], [len(positives), len(negatives)])
-    share = np.where(wanted == 1, 1 / max(len(positives), 1), 1 / len(negatives))
-    start = np.append(_STRENGTH * asked.astype(np.float64), 0.0)
-    held = np.append(np.full(len(asked), _WEIGHT_DECAY), 1e-6)  # the bias is free
-    found = start
+    labels = np.repeat([1.0, 0.0], [len(positives), len(negatives)])
+    sample_weights = np.where(labels == 1, 1 / max(len(positives), 1), 1 / len(negatives))
+    initial = np.append(_START_LENGTH * start.astype(np.float64), 0.0)
+    decay = np.append(np.full(len(start), _WEIGHT_DECAY), 1e-6)  # the bias is free
+    weights = initial
     for _ in range(50):  # Newton's method: the loss is convex, and a handful of steps is enough
-        odds = 1 / (1 + np.exp(-np.clip(x @ found, -500, 500)))
-        slope = x.T @ (share * (odds - wanted)) + held * (found - start)
-        curvature = (x.T * (share * odds * (1 - odds))) @ x + np.diag(held)
-        step = np.linalg.solve(curvature, slope)
-        found = found - step
+        predicted = 1 / (1 + np.exp(-np.clip(x @ weights, -500, 500)))
+        gradient = x.T @ (sample_weights * (predicted - labels)) + decay * (weights - initial)
+        hessian = (x.T * (sample_weights * predicted * (1 - predicted))) @ x + np.diag(decay)
+        step = np.linalg.solve(hessian, gradient)
+        weights = weights - step
         if np.abs(step).max() < 1e-8:
             break
-    direction = found[:-1].astype(np.float32)
+    direction = weights[:-1].astype(np.float32)
     return direction / np.linalg.norm(direction)
 
 
 class Concepts:
-    """The concepts of a dataset: `concepts/<name>.json` beside its tables."""
+    """Saved concepts of a dataset: `concepts/<name>.json` beside its tables."""
 
     def __init__(self, folder: DatasetFolder) -> None:
         self._folder = folder
 
     def names(self) -> list[str]:
-        """What is there, by name."""
+        """Return the names of all saved concepts, sorted."""
         return sorted(f.stem for f in (self._folder.path / "concepts").glob("*.json"))
 
     def _file(self, name: str) -> Path:
-        if not _NAME.fullmatch(name) or len(name.encode()) > _NAME_BYTES:
+        if not _NAME.fullmatch(name) or len(name.encode()) > _MAX_NAME_BYTES:
             raise SpecError(f"a concept's name is letters, digits, spaces, _ and -, 63 at most, got {name!r}")
         return self._folder.path / "concepts" / f"{name}.json"
 
     def save(self, concept: Concept) -> None:
-        """Write it; one of the same name is replaced.
+        """Write a concept, replacing any of the same name.
 
         Raises:
-            SpecError: for a name that is no file's name.
+            SpecError: for a name that cannot be a file's name.
         """
         self._folder.write_text(self._file(concept.name), json.dumps(asdict(concept), indent=1) + "\n")
 
     def read(self, name: str) -> Concept:
-        """A saved concept.
+        """Read a saved concept.
 
         Raises:
-            SpecError: when there is none of that name.
-            RSEmbedError: when the file is none.
+            SpecError: for an unknown name.
+            RSEmbedError: for a file that holds no concept.
         """
         file = self._file(name)
         try:
-            facts = json.loads(file.read_text(encoding="utf-8"))
-            lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
-            found = Concept(**lists)
-            if not found.direction or not all(isinstance(v, float | int) for v in found.direction):
+            saved = json.loads(file.read_text(encoding="utf-8"))
+            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
+            concept = Concept(**fields)
+            if not concept.direction or not all(isinstance(v, float | int) for v in concept.direction):
                 raise ValueError("its direction is no list of numbers")
-            return found
+            return concept
         except FileNotFoundError:
             known = ", ".join(map(repr, self.names())) or "none yet, EmbeddingIndex.train makes one"
             raise SpecError(f"there is no concept {name!r} here; known: {known}") from None

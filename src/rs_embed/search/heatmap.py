@@ -1,6 +1,6 @@
-"""Where in one place some words are: overlapping windows, each embedded, spread on the place's own pixels.
+"""Heat maps of words over one place: overlapping windows are embedded, compared, and spread over the place's pixels.
 
-Windows, not patch tokens: a token of these networks says little of what lies under it (docs/design/0016).
+Patch tokens would be cheaper, but a token of these networks says little about what lies under it (docs/design/0016).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from rs_embed.arrays import BoolArray, FloatArray
 from rs_embed.api import get_embeddings_batch, inspect_provider_patch
 from rs_embed.embedders.cards import find_card
 from rs_embed.embedders.loading import load_text_embedder
@@ -23,18 +24,17 @@ from rs_embed.files import atomic_write
 from rs_embed.grid import epsg_of, place_geobox, transformer
 from rs_embed.patch import observed
 from rs_embed.providers.base import Provider
-from rs_embed.search.query import word_odds, word_query
-from rs_embed.search.results import NOTHING_LIKE_IT, UNLIKELY
+from rs_embed.search.query import word_probabilities, word_query
+from rs_embed.search.results import LIKELY, NOTHING_LIKE_IT
 from rs_embed.specs import OutputSpec, Place, SensorSpec, TemporalSpec
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
 
-FloatArray = npt.NDArray[np.float32]
 WINDOW_M = 640.0
-"""The side of a window: what the bundled model was trained on, and the least that shows it a shape."""
-_STEPS = 4
-"""Windows begin every quarter of their side: by half the point of the map is right less often (96 % against 98)."""
+"""Side of a window: the size that the bundled model was trained on, and the smallest that shows it a shape."""
+_STEPS_PER_WINDOW = 4
+"""With steps of half a window the best pixel is right less often (96 % against 98)."""
 _MIN_OBSERVED = 0.75
 _MAX_WINDOWS = 10_000
 _MEASURED_PX = 64
@@ -43,19 +43,19 @@ _BANDS = ("probability", "score")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeatMap:
-    """Where in a place some words are: at each pixel the mean of the windows over it, the nearer ones counting more."""
+    """Map of words over one place: each pixel is the mean of the windows over it, weighted by their distance."""
 
     probability: FloatArray
-    """(y, x), 0…1: the words against the whole background vocabulary; NaN where nothing was observed."""
+    """(y, x), 0…1: probability of the words against the whole background vocabulary; NaN where nothing was observed."""
     score: FloatArray
-    """(y, x): cosine with the words minus their background. Only its order means anything; NaN likewise."""
+    """(y, x): cosine with the words minus their background, of which only the order means anything; NaN likewise."""
     geobox: GeoBox
     best_pixel: tuple[int, int]
-    """Row and column where the words are likeliest, by `probability` to 0.1 %, then by `score`; amid equals."""
-    dn: npt.NDArray[np.float32]
-    """(3, y, x) the imagery, NaN where not observed."""
+    """Row and column of the highest `probability` to 0.1 %, then `score`; the central one of equals."""
+    dn: FloatArray
+    """(3, y, x) imagery, NaN where not observed."""
     meta: dict[str, Any]
-    """JSON-ready: words, model, weights, window, scenes, warnings."""
+    """JSON-ready description: words, model, weights, window, scenes, warnings."""
 
     @property
     def best(self) -> tuple[float, float, float]:
@@ -67,26 +67,25 @@ class HeatMap:
 
     @property
     def notice(self) -> str | None:
-        """Says so where nothing in the place is like the words."""
-        return NOTHING_LIKE_IT if self.best[2] < UNLIKELY else None
+        """Sentence for a place where nothing resembles the words; None for others."""
+        return NOTHING_LIKE_IT if self.best[2] < LIKELY else None
 
     @property
     def likely_frac(self) -> float:
-        """Share of the pixels with a value where the words are likelier than not."""
-        known = ~np.isnan(self.probability)
-        return float((self.probability[known] >= UNLIKELY).mean())
+        """Share of the observed pixels where the words are likely."""
+        return float((self.probability[~np.isnan(self.probability)] >= LIKELY).mean())
 
     def write_geotiff(self, path: str | Path) -> Path:
-        """Write `probability` and `score` as the two float32 bands of a GeoTIFF, nodata NaN; whole or not at all."""
+        """Write `probability` and `score` as the two float32 bands of a GeoTIFF with nodata NaN, atomically."""
         import rasterio
 
         path = Path(path)
         height, width = self.probability.shape
-        size = {"height": height, "width": width, "count": 2, "dtype": "float32", "nodata": float("nan")}
-        where = {"crs": epsg_of(self.geobox), "transform": self.geobox.transform}
+        layout = {"height": height, "width": width, "count": 2, "dtype": "float32", "nodata": float("nan")}
+        georeference = {"crs": epsg_of(self.geobox), "transform": self.geobox.transform}
         with (
             atomic_write(path) as part,
-            rasterio.open(part, "w", "GTiff", **size, **where, compress="deflate", predictor=3) as file,
+            rasterio.open(part, "w", "GTiff", **layout, **georeference, compress="deflate", predictor=3) as file,
         ):
             file.write(np.stack([self.probability, self.score]))
             file.descriptions = _BANDS
@@ -109,27 +108,27 @@ def heat_map(
     precision: str = "fp32",
     progress: bool = False,
 ) -> HeatMap:
-    """Where in a place the words are: one fetch, then windows every quarter of `window_m`, each compared.
+    """Map where in a place the words are, by comparing them with windows every quarter of `window_m`.
 
     Args:
         model: a name of `list_models()`.
-        text: what to look for; several are meant together.
+        text: words for what to look for; several are meant together.
         spatial: the place, at least one window wide and high.
         temporal: a time range.
-        negative: what not to look for; it changes the score, not the probability.
-        window_m: side of a window, ground metres; nothing smaller is told apart.
+        negative: words for what not to look for; they change the score, not the probability.
+        window_m: side of a window in ground metres, which is also the resolution of the map.
         sensor: what to fetch; the model's defaults when None.
-        backend: where from.
+        backend: source of the imagery.
         device: "auto", "cpu", "cuda", …
-        checkpoint: hub repo or path; the model's own when None.
+        checkpoint: hub repo or path; the model's default when None.
         precision: as for `get_embedding`.
         progress: show a bar on stderr.
 
     Raises:
-        SpecError: for a window larger than the place or of less than two pixels, or more than 10,000 of them.
+        SpecError: for a window larger than the place or under two pixels, or more than 10,000 windows.
         ModelError: for an empty text, or words none of which the model knows.
-        NoImageryError: when no window is observed by three quarters.
-        ProviderError: for imagery that cannot be had.
+        NoImageryError: for a place where no window is at least three quarters observed.
+        ProviderError: for imagery that cannot be read.
     """
     sensor = SensorSpec() if sensor is None else sensor
     checkpoint = sensor.checkpoint if checkpoint is None else checkpoint
@@ -144,8 +143,8 @@ def heat_map(
         spatial=spatial, temporal=temporal, sensor=sensor, backend=backend, return_array=True
     )
     dn = looked["array_chw"]
-    seen = observed(dn)
-    corners = _corners(seen, window)
+    valid = observed(dn)
+    corners = _window_corners(valid, window)
     filled = np.where(np.isnan(dn), np.float32(sensor.fill_value), dn)  # the place's gaps are told once, below
     results = get_embeddings_batch(
         model,
@@ -159,12 +158,12 @@ def heat_map(
     )
     vectors = np.stack([np.asarray(e.data, np.float32) for e in results if isinstance(e, Embedding)])  # all are
     shape = dn.shape[1:]
-    odds, scores = word_odds(texts, wanted, vectors), unit(vectors) @ word_query(texts, wanted, unwanted)
-    probability, score = (np.where(seen, _spread(v, corners, window, shape), np.nan) for v in (odds, scores))
+    odds, scores = word_probabilities(texts, wanted, vectors), unit(vectors) @ word_query(texts, wanted, unwanted)
+    probability, score = (np.where(valid, _spread(v, corners, window, shape), np.nan) for v in (odds, scores))
     return HeatMap(
         probability=probability,
         score=score,
-        best_pixel=_best(probability, score),
+        best_pixel=_best_pixel(probability, score),
         geobox=geobox,
         dn=dn,
         meta={
@@ -179,18 +178,18 @@ def heat_map(
             "backend": looked["backend"],
             "temporal": looked["temporal"],
             "scenes": looked["report"]["scenes"],
-            "warnings": [*remarks, *looked["report"]["warnings"], *_warnings(seen, window)],
+            "warnings": [*remarks, *looked["report"]["warnings"], *_warnings(valid, window)],
         },
     )
 
 
 def _window_px(window_m: float, scale_m: float, geobox: GeoBox) -> int:
-    """The side of a window in pixels."""
+    """Return the side of a window in pixels, or raise a SpecError where it does not suit the place."""
     height, width = geobox.shape
     if not (np.isfinite(window_m) and window_m >= 2 * scale_m):
         raise SpecError(f"window_m must be at least two pixels ({2 * scale_m:g} m), got {window_m!r}")
     pixels = round(window_m / scale_m)
-    step = max(pixels // _STEPS, 1)
+    step = max(pixels // _STEPS_PER_WINDOW, 1)
     if (count := (height // step) * (width // step)) > _MAX_WINDOWS:
         raise SpecError(
             f"windows of {window_m:g} m on a place of {width * scale_m:g} x {height * scale_m:g} m are some {count:,}, "
@@ -204,9 +203,9 @@ def _window_px(window_m: float, scale_m: float, geobox: GeoBox) -> int:
     return pixels
 
 
-def _warnings(seen: npt.NDArray[np.bool_], window: int) -> Iterator[str]:
-    if not seen.all():
-        yield f"missing pixels: only {seen.mean():.0%} of the place was observed; the others have no value"
+def _warnings(valid: BoolArray, window: int) -> Iterator[str]:
+    if not valid.all():
+        yield f"missing pixels: only {valid.mean():.0%} of the place was observed; the others have no value"
     if window < _MEASURED_PX:
         yield (
             f"windows of {window} px show the model little, and it is too sure of what it sees: only windows of "
@@ -214,14 +213,14 @@ def _warnings(seen: npt.NDArray[np.bool_], window: int) -> Iterator[str]:
         )
 
 
-def _corners(seen: npt.NDArray[np.bool_], window: int) -> list[tuple[int, int]]:
-    """First row and column of each window that was observed but for a quarter."""
-    height, width = seen.shape
+def _window_corners(valid: BoolArray, window: int) -> list[tuple[int, int]]:
+    """Return the first row and column of each window that is at least three quarters observed."""
+    height, width = valid.shape
     corners = [
         (y, x)
         for y in _starts(height, window)
         for x in _starts(width, window)
-        if seen[y : y + window, x : x + window].mean() >= _MIN_OBSERVED
+        if valid[y : y + window, x : x + window].mean() >= _MIN_OBSERVED
     ]
     if not corners:
         raise NoImageryError("no window of the place is observed by three quarters: take a longer time range")
@@ -229,21 +228,21 @@ def _corners(seen: npt.NDArray[np.bool_], window: int) -> list[tuple[int, int]]:
 
 
 def _starts(length: int, window: int) -> Iterator[int]:
-    """Every quarter of a window; the last is shifted in."""
+    """Yield window starts along an axis, every quarter of a window; the last one is shifted in to fit."""
     last = length - window
-    yield from range(0, last, max(window // _STEPS, 1))
+    yield from range(0, last, max(window // _STEPS_PER_WINDOW, 1))
     yield last
 
 
-def _best(probability: FloatArray, score: FloatArray) -> tuple[int, int]:
-    likely = np.where(np.isnan(score), -np.inf, np.round(probability.astype(np.float64), 3) * 1e3 + score)
-    equals = np.argwhere(likely >= likely.max() - 1e-4)  # near an edge one window alone decides
+def _best_pixel(probability: FloatArray, score: FloatArray) -> tuple[int, int]:
+    order = np.where(np.isnan(score), -np.inf, np.round(probability.astype(np.float64), 3) * 1e3 + score)
+    equals = np.argwhere(order >= order.max() - 1e-4)  # pixels near an edge lie in one window alone and are equal
     row, column = equals[np.abs(equals - equals.mean(axis=0)).sum(axis=1).argmin()]
     return int(row), int(column)
 
 
 def _spread(values: FloatArray, corners: Sequence[tuple[int, int]], window: int, shape: tuple[int, int]) -> FloatArray:
-    """Values of windows as (y, x): at each pixel the mean of the windows over it, less where it is off their centre."""
+    """Return the mean (y, x) of the windows over each pixel, weighted by a tent that falls off from their centres."""
     slope = window / 2 - np.abs(np.arange(window) + 0.5 - window / 2)
     tent = np.outer(slope, slope)
     total, weight = np.zeros(shape), np.zeros(shape)
@@ -251,5 +250,5 @@ def _spread(values: FloatArray, corners: Sequence[tuple[int, int]], window: int,
         total[y : y + window, x : x + window] += value * tent
         weight[y : y + window, x : x + window] += tent
     with np.errstate(invalid="ignore"):
-        spread: FloatArray = (total / weight).astype(np.float32)  # 0 / 0 is NaN: no window is there
+        spread: FloatArray = (total / weight).astype(np.float32)  # 0 / 0 is NaN: pixels without a window
     return spread

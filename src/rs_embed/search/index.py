@@ -1,9 +1,8 @@
-"""Search a dataset: by words, by example, or both; filtered by place and time before it is searched."""
+"""Search over a dataset by words, by example, or both, among the rows that filters on place and time leave."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,35 +14,37 @@ from rs_embed.embedding import Embedding
 from rs_embed.errors import SpecError
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.request import ExportRequest
-from rs_embed.search.asked import Asker, Terms, names
+from rs_embed.files import FileMemo
 from rs_embed.search.concepts import Concept, Concepts
-from rs_embed.search.results import Found, notice_of
-from rs_embed.search.store import Report, Store
-from rs_embed.search.vectors import Nearest
-from rs_embed.specs import BBox, TemporalSpec
+from rs_embed.search.query import Query, QueryEncoder, as_list
+from rs_embed.search.results import SearchResults, notice_text
+from rs_embed.search.rows import BBoxLike, Rows
+from rs_embed.search.store import IndexProgress, IndexStore
+from rs_embed.search.vectors import Neighbours
+from rs_embed.specs import TemporalSpec
 
 MAX_HITS = 1000
 
 
 class EmbeddingIndex:
-    """Search over one exported dataset; it is built when it is missing, and takes in what was added since.
+    """Search index of one exported dataset; it is built if it is missing, and extended by rows that were added since.
 
     Args:
-        folder: what `rs-embed export` wrote.
-        report: is called with files read and files to read, while the index is built.
-        rebuild: make the index anew, whatever is there.
+        folder: folder that `rs-embed export` wrote.
+        report: callback for the number of files read and of all files to read, while the index is built.
+        rebuild: build the index from scratch even if there is one.
 
     Raises:
-        RSEmbedError: when the folder holds no dataset, or an index of other weights.
+        RSEmbedError: for a folder without a dataset, or with an index of other weights.
     """
 
-    def __init__(self, folder: str | Path, report: Report | None = None, *, rebuild: bool = False) -> None:
+    def __init__(self, folder: str | Path, report: IndexProgress | None = None, *, rebuild: bool = False) -> None:
         self.folder = DatasetFolder(Path(folder))
         self.request: ExportRequest = self.folder.request
         self.concepts = Concepts(self.folder)
-        self._store = Store(self.folder, self.request)
+        self._store = IndexStore(self.folder, self.request)
         self._rows = self._store.build(report) if rebuild else self._store.open(report)
-        self._seen = self._store.signature()
+        self._fingerprint = self._store.fingerprint()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -51,57 +52,57 @@ class EmbeddingIndex:
     def __repr__(self) -> str:
         return f"EmbeddingIndex({str(self.folder.path)!r}, {len(self):,} rows, {self.request.model})"
 
-    def build(self, report: Report | None = None) -> int:
-        """Make the index anew from the dataset, as after rows were changed by hand; returns how many rows it has.
+    def build(self, report: IndexProgress | None = None) -> int:
+        """Rebuild the index from the dataset, as after rows were changed by hand, and return its number of rows.
 
         Args:
-            report: is called with files read and files to read.
+            report: as for `EmbeddingIndex`.
         """
         self._rows = self._store.build(report)
         return len(self)
 
-    def add(self, report: Report | None = None) -> int:
-        """Take in rows that the dataset has and the index does not; returns how many. Does nothing the second time.
+    def add(self, report: IndexProgress | None = None) -> int:
+        """Add the rows that the dataset has and the index lacks, and return their number.
 
         Args:
-            report: is called with files read and files to read.
+            report: as for `EmbeddingIndex`.
         """
         before = len(self)
         self._rows = self._store.add(self._rows, report)
         return len(self) - before
 
     def refresh(self) -> None:
-        """See what other processes added to the dataset or its index; costs a look at the folder when they did not."""
-        signature = self._store.signature()
-        if signature != self._seen:
+        """Load what other processes added to the dataset or its index; without changes it only lists the folder."""
+        fingerprint = self._store.fingerprint()
+        if fingerprint != self._fingerprint:
             self._rows = self._store.open(None)
-            self._seen = self._store.signature()
+            self._fingerprint = self._store.fingerprint()
 
     @property
     def extent(self) -> tuple[float, float, float, float] | None:
-        """West, south, east, north of all rows; None without any."""
+        """West, south, east, north of all rows; None without rows."""
         return self._rows.extent
 
     @property
     def time_range(self) -> tuple[str, str] | None:
-        """The first and the last day of all rows, the last not included."""
+        """First day of all rows and the day after the last; None without rows."""
         return self._rows.time_range
 
     def position_of(self, id: str) -> int:
-        """Where a row is, by its `unique_id` or `id`.
+        """Return the position of a row in the index by its `unique_id` or `id`.
 
         Raises:
-            SpecError: when there is none.
+            SpecError: for an unknown id.
         """
         return self._rows.position_of(id)
 
     def unique_id(self, id: str) -> str:
-        """The `unique_id` of a row, by that or by its `id`.
+        """Return the `unique_id` of a row by its `unique_id` or `id`.
 
         Raises:
-            SpecError: when there is none.
+            SpecError: for an unknown id.
         """
-        return self._rows.unique_id(self._rows.position_of(id))
+        return self._rows.unique_id(id)
 
     def search(
         self,
@@ -115,39 +116,37 @@ class EmbeddingIndex:
         negative: str | Sequence[str] = (),
         background: npt.ArrayLike | None = None,
         logit_scale: float | None = None,
-        bbox: BBox | tuple[float, float, float, float] | None = None,
+        bbox: BBoxLike | None = None,
         time: TemporalSpec | None = None,
         k: int = 20,
         every_window: bool = False,
         exact: bool | None = None,
-    ) -> Found:
-        """The rows most like what is asked; words and an example together count half each.
+    ) -> SearchResults:
+        """Find the rows that resemble a query most; words and an example count half each.
 
         Args:
             text: words; several are meant together.
             image: pixels of an example, raw DN (3, y, x).
-            vector: an embedding of an example, `pooled("projected")` by the same model, or its numbers (d,).
-            id: `unique_id` or `id` of a row as the example, or of several; they are left out of the answer.
-            unlike: the same of rows that are not meant; with an example or words, the answer is ranked by what tells
-                the two apart.
-            concept: the name of what `train` saved; instead of words and examples.
+            vector: embedding of an example, `pooled("projected")` by the same model, or its numbers (d,).
+            id: `unique_id` or `id` of one or several example rows, which the results leave out.
+            unlike: ids of negative example rows; with words or an example, rows are ranked by what separates the two.
+            concept: name of a concept that `train` saved, instead of words and examples.
             negative: words for what is not wanted.
-            background: (b, d) vectors of other texts, instead of the background vocabulary, where `vector` is a text's.
-            logit_scale: of the model that made them: gives hits of `vector` and `background` their probabilities.
+            background: (b, d) vectors of other texts that replace the background vocabulary, if `vector` is a text's.
+            logit_scale: scale of the model that made them, which gives hits of `vector` and `background` probabilities.
             bbox: only rows whose footprint meets this box.
-            time: only rows whose time range lies inside of this one.
-            k: how many, at most 1,000.
-            every_window: give each time range of a place; else a place is there once, with its best.
+            time: only rows whose time range lies inside this one.
+            k: number of hits, at most 1,000.
+            every_window: return each time range of a place; otherwise a place is there once, with its best.
             exact: compare every row; None decides by their number.
 
         Raises:
-            SpecError: for a `k` that is none, or an id that the dataset does not have.
-            ModelError: when nothing was asked, or with a vector of another model or weights.
+            SpecError: for an invalid `k`, an unknown id or concept, or criteria that exclude each other.
+            ModelError: for an empty query, or a vector of another model or weights.
         """
         if not isinstance(k, int) or not 1 <= k <= MAX_HITS:
             raise SpecError(f"k must be a whole number from 1 to {MAX_HITS}, got {k!r}")
-        rows = self._rows
-        terms = Terms(
+        query = Query(
             text=text,
             image=image,
             vector=vector,
@@ -158,76 +157,76 @@ class EmbeddingIndex:
             background=background,
             logit_scale=logit_scale,
         )
-        asker = Asker(self.request, self.concepts, rows)
+        rows = self._rows
         if not len(rows):
-            return Found(hits=(), notice="this dataset has no rows yet", searched=0, exact=True, recall=None)
-        asked = asker.ask(terms)
-        among = rows.among(bbox, time, asked.own, every_window)
-        if among is not None and not len(among):
-            return Found(hits=(), notice=rows.span, searched=0, exact=True, recall=None)
-        found = rows.nearest(asked.query, k, among, centred=asked.centred, exact=exact, every_window=every_window)
-        odds = asker.odds(asked, terms, found.positions)
-        return Found(
-            hits=rows.hits(found, odds, k, every_window),
-            notice=notice_of(odds, asker.remarks(terms)),
-            searched=len(rows) if among is None else len(among),
+            return SearchResults(notice="this dataset has no rows yet")
+        encoder = self._encoder(rows)
+        encoded = encoder.encode(query)
+        candidates = rows.select(bbox, time, exclude=encoded.example_ids, every_window=every_window)
+        if candidates is not None and not len(candidates):
+            return SearchResults(notice=rows.no_match_notice)
+        found = rows.nearest(
+            encoded.vector, k, candidates, centred=encoded.centred, exact=exact, every_window=every_window
+        )
+        probabilities = encoder.probabilities(encoded, query, found.positions)
+        return SearchResults(
+            hits=rows.hits(found, probabilities, k, every_window=every_window),
+            notice=notice_text(probabilities, encoder.remarks(query)),
+            searched=len(rows) if candidates is None else len(candidates),
             exact=found.exact,
-            recall=None if found.exact else rows.file.facts.get("recall"),
+            recall=None if found.exact else rows.file.header.get("recall"),
         )
 
     def train(
         self, positives: str | Sequence[str], negatives: str | Sequence[str], *, name: str, text: str | None = None
     ) -> Concept:
-        """Learn a concept from rows that are it and rows that are not; it is saved beside the dataset.
+        """Learn a concept from example rows and save it beside the dataset.
 
         Args:
-            positives: `unique_id` or `id` of rows that are it; five do.
-            negatives: the same of rows that are not, best such as a search took for it.
-            name: what `search(concept=…)` calls it; one of the same name is replaced.
-            text: words to start from, such as those that were searched for; else the mean of the positives.
+            positives: `unique_id` or `id` of rows that show it; five are enough.
+            negatives: ids of rows that do not, best those that a search mistook for it.
+            name: name for `search(concept=…)`; a concept of the same name is replaced.
+            text: words to start from, such as those that were searched for; the mean of the positives when None.
 
         Raises:
-            SpecError: for a name that is no file's name, a row that the dataset does not have, one that is both, or
-                none on a side.
+            SpecError: for an invalid name, an unknown row, a row on both sides, or a side without rows.
         """
         rows = self._rows
-        wanted, unwanted = (
-            [rows.unique_id(rows.position_of(name)) for name in names(given)] for given in (positives, negatives)
-        )
-        if not wanted or not unwanted:
-            raise SpecError(f"a concept needs rows on both sides, got {len(wanted)} positive, {len(unwanted)} negative")
-        if both := sorted(set(wanted) & set(unwanted)):
+        encoder = self._encoder(rows)
+        likes, unlikes = ([rows.unique_id(id) for id in as_list(ids)] for ids in (positives, negatives))
+        if not likes or not unlikes:
+            raise SpecError(f"a concept needs rows on both sides, got {len(likes)} positive, {len(unlikes)} negative")
+        if both := sorted(set(likes) & set(unlikes)):
             raise SpecError(f"a row cannot be positive and negative: {', '.join(both)}")
-        asker = Asker(self.request, self.concepts, rows)
-        asked = asker.ask(Terms(text=text) if text is not None else Terms(id=wanted))
-        found = Concept(
+        start = encoder.encode(Query(text=text) if text is not None else Query(id=likes))
+        concept = Concept(
             name=name,
             model=self.request.model,
             weights_sha256=self.request.weights_sha256,
-            direction=tuple(asker.learn(asked.query, asked.words, rows.vectors(wanted), unwanted).tolist()),
-            positives=tuple(wanted),
-            negatives=tuple(unwanted),
-            text=asked.words,
+            direction=tuple(encoder.fit(start.vector, start.words, rows.vectors_of(likes), unlikes).tolist()),
+            positives=tuple(likes),
+            negatives=tuple(unlikes),
+            text=start.words,
         )
-        self.concepts.save(found)
-        return found
+        self.concepts.save(concept)
+        return concept
 
     def thumbnails(self, ids: Sequence[str]) -> dict[str, bytes]:
-        """PNGs of rows by `unique_id`, from the parts that hold them; a row without one is missing.
+        """Return the PNG thumbnails of rows by `unique_id`; rows without a thumbnail are left out.
 
         Raises:
-            SpecError: for a row that the dataset does not have.
+            SpecError: for an unknown row.
         """
-        now = self._rows
-        positions = [now.position_of(id) for id in ids]
-        rows = now.table.select(["unique_id", "part"]).take(pa.array(positions, pa.int64())).to_pylist()
-        parts = {part: _thumbnails_in(self.folder.path / "thumbnails" / part) for part in {r["part"] for r in rows}}
-        found = {row["unique_id"]: parts[row["part"]].get(row["unique_id"]) for row in rows}
+        rows = self._rows
+        positions = pa.array([rows.position_of(id) for id in ids], pa.int64())
+        chosen = rows.table.select(["unique_id", "part"]).take(positions).to_pylist()
+        parts = {part: _read_thumbnails(self.folder.path / "thumbnails" / part) for part in {r["part"] for r in chosen}}
+        found = {row["unique_id"]: parts[row["part"]].get(row["unique_id"]) for row in chosen}
         return {unique_id: png for unique_id, png in found.items() if png is not None}
 
     def places(
         self,
-        bbox: BBox | tuple[float, float, float, float] | None = None,
+        bbox: BBoxLike | None = None,
         *,
         time: TemporalSpec | None = None,
         limit: int = 1000,
@@ -238,42 +237,44 @@ class EmbeddingIndex:
         unlike: str | Sequence[str] = (),
         concept: str | None = None,
         negative: str | Sequence[str] = (),
-    ) -> Found:
-        """Rows in the order of the dataset; with a question, each with its percentile: how well every place answers it.
+    ) -> SearchResults:
+        """List rows in the order of the dataset; with a query, each has its percentile among all rows.
+
+        `bbox`, `time`, `text`, `id`, `unlike`, `concept` and `negative` are those of `search`.
 
         Args:
-            bbox: only rows whose footprint meets this box.
-            time: only rows whose time range lies inside of this one.
-            limit: how many.
-            offset: how many to pass over.
-            spread: of more than `limit`, take some from everywhere instead of the first.
-            text: as for `search`, like those that follow.
-            id: rows as the example.
-            unlike: rows that are not meant.
-            concept: what `train` saved.
-            negative: words for what is not wanted.
+            limit: number of rows, at most.
+            offset: number of rows to skip.
+            spread: take every n-th row instead of the first ones, if there are more than `limit`.
         """
         rows = self._rows
-        among = rows.among(bbox, time, ())
-        positions = np.arange(len(rows)) if among is None else among
-        some = positions[offset:]
-        some = some[:: -(-len(some) // limit) or 1][:limit] if spread else some[:limit]
-        nothing = np.zeros(len(some), np.float32)
-        scored = Nearest(some, nothing, nothing, exact=True)
-        terms = Terms(text=text, id=id, unlike=unlike, concept=concept, negative=negative)
-        if terms.says_something and len(rows):
-            asked = Asker(self.request, self.concepts, rows).ask(terms)
-            scored = rows.file.compare(asked.query, some)
-        hits = rows.hits(scored, None, limit, every_window=True)
-        return Found(hits=hits, notice=None, searched=len(positions), exact=True, recall=None)
+        selected = rows.select(bbox, time)
+        positions = np.arange(len(rows)) if selected is None else selected
+        page = positions[offset:]
+        page = page[:: -(-len(page) // limit) or 1][:limit] if spread else page[:limit]
+        query = Query(text=text, id=id, unlike=unlike, concept=concept, negative=negative)
+        if query.is_empty or not len(rows):
+            zeros = np.zeros(len(page), np.float32)
+            scored = Neighbours(page, zeros, zeros, exact=True)
+        else:
+            scored = rows.file.compare(self._encoder(rows).encode(query).vector, page)
+        return SearchResults(hits=rows.hits(scored, None, limit, every_window=True), searched=len(positions))
+
+    def _encoder(self, rows: Rows) -> QueryEncoder:
+        return QueryEncoder(self.request, self.concepts, rows)
 
 
-def _thumbnails_in(file: Path) -> dict[str, bytes]:
-    """All of one part, kept for a while: a map asks for neighbours, one by one."""
-    return _read_thumbnails(file, file.stat().st_mtime_ns) if file.exists() else {}
+_thumbnail_files: FileMemo[dict[str, bytes]] = FileMemo(keep=16)
+"""Thumbnails of the last few files: a map asks for neighbours one by one."""
 
 
-@lru_cache(maxsize=16)
-def _read_thumbnails(file: Path, changed_ns: int) -> dict[str, bytes]:
-    table = pq.read_table(file, columns=["unique_id", "thumbnail"])
-    return dict(zip(table["unique_id"].to_pylist(), table["thumbnail"].to_pylist(), strict=True))
+def _read_thumbnails(file: Path) -> dict[str, bytes]:
+    """Return the thumbnails of one file by `unique_id`."""
+    if not file.exists():
+        return {}
+
+    def read() -> dict[str, bytes]:
+        table = pq.read_table(file, columns=["unique_id", "thumbnail"])
+        return dict(zip(table["unique_id"].to_pylist(), table["thumbnail"].to_pylist(), strict=True))
+
+    return _thumbnail_files.get(file, read)

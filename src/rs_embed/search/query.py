@@ -1,72 +1,205 @@
-"""A query that works: words against a background of other words.
+"""Queries and their encoding: words, examples and concepts become one direction to rank rows by.
 
-CLIP's texts are alike: most of a text's vector says "a caption", and images differ in how much they resemble any
-caption. Taking the mean of other concepts away leaves what is particular to the words: on real RemoteCLIP vectors
-mean average precision rises from 0.84 to 0.96 (`benchmarks/bench_whurs19.py`).
+CLIP's text vectors resemble each other: most of each vector says "a caption", and images differ in how much they
+resemble any caption. Subtracting the mean of other concepts leaves what is particular to the words: on real RemoteCLIP
+vectors mean average precision rises from 0.84 to 0.96 (`benchmarks/bench_whurs19.py`).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from rs_embed.api import get_embedding
+from rs_embed.arrays import FloatArray
 from rs_embed.embedders.cards import find_card
 from rs_embed.embedders.loading import load_text_embedder
 from rs_embed.embedders.text import TextEmbedder, check_texts, frames_of, unit
-from rs_embed.errors import ModelError
+from rs_embed.embedding import Embedding
+from rs_embed.errors import ModelError, SpecError
+from rs_embed.search.concepts import Concepts, fit_direction
+from rs_embed.specs import OutputSpec
 from rs_embed.texts import likelihoods
 
-FloatArray = npt.NDArray[np.float32]
+if TYPE_CHECKING:
+    from rs_embed.export.request import ExportRequest
+    from rs_embed.search.rows import Rows
+
+Strings = str | Sequence[str] | None
+
+NEGATIVE_WEIGHT = 0.5
+_SYNONYM_COSINE = 0.6
+"""Cosine, without the common part, from which two texts count as synonyms, so that neither is the other's alternative.
+(The classes of WHU-RS19 in RemoteCLIP reach 0.37 at most, synonyms in the bundled model exceed 0.9.)"""
 
 _log = logging.getLogger("rs_embed")
 
-NEGATIVE_WEIGHT = 0.5
-_VOCABULARY = "background.txt"
-_SAME = 0.6
-"""Words this alike, the common part taken off, mean the same: they are no alternative to each other. (The classes of
-WHU-RS19 in RemoteCLIP are 0.37 alike at most, synonyms in the bundled model over 0.9.)"""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """Criteria to rank rows by; `EmbeddingIndex.search` describes each of them."""
+
+    text: Strings = None
+    image: npt.ArrayLike | None = None
+    vector: Embedding | npt.ArrayLike | None = None
+    id: Strings = None
+    unlike: Strings = None
+    concept: str | None = None
+    negative: Strings = None
+    background: npt.ArrayLike | None = None
+    logit_scale: float | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """True where there is nothing to rank by; `unlike` and `negative` need another criterion beside them."""
+        criteria = (self.text, self.image, self.vector, self.concept)
+        return not as_list(self.id) and all(criterion is None for criterion in criteria)
 
 
-def query_vector(
-    texts: FloatArray | None = None,
-    *,
-    background: FloatArray,
-    negatives: FloatArray | None = None,
-    images: FloatArray | None = None,
-    image_weight: float = 0.5,
-) -> FloatArray:
-    """One vector (d,) to score images by: `unit(images) @ query`, higher is better, only the order means anything.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedQuery:
+    """A query as one direction, with what the search needs to know about it."""
 
-    Args:
-        texts: (t, d) what to find; several are meant together.
-        background: (b, d) texts of other concepts, see `background_words`.
-        negatives: (m, d) what not to find.
-        images: (i, d) places that show what to find.
-        image_weight: share of the images where there are texts too, 0…1.
+    vector: FloatArray
+    """(d,) unit vector."""
+    centred: bool
+    """True for a difference of vectors, such as words minus their background; False for a vector like the stored."""
+    words: tuple[str, ...] = ()
+    example_ids: tuple[str, ...] = ()
+    """Rows given as examples, which the results leave out."""
 
-    Raises:
-        ModelError: when there is neither a text nor an image.
-    """
-    common = unit(background).mean(axis=0)
-    words = np.zeros_like(common)
-    if texts is not None:
-        words += unit(texts).mean(axis=0) - common
-    if negatives is not None:
-        words -= NEGATIVE_WEIGHT * (unit(negatives).mean(axis=0) - common)
-    if images is None:
-        if texts is None:
-            raise ModelError("a query needs a text or an image")
-        return unit(words)
-    example = unit(unit(images).mean(axis=0))
-    if texts is None:
-        return unit(example + np.linalg.norm(words) * unit(words))
-    return unit((1 - image_weight) * unit(words) + image_weight * example)
+
+@dataclass(frozen=True, slots=True)
+class QueryEncoder:
+    """Encoder of queries for the rows of one index."""
+
+    request: ExportRequest
+    concepts: Concepts
+    rows: Rows
+
+    def encode(self, query: Query) -> EncodedQuery:
+        """Combine all criteria of a query into one direction.
+
+        Raises:
+            SpecError: for criteria that exclude each other, or an unknown row or concept.
+            ModelError: for an empty query, or a vector of another model or weights.
+        """
+        words = [] if query.text is None else check_texts(query.text)
+        negative = check_texts(as_list(query.negative)) if query.negative else []
+        likes, unlikes = as_list(query.id), as_list(query.unlike)
+        if query.concept is not None:
+            if words or negative or likes or unlikes or query.image is not None or query.vector is not None:
+                raise SpecError(f"concept {query.concept!r} stands for itself: leave out words and examples")
+            return EncodedQuery(vector=self._concept_direction(query.concept), centred=True)
+        if query.background is not None and (words or negative or query.vector is None):
+            raise SpecError("a background goes with vector=, a text's; words have the model's own background")
+        examples = self._example_vectors(query, likes)
+        vector = self._merge(words, negative, examples, query.background)
+        if unlikes:
+            vector = self.fit(vector, words, examples, unlikes)
+        return EncodedQuery(
+            vector=vector, centred=bool(words or unlikes), words=tuple(words), example_ids=(*likes, *unlikes)
+        )
+
+    def fit(
+        self, start: FloatArray, words: Sequence[str], examples: FloatArray | None, unlikes: Sequence[str]
+    ) -> FloatArray:
+        """Return the direction near `start` that separates the examples from the rows `unlikes`."""
+        mean = self.rows.file.mean
+        if not words:  # words are a difference already
+            start = unit(start - mean)
+        positives = np.empty((0, len(mean)), np.float32) if examples is None else unit(examples)
+        return fit_direction(start, positives, self.rows.vectors_of(unlikes), mean)
+
+    def probabilities(self, encoded: EncodedQuery, query: Query, positions: npt.NDArray[np.int64]) -> FloatArray | None:
+        """Return the probability of the query against its background for some rows; None without a background."""
+        images = self.rows.vectors_at(positions)
+        if encoded.words:
+            return word_probabilities(self._texts, encoded.words, images)
+        if query.vector is None or query.background is None or query.logit_scale is None:
+            return None
+        text = unit(self._checked(query.vector)).mean(axis=0)
+        return _probability_against(text, np.asarray(query.background, np.float32), images, query.logit_scale)
+
+    def remarks(self, query: Query) -> list[str]:
+        """Return a sentence for each part of the words that the model cannot read."""
+        words = [*as_list(query.text), *as_list(query.negative)]
+        return [remark for word in words for remark in self._texts.remarks(word)]
+
+    @property
+    def _texts(self) -> TextEmbedder:
+        """The model's text side, which stays loaded."""
+        return load_text_embedder(find_card(self.request.model), checkpoint=self.request.checkpoint, device="auto")
+
+    def _concept_direction(self, name: str) -> FloatArray:
+        concept = self.concepts.read(name)
+        if concept.weights_sha256 != self.request.weights_sha256:
+            raise ModelError(f"the concept {name!r} is of other weights ({concept.model}): train it again")
+        (direction,) = self._checked(np.asarray(concept.direction, np.float32))
+        return np.asarray(direction, np.float32)
+
+    def _example_vectors(self, query: Query, likes: Sequence[str]) -> FloatArray | None:
+        """Return the examples as (n, d); None where the query has none."""
+        if sum((query.image is not None, query.vector is not None, bool(likes))) > 1:
+            raise SpecError("one kind of example is enough: image, vector or id")
+        if likes:
+            return self.rows.vectors_of(likes)
+        if query.image is not None:
+            embedding = get_embedding(
+                self.request.model,
+                input_chw=np.asarray(query.image),
+                output=OutputSpec.pooled("projected"),
+                checkpoint=self.request.checkpoint,
+            )
+            return np.asarray(embedding.data, np.float32)[None]
+        return None if query.vector is None else self._checked(query.vector)
+
+    def _checked(self, vector: Embedding | npt.ArrayLike) -> FloatArray:
+        """Return vectors as (n, d), or raise a ModelError where they cannot be compared with the rows."""
+        if isinstance(vector, Embedding):
+            sha256, pooling = vector.meta.get("weights_sha256"), vector.meta.get("pooling")
+            if (sha256, pooling) != (self.request.weights_sha256, "clip_projection"):
+                raise ModelError(
+                    f"the vector is a {pooling} of {vector.meta.get('model')}, the index holds CLIP projections of "
+                    f"{self.request.model}: embed with the same model and OutputSpec.pooled('projected')"
+                )
+            vector = np.asarray(vector.data)
+        array, dim = np.atleast_2d(np.asarray(vector, np.float32)), self.rows.file.header["dim"]
+        if len(self.rows) and array.shape[1:] != (dim,):
+            raise ModelError(f"the vector has shape {array.shape[1:]}, the index holds {dim} numbers")
+        if not np.isfinite(array).all():
+            raise ModelError("the vector holds NaN or infinity")
+        return array
+
+    def _merge(
+        self, words: list[str], negative: list[str], examples: FloatArray | None, background: npt.ArrayLike | None
+    ) -> FloatArray:
+        if words:
+            return word_query(self._texts, words, negative, images=examples)
+        if examples is None:
+            raise ModelError(
+                "nothing was asked: say what to find in words, or name an example (a row's id, an image, a vector)"
+            )
+        if background is not None:
+            return query_vector(texts=examples, background=np.asarray(background, np.float32))
+        mean = unit(examples).mean(axis=0)
+        return unit(mean - NEGATIVE_WEIGHT * word_query(self._texts, negative) if negative else mean)
+
+
+def as_list(value: Strings) -> list[str]:
+    """Return one string or several as a list; None is an empty one."""
+    return [value] if isinstance(value, str) else list(value or ())
+
+
+# --- words against a background of other words
 
 
 def text_query(
@@ -79,15 +212,31 @@ def text_query(
     template: str | Sequence[str] | None = "rs",
     checkpoint: str | Path | None = None,
 ) -> FloatArray:
-    """`query_vector` from words, against the background words that the model knows and the query does not hold.
+    """Turn words into one vector to rank image vectors by: `unit(images) @ query`, higher is better.
 
-    Words that the model's vocabulary does not have are a warning of the logger "rs_embed".
+    The words are set off against a background vocabulary of what Sentinel-2 images show. Only the order of the scores
+    means anything. Words that the model's vocabulary lacks are a warning of the logger "rs_embed".
+
+    Args:
+        model: a name of `list_models()`.
+        texts: words for what to find; several are meant together.
+        negatives: words for what not to find.
+        images: (n, d) vectors of example places, `OutputSpec.pooled("projected")` by the same model.
+        image_weight: share of the examples in the query, 0…1.
+        template: "rs" averages eight remote-sensing sentences; None takes each text as it is; or sentences with `{}`.
+        checkpoint: hub repo or path; the model's default when None.
 
     Returns:
-        (d,) float32.
+        (d,) float32 unit vector, d the length of the model's CLIP projection (512 for ViT-B/32).
 
     Raises:
-        ModelError: for an empty text.
+        ModelError: for an empty text, an unknown model, or weights that cannot be loaded.
+        SpecError: for a template without `{}`.
+
+    Example:
+        >>> from rs_embed import text_query
+        >>> text_query("clip_eurosat_s2rgb", "river", negatives="forest").shape
+        (128,)
     """
     wanted, unwanted = check_texts(texts), check_texts(negatives) if negatives else []
     embedder = load_text_embedder(find_card(model), checkpoint=checkpoint, device="auto")
@@ -106,10 +255,10 @@ def word_query(
     images: FloatArray | None = None,
     image_weight: float = 0.5,
 ) -> FloatArray:
-    """`text_query` by a text side that is loaded; what it cannot read of the words is not told here."""
-    frames, asked = frames_of(template), _words_in((*wanted, *unwanted))
+    """Do the work of `text_query` with a loaded text side, and without its warnings."""
+    frames, query_words = frames_of(template), _words_in((*wanted, *unwanted))
     words, vectors = _background(embedder, frames)
-    others = [not asked & set(word.split()) for word in words]
+    others = [query_words.isdisjoint(word.split()) for word in words]
     return query_vector(
         embedder.embed(wanted, frames),
         background=vectors[others],
@@ -119,29 +268,59 @@ def word_query(
     )
 
 
-def word_odds(embedder: TextEmbedder, texts: Sequence[str], images: FloatArray) -> FloatArray:
-    """How likely the texts are for each image against all background words: softmax at the model's own scale.
+def query_vector(
+    texts: FloatArray | None = None,
+    *,
+    background: FloatArray,
+    negatives: FloatArray | None = None,
+    images: FloatArray | None = None,
+    image_weight: float = 0.5,
+) -> FloatArray:
+    """Merge vectors of texts and images into one unit vector (d,) to rank images by.
 
     Args:
-        embedder: the model's text side.
-        texts: meant together.
-        images: (n, d).
+        texts: (t, d) what to find; several are meant together.
+        background: (b, d) texts of other concepts, see `background_words`.
+        negatives: (m, d) texts of what not to find.
+        images: (i, d) places that show what to find.
+        image_weight: share of the images where there are texts too, 0…1.
 
-    Returns:
-        (n,), 0…1.
+    Raises:
+        ModelError: without a text and an image.
     """
-    asked = _words_in(texts)
+    common = unit(background).mean(axis=0)
+    words = np.zeros_like(common)
+    if texts is not None:
+        words += unit(texts).mean(axis=0) - common
+    if negatives is not None:
+        words -= NEGATIVE_WEIGHT * (unit(negatives).mean(axis=0) - common)
+    if images is None:
+        if texts is None:
+            raise ModelError("a query needs a text or an image")
+        return unit(words)
+    example = unit(unit(images).mean(axis=0))
+    if texts is None:
+        return unit(example + np.linalg.norm(words) * unit(words))
+    return unit((1 - image_weight) * unit(words) + image_weight * example)
+
+
+def word_probabilities(embedder: TextEmbedder, texts: Sequence[str], images: FloatArray) -> FloatArray:
+    """Return the probability (n,) of texts, meant together, against all background words for each image (n, d)."""
+    query_words = _words_in(texts)
     words, vectors = _background(embedder, frames_of("rs"))
-    wanted = unit(embedder.embed(texts, frames_of("rs"))).mean(axis=0)
+    text = unit(embedder.embed(texts, frames_of("rs"))).mean(axis=0)
     common = unit(vectors).mean(axis=0)
-    alike = unit(unit(vectors) - common) @ unit(wanted - common)
-    others = [not asked & set(word.split()) and a < _SAME for word, a in zip(words, alike, strict=True)]
-    return odds_of(wanted, vectors[others], images, embedder.logit_scale)
+    cosines = unit(unit(vectors) - common) @ unit(text - common)
+    others = [
+        query_words.isdisjoint(word.split()) and cosine < _SYNONYM_COSINE
+        for word, cosine in zip(words, cosines, strict=True)
+    ]
+    return _probability_against(text, vectors[others], images, embedder.logit_scale)
 
 
-def odds_of(wanted: FloatArray, others: FloatArray, images: FloatArray, scale: float) -> FloatArray:
-    """Softmax of one text (d,) against other texts (b, d) for each image (n, d): (n,), 0…1."""
-    return likelihoods(unit(images), unit(np.concatenate([wanted[None], others])), scale)[:, 0]
+def _probability_against(text: FloatArray, others: FloatArray, images: FloatArray, scale: float) -> FloatArray:
+    """Return the softmax share (n,) of one text (d,) among it and other texts (b, d), for each image (n, d)."""
+    return likelihoods(unit(images), unit(np.concatenate([text[None], others])), scale)[:, 0]
 
 
 def _words_in(texts: Sequence[str]) -> set[str]:
@@ -150,19 +329,19 @@ def _words_in(texts: Sequence[str]) -> set[str]:
 
 @lru_cache(maxsize=1)
 def background_words() -> tuple[str, ...]:
-    """The background vocabulary: things that Sentinel-2 images show, from `background.txt`."""
-    lines = resources.files(__package__).joinpath(_VOCABULARY).read_text(encoding="utf-8").splitlines()
+    """Return the background vocabulary: things that Sentinel-2 images show, from `background.txt`."""
+    lines = resources.files(__package__).joinpath("background.txt").read_text(encoding="utf-8").splitlines()
     return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
 
 
 def known_words(model: str, checkpoint: str | Path | None = None) -> list[str]:
-    """The background words that a model can read: what one may ask it for, to begin with."""
+    """Return the background words that a model can read, as suggestions for a first query."""
     embedder = load_text_embedder(find_card(model), checkpoint=checkpoint, device="auto")
     return _background(embedder, frames_of("rs"))[0]
 
 
 @lru_cache(maxsize=2)
 def _background(embedder: TextEmbedder, frames: tuple[str, ...] | None) -> tuple[list[str], FloatArray]:
-    """The background words that a model can read, and their vectors: embedded once, not for each query."""
+    """Return the background words that a model can read, with their vectors (b, d); embedded once a model."""
     words = [word for word in background_words() if not embedder.unknown_words(word)]
     return words, embedder.embed(words, frames)

@@ -1,4 +1,4 @@
-"""What a search answers: rows in their order, and what is to be said of the whole answer."""
+"""Search results: hits in their order, and a notice about all of them."""
 
 from __future__ import annotations
 
@@ -7,30 +7,29 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import shapely
 
-FloatArray = npt.NDArray[np.float32]
+from rs_embed.arrays import FloatArray
 
-JUDGED_BY = 20
-"""So many of the best tell whether what was asked is there at all."""
+NOTICE_HITS = 20
+"""Number of best rows whose mean probability tells whether the dataset holds what was asked for."""
 NOTHING_LIKE_IT = "probably nothing like this here"
-UNLIKELY = 0.5
+LIKELY = 0.5
+"""Probability from which words count as present."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hit:
-    """One row that was found."""
+    """One row of the results."""
 
     rank: int
     """From 1."""
     score: float
-    """Only its order means anything."""
+    """Product with the query; only its order means anything."""
     percentile: float
     """Share of the rows searched that score lower, per cent."""
     probability: float | None
-    """Of the words against the background vocabulary; None where nothing was asked in words."""
+    """Probability of the words against the background vocabulary; None without words."""
     unique_id: str
     id: str
     lon: float
@@ -38,7 +37,7 @@ class Hit:
     bounds: tuple[float, float, float, float]
     """West, south, east, north."""
     footprint: tuple[tuple[float, float], ...]
-    """Corners (longitude, latitude): north-west, north-east, south-east, south-west of the place's own UTM square."""
+    """Corners (longitude, latitude) of the place's UTM square: north-west, north-east, south-east, south-west."""
     start: str
     end: str
     status: str
@@ -46,20 +45,20 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """An answer."""
+class SearchResults:
+    """Hits of one search, best first."""
 
-    hits: tuple[Hit, ...]
-    notice: str | None
-    """A warning about the whole answer: that nothing here is like what was asked, or what of the words is not known."""
-    searched: int
-    """Rows that the filters left."""
-    exact: bool
-    recall: float | None
-    """Of an answer that is not exact: the share of the truly best that such answers hold, measured at the build."""
+    hits: tuple[Hit, ...] = ()
+    notice: str | None = None
+    """Warning about the results: nothing resembles the query, or the model does not know some of its words."""
+    searched: int = 0
+    """Number of rows that the filters left."""
+    exact: bool = True
+    recall: float | None = None
+    """Share of the true best rows that approximate results hold, measured at the build; None for exact results."""
 
-    def facts(self) -> dict[str, Any]:
-        """As JSON."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the results as JSON-ready values."""
         return {
             "results": [asdict(hit) for hit in self.hits],
             "notice": self.notice,
@@ -69,26 +68,35 @@ class Found:
         }
 
     def to_geojson(self) -> dict[str, Any]:
-        """Footprints as a GeoJSON FeatureCollection."""
+        """Return the footprints as a GeoJSON FeatureCollection."""
         return {"type": "FeatureCollection", "features": [_feature(hit) for hit in self.hits]}
 
 
-def notice_of(odds: FloatArray | None, remarks: Sequence[str]) -> str | None:
-    """Percentiles are high for anything; the words' odds among the best tell whether it is there at all."""
-    told = list(remarks)
-    if odds is not None and len(odds) and (mean := float(odds[:JUDGED_BY].mean())) < UNLIKELY:
-        best = f"the best {min(len(odds), JUDGED_BY)} are like these words with {mean:.0%} on average"
-        told.insert(0, f"{NOTHING_LIKE_IT}: {best}")
-    return ". ".join(told) or None
+def notice_text(probabilities: FloatArray | None, remarks: Sequence[str]) -> str | None:
+    """Return the notice for results, or None.
+
+    Percentiles are high for any query; the mean probability of the best rows tells whether anything resembles it.
+    """
+    sentences = list(remarks)
+    if probabilities is not None and len(probabilities):
+        best = probabilities[:NOTICE_HITS]
+        if (mean := float(best.mean())) < LIKELY:
+            sentences.insert(
+                0, f"{NOTHING_LIKE_IT}: the best {len(best)} are like these words with {mean:.0%} on average"
+            )
+    return ". ".join(sentences) or None
 
 
-def day_of(moment: datetime) -> str:
-    """The UTC day of a moment, ISO."""
+def utc_day(moment: datetime) -> str:
+    """Return the UTC day of a moment as YYYY-MM-DD."""
     return moment.astimezone(UTC).date().isoformat()
 
 
-def corners_of(wkb: bytes) -> tuple[tuple[float, float], ...]:
-    """North-west, north-east, south-east, south-west; the export writes them from the south-east, anticlockwise."""
+def footprint_corners(wkb: bytes) -> tuple[tuple[float, float], ...]:
+    """Return the corners of an exported footprint: north-west, north-east, south-east, south-west.
+
+    The export writes them anticlockwise from the south-east.
+    """
     south_east, north_east, north_west, south_west = shapely.get_coordinates(shapely.from_wkb(wkb))[:4].tolist()
     return tuple((x, y) for x, y in (north_west, north_east, south_east, south_west))
 

@@ -1,4 +1,4 @@
-"""The rows of an index as they were when it was opened: their facts and vectors, filters, and answers made of them."""
+"""Rows of an index as they were when it was opened: metadata and vectors, filters, and the hits made of them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from rs_embed.arrays import FloatArray
 from rs_embed.errors import SpecError
-from rs_embed.search.results import JUDGED_BY, Hit, corners_of, day_of
-from rs_embed.search.vectors import Nearest, VectorFile
+from rs_embed.search.results import NOTICE_HITS, Hit, footprint_corners, utc_day
+from rs_embed.search.vectors import Neighbours, Positions, VectorFile
 from rs_embed.specs import BBox, TemporalSpec
 
-FloatArray = npt.NDArray[np.float32]
-Box = BBox | tuple[float, float, float, float]
+BBoxLike = BBox | tuple[float, float, float, float]
+"""A box, or its west, south, east, north in degrees."""
 
-COLUMNS = (
+DATASET_COLUMNS = (
     "unique_id",
     "id",
     "centre_lon",
@@ -34,73 +35,69 @@ COLUMNS = (
     "status",
     "scene_ids",
 )
-STORED = [*COLUMNS, "part"]
-"""Of the rows' facts; `part` is the dataset's file that a row came from."""
-_PLACE = ["id", "centre_lon", "centre_lat"]
-"""Rows that have these in common are windows of one place: ids are unique within one input."""
+STORED_COLUMNS = [*DATASET_COLUMNS, "part"]
+"""Columns of the index's rows; `part` is the dataset's file that a row came from."""
+_BOUNDS = ("xmin", "ymin", "xmax", "ymax")
+_PLACE_COLUMNS = ["id", "centre_lon", "centre_lat"]
+"""Columns that all time ranges of one place share: ids are unique within one input only."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """They do not change under a search, whatever is added meanwhile, by this process or another."""
+    """Snapshot of an index, which does not change whatever this or another process adds meanwhile."""
 
     file: VectorFile
     table: pa.Table
-    """Facts, in the order of the vectors."""
+    """Metadata of the rows, in the order of the vectors."""
 
     @classmethod
     def open(cls, folder: Path) -> Rows:
-        """What an index folder holds now; nothing where there is none.
+        """Open an index folder; a missing one has no rows.
 
         Raises:
-            ValueError: when a file of it is damaged, or they do not fit together.
-            OSError: when one is missing.
+            ValueError: for files that are damaged or do not fit together.
+            OSError: for a missing file.
         """
         file = VectorFile(folder).load()
         files = sorted(folder.glob("rows-*.parquet"))
         tables = [pq.read_table(f) for f in files if int(f.stem.removeprefix("rows-")) < len(file)]
-        table = pa.concat_tables(tables).combine_chunks() if tables else pa.table({name: [] for name in STORED})
+        empty = pa.table({name: [] for name in STORED_COLUMNS})
+        table = pa.concat_tables(tables).combine_chunks() if tables else empty
         if table.num_rows != len(file):
-            raise ValueError(f"{table.num_rows} rows have facts, {len(file)} have vectors")
+            raise ValueError(f"{table.num_rows} rows have metadata, {len(file)} have vectors")
         return cls(file, table)
 
     def __len__(self) -> int:
         return len(self.file)
 
     @cached_property
-    def _places(self) -> dict[str, npt.NDArray[Any]]:
-        """What filters look at, as arrays."""
+    def _filter_columns(self) -> dict[str, npt.NDArray[Any]]:
+        """Bounds and time ranges of all rows, as arrays."""
         boxes = self.table["bbox"].combine_chunks()
-        found = {n: boxes.field(n).to_numpy() for n in ("xmin", "ymin", "xmax", "ymax")}
-        return found | {n: self.table[n].to_numpy() for n in ("datetime_start", "datetime_end")}
+        columns = {n: boxes.field(n).to_numpy() for n in _BOUNDS}
+        return columns | {n: self.table[n].to_numpy() for n in ("datetime_start", "datetime_end")}
 
     @property
     def extent(self) -> tuple[float, float, float, float] | None:
-        """West, south, east, north of all rows; None without any."""
+        """West, south, east, north of all rows; None without rows."""
         if not len(self):
             return None
-        places = self._places
-        west, south, east, north = (
-            places["xmin"].min(),
-            places["ymin"].min(),
-            places["xmax"].max(),
-            places["ymax"].max(),
-        )
-        return float(west), float(south), float(east), float(north)
+        west, south, east, north = (self._filter_columns[n] for n in _BOUNDS)
+        return float(west.min()), float(south.min()), float(east.max()), float(north.max())
 
     @property
     def time_range(self) -> tuple[str, str] | None:
-        """The first and the last day of all rows, the last not included."""
+        """First day of all rows and the day after the last; None without rows."""
         if not len(self):
             return None
-        start, end = self._places["datetime_start"].min(), self._places["datetime_end"].max()
+        start, end = self._filter_columns["datetime_start"].min(), self._filter_columns["datetime_end"].max()
         return str(start.astype("M8[D]")), str(end.astype("M8[D]"))
 
     def position_of(self, id: str) -> int:
-        """Where a row is, by its `unique_id` or `id`.
+        """Return the position of a row by its `unique_id` or `id`.
 
         Raises:
-            SpecError: when there is none.
+            SpecError: for an unknown id.
         """
         for column in ("unique_id", "id"):
             position = self.table[column].combine_chunks().index(id).as_py() if len(self) else -1
@@ -108,55 +105,64 @@ class Rows:
                 return int(position)
         raise SpecError(f"the dataset has no row {id!r}")
 
-    def unique_id(self, position: int) -> str:
-        """The `unique_id` of the row at a position."""
-        return str(self.table["unique_id"][position].as_py())
+    def unique_id(self, id: str) -> str:
+        """Return the `unique_id` of a row by its `unique_id` or `id`.
 
-    def vectors(self, names: Sequence[str]) -> FloatArray:
-        """(n, d) unit vectors of rows by their names."""
-        return self.vectors_at(np.array([self.position_of(name) for name in names], np.int64))
+        Raises:
+            SpecError: for an unknown id.
+        """
+        return str(self.table["unique_id"][self.position_of(id)].as_py())
 
-    def vectors_at(self, positions: npt.NDArray[np.int64]) -> FloatArray:
-        """(n, d) unit vectors."""
+    def vectors_of(self, ids: Sequence[str]) -> FloatArray:
+        """Return the unit vectors (n, d) of rows by their ids."""
+        return self.vectors_at(np.array([self.position_of(id) for id in ids], np.int64))
+
+    def vectors_at(self, positions: Positions) -> FloatArray:
+        """Return the unit vectors (n, d) at some positions."""
         return np.asarray(self.file.vectors[positions], np.float32)
 
-    def among(
-        self, bbox: Box | None, time: TemporalSpec | None, own: Sequence[str], every_window: bool = True
-    ) -> npt.NDArray[np.int64] | None:
-        """Positions that the filters leave; None for all.
+    def select(
+        self,
+        bbox: BBoxLike | None,
+        time: TemporalSpec | None,
+        *,
+        exclude: Sequence[str] = (),
+        every_window: bool = True,
+    ) -> Positions | None:
+        """Return the positions that filters leave; None for all.
 
         Args:
-            bbox: only rows whose footprint meets it.
-            time: only rows whose time range lies inside of it.
-            own: names of rows to leave out.
-            every_window: leave out these rows alone, not the other time ranges of their places.
+            bbox: only rows whose footprint meets this box.
+            time: only rows whose time range lies inside this one.
+            exclude: ids of rows to leave out.
+            every_window: keep the other time ranges of the places of those rows.
         """
-        if not len(self) or (bbox is None and time is None and not own):
+        if not len(self) or (bbox is None and time is None and not exclude):
             return None
-        keep, places = np.ones(len(self), bool), self._places
+        keep, columns = np.ones(len(self), bool), self._filter_columns
         if bbox is not None:
             box = bbox if isinstance(bbox, BBox) else BBox(*bbox)
-            keep &= (places["xmin"] < box.maxlon) & (places["xmax"] > box.minlon)
-            keep &= (places["ymin"] < box.maxlat) & (places["ymax"] > box.minlat)
+            keep &= (columns["xmin"] < box.maxlon) & (columns["xmax"] > box.minlon)
+            keep &= (columns["ymin"] < box.maxlat) & (columns["ymax"] > box.minlat)
         if time is not None:
-            keep &= places["datetime_start"] >= np.datetime64(time.start)
-            keep &= places["datetime_end"] <= np.datetime64(time.end)
-        for position in map(self.position_of, own):
+            keep &= columns["datetime_start"] >= np.datetime64(time.start)
+            keep &= columns["datetime_end"] <= np.datetime64(time.end)
+        for position in map(self.position_of, exclude):
             keep[position] = False
             if not every_window:
-                keep &= self._elsewhere(position)
+                keep &= ~self._of_same_place(position)
         return np.flatnonzero(keep)
 
-    def _elsewhere(self, position: int) -> npt.NDArray[np.bool_]:
-        """True for rows that are no window of a row's place."""
-        place = {name: self.table[name][position] for name in _PLACE}
-        same = [pc.equal(self.table[name], value) for name, value in place.items()]
-        found: npt.NDArray[np.bool_] = ~np.logical_and.reduce([s.to_numpy(zero_copy_only=False) for s in same])
-        return found
+    def _of_same_place(self, position: int) -> npt.NDArray[np.bool_]:
+        """Return a mask of the rows that are time ranges of one row's place."""
+        columns = [self.table[name] for name in _PLACE_COLUMNS]
+        equal = [pc.equal(column, column[position]).to_numpy(zero_copy_only=False) for column in columns]
+        mask: npt.NDArray[np.bool_] = np.logical_and.reduce(equal)
+        return mask
 
     @property
-    def span(self) -> str:
-        """What filters have to meet, for a person."""
+    def no_match_notice(self) -> str:
+        """Sentence that tells where and when the dataset has rows."""
         west, south, east, north = self.extent or (0, 0, 0, 0)
         start, end = self.time_range or ("", "")
         return (
@@ -168,53 +174,52 @@ class Rows:
         self,
         query: FloatArray,
         k: int,
-        among: npt.NDArray[np.int64] | None,
+        candidates: Positions | None,
         *,
         centred: bool,
         exact: bool | None,
         every_window: bool,
-    ) -> Nearest:
-        """As many as `k` places need: windows of one place are one answer, so more may have to be looked at."""
-        n, wanted = len(self) if among is None else len(among), max(k, JUDGED_BY)
+    ) -> Neighbours:
+        """Find enough neighbours for `k` places: time ranges of one place are one hit, so `k` rows may be too few."""
+        n, wanted = len(self) if candidates is None else len(candidates), max(k, NOTICE_HITS)
         while True:
-            found = self.file.nearest(query, wanted, among=among, centred=centred, exact=exact)
-            if every_window or wanted >= n or len(set(self._places_of(found.positions))) >= k:
+            found = self.file.nearest(query, wanted, candidates=candidates, centred=centred, exact=exact)
+            if every_window or wanted >= n or len(set(self._place_keys(found.positions))) >= k:
                 return found
             wanted = min(2 * wanted, n)
 
-    def _places_of(self, positions: npt.NDArray[np.int64]) -> list[tuple[Any, ...]]:
-        """What tells places apart."""
-        some = self.table.select(_PLACE).take(pa.array(positions))
-        return list(zip(*(column.to_pylist() for column in some.columns), strict=True))
+    def _place_keys(self, positions: Positions) -> list[tuple[Any, ...]]:
+        """Return a key for each row, equal for the time ranges of one place."""
+        columns = self.table.select(_PLACE_COLUMNS).take(pa.array(positions)).columns
+        return list(zip(*(column.to_pylist() for column in columns), strict=True))
 
-    def hits(self, found: Nearest, odds: FloatArray | None, k: int, every_window: bool) -> tuple[Hit, ...]:
-        """The first `k` places (or rows) of what was found, with their facts."""
-        hits: list[Hit] = []
-        seen: set[tuple[Any, ...]] = set()
-        rows = self.table.take(pa.array(found.positions)).to_pylist()
-        for i, (facts, place) in enumerate(zip(rows, self._places_of(found.positions), strict=True)):
-            if len(hits) == k:
-                break
-            if place in seen and not every_window:
-                continue
-            seen.add(place)
-            box = facts["bbox"]
+    def hits(
+        self, found: Neighbours, probabilities: FloatArray | None, limit: int, *, every_window: bool
+    ) -> tuple[Hit, ...]:
+        """Return the first hits of a search with their metadata, one a place unless `every_window`."""
+        keys: Sequence[object] = range(len(found.positions)) if every_window else self._place_keys(found.positions)
+        best = dict(zip(reversed(keys), reversed(range(len(keys))), strict=True))  # first of each key
+        chosen = sorted(best.values())[:limit]
+        rows = self.table.take(pa.array(found.positions[chosen], pa.int64())).to_pylist()
+        hits = []
+        for rank, (i, row) in enumerate(zip(chosen, rows, strict=True), start=1):
+            box = row["bbox"]
             hits.append(
                 Hit(
-                    rank=len(hits) + 1,
+                    rank=rank,
                     score=float(found.scores[i]),
                     percentile=float(found.percentiles[i]),
-                    probability=None if odds is None else float(odds[i]),
-                    unique_id=facts["unique_id"],
-                    id=facts["id"],
-                    lon=facts["centre_lon"],
-                    lat=facts["centre_lat"],
+                    probability=None if probabilities is None else float(probabilities[i]),
+                    unique_id=row["unique_id"],
+                    id=row["id"],
+                    lon=row["centre_lon"],
+                    lat=row["centre_lat"],
                     bounds=(box["xmin"], box["ymin"], box["xmax"], box["ymax"]),
-                    footprint=corners_of(facts["geometry"]),
-                    start=day_of(facts["datetime_start"]),
-                    end=day_of(facts["datetime_end"]),
-                    status=facts["status"],
-                    scene_ids=tuple(facts["scene_ids"]),
+                    footprint=footprint_corners(row["geometry"]),
+                    start=utc_day(row["datetime_start"]),
+                    end=utc_day(row["datetime_end"]),
+                    status=row["status"],
+                    scene_ids=tuple(row["scene_ids"]),
                 )
             )
         return tuple(hits)

@@ -1,4 +1,4 @@
-"""The HTTP API over one dataset (search, similar places, all places, thumbnails) and its page. Nothing else is read."""
+"""HTTP API over one dataset (search, similar places, all places, thumbnails) and its page. Nothing else is read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, StringConstraints
 from rs_embed.errors import RSEmbedError
 from rs_embed.search.index import EmbeddingIndex
 from rs_embed.search.query import background_words, known_words
-from rs_embed.search.results import Found
+from rs_embed.search.results import SearchResults
 from rs_embed.specs import BBox, TemporalSpec
 
 MAX_TEXT = 500
@@ -29,11 +29,10 @@ MAX_MARKS = 50
 MAX_K = 500
 MAX_PLACES = 20_000
 MAX_ID = 200
-_LOOK_EVERY_S = 3.0
-_BUSY = 4
-"""Searches at a time; others wait."""
+_REFRESH_S = 3.0
+_CONCURRENT_SEARCHES = 4
 BASEMAP = "https://tile.openstreetmap.org"
-"""Where the page takes its basemap from once a person switches it on; nothing else leaves this machine."""
+"""Tile server of the page's basemap, asked once a person switches it on; nothing else leaves this machine."""
 _POLICY = (
     f"default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self' 'unsafe-inline'; "
     f"img-src 'self' data: blob: {BASEMAP}; connect-src 'self' {BASEMAP}; base-uri 'none'; form-action 'self'; "
@@ -43,103 +42,135 @@ _log = logging.getLogger("rs_embed")
 
 Id = Annotated[str, StringConstraints(max_length=MAX_ID)]
 Words = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
-Box = Annotated[str | None, Query(max_length=100, description="West,south,east,north in degrees.")]
-Day = Annotated[str | None, Query(max_length=10, description="YYYY-MM-DD; both or none.")]
+BBoxText = Annotated[str | None, Query(max_length=100, description="West,south,east,north in degrees.")]
+Day = Annotated[str | None, Query(max_length=10, description="YYYY-MM-DD; both days or none.")]
 K = Annotated[int, Query(ge=1, le=MAX_K)]
 
 
-class Terms(BaseModel):
-    """What rows are ranked by, and among which."""
+class QueryParams(BaseModel):
+    """Criteria that rows are ranked by, and filters."""
 
     text: Words | None = Field(None, description="Words, such as `river through forest`.")
-    negative: list[Words] = Field([], max_length=MAX_WORDS, description="What is not wanted; may be repeated.")
-    id: list[Id] = Field([], max_length=MAX_MARKS, description="A row as the example; may be repeated.")
-    unlike: list[Id] = Field([], max_length=MAX_MARKS, description="A row that is not meant; may be repeated.")
-    concept: Id | None = Field(None, description="What `EmbeddingIndex.train` saved.")
-    bbox: Box = None
+    negative: list[Words] = Field([], max_length=MAX_WORDS, description="Words for what is not wanted; repeatable.")
+    id: list[Id] = Field([], max_length=MAX_MARKS, description="An example row; repeatable.")
+    unlike: list[Id] = Field([], max_length=MAX_MARKS, description="A negative example row; repeatable.")
+    concept: Id | None = Field(None, description="A concept that `EmbeddingIndex.train` saved.")
+    bbox: BBoxText = None
     start: Day = None
     end: Day = None
 
-    def facts(self) -> dict[str, Any]:
-        """As an index takes them."""
-        terms = self.model_dump(include={"text", "negative", "id", "unlike", "concept"})
-        return terms | {"bbox": _box(self.bbox), "time": _time(self.start, self.end)}
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments that `EmbeddingIndex.search` and `places` share."""
+        query = self.model_dump(include={"text", "negative", "id", "unlike", "concept"})
+        return query | {"bbox": _parse_bbox(self.bbox), "time": _parse_time(self.start, self.end)}
 
 
-class Question(Terms):
-    """A search."""
+class SearchParams(QueryParams):
+    """Parameters of a search."""
 
     k: K = 20
 
-    def put_to(self, index: EmbeddingIndex) -> Found:
-        """The answer."""
-        return index.search(**self.facts(), k=self.k)
+    def run(self, index: EmbeddingIndex) -> SearchResults:
+        """Search the index."""
+        return index.search(**self.arguments(), k=self.k)
 
 
-class Listing(Terms):
-    """Rows in their own order; with terms, each with its percentile."""
+class PlacesParams(QueryParams):
+    """Parameters of a list of rows in the order of the dataset; with a query, each has its percentile."""
 
     limit: Annotated[int, Field(ge=1, le=MAX_PLACES)] = 1000
     offset: Annotated[int, Field(ge=0)] = 0
-    spread: bool = Field(False, description="Of more than `limit`, some from everywhere.")
+    spread: bool = Field(False, description="Every n-th row instead of the first ones, if there are more than `limit`.")
 
-    def put_to(self, index: EmbeddingIndex) -> Found:
-        """The rows."""
-        return index.places(**self.facts(), limit=self.limit, offset=self.offset, spread=self.spread)
+    def run(self, index: EmbeddingIndex) -> SearchResults:
+        """List rows of the index."""
+        return index.places(**self.arguments(), limit=self.limit, offset=self.offset, spread=self.spread)
+
+
+class Searcher:
+    """Index behind the API: a few searches at a time, with rows that were added seen within seconds."""
+
+    def __init__(self, index: EmbeddingIndex) -> None:
+        self.index = index
+        self._slots = anyio.Semaphore(_CONCURRENT_SEARCHES)
+        self._refreshed = time.monotonic()
+
+    async def run(self, search: Callable[[EmbeddingIndex], SearchResults]) -> SearchResults:
+        """Run a search in a thread once a slot is free."""
+        async with self._slots:
+            return await anyio.to_thread.run_sync(self._run, search)
+
+    def _run(self, search: Callable[[EmbeddingIndex], SearchResults]) -> SearchResults:
+        if time.monotonic() - self._refreshed > _REFRESH_S:
+            self._refreshed = time.monotonic()
+            self.index.refresh()
+        return search(self.index)
 
 
 def create_app(folder: Path) -> FastAPI:
-    """The service over one dataset.
+    """Create the web application over one dataset.
 
     Raises:
-        RSEmbedError: when the folder holds none.
+        RSEmbedError: for a folder without a dataset.
     """
-    return app_of(EmbeddingIndex(folder))
+    return _app(EmbeddingIndex(folder))
 
 
-def app_of(index: EmbeddingIndex) -> FastAPI:
-    """The service over an index; rows that are added to the dataset meanwhile are seen within seconds."""
+def _app(index: EmbeddingIndex) -> FastAPI:
     about = f"Search places embedded by {index.request.model}."
     app = FastAPI(title="rs-embed", description=about, docs_url=None, redoc_url=None)  # those pages come from a CDN
-    busy, looked = anyio.Semaphore(_BUSY), [time.monotonic()]
+    _add_searches(app, Searcher(index))
+    _add_dataset(app, index)
 
-    def fresh(question: Callable[[], Found]) -> Found:
-        if time.monotonic() - looked[0] > _LOOK_EVERY_S:
-            looked[0] = time.monotonic()
-            index.refresh()
-        return question()
+    @app.exception_handler(RSEmbedError)
+    async def bad_request(request: Request, error: RSEmbedError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, status_code=400)
 
-    async def ask(question: Callable[[], Found]) -> Found:
-        async with busy:
-            return await anyio.to_thread.run_sync(fresh, question)
+    @app.middleware("http")
+    async def secure(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        response = await call_next(request)
+        response.headers["Content-Security-Policy"] = _POLICY
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
+
+    app.mount("/", StaticFiles(packages=[(__package__, "page")], html=True))
+    return app
+
+
+def _add_searches(app: FastAPI, searcher: Searcher) -> None:
+    """Add the routes that search or list rows."""
 
     @app.get("/api/search")
-    async def search(question: Annotated[Question, Query()]) -> dict[str, Any]:
-        """The rows most like some words, or other rows, or both, or a saved concept."""
-        return (await ask(lambda: question.put_to(index))).facts()
+    async def search(params: Annotated[SearchParams, Query()]) -> dict[str, Any]:
+        """Find the rows that resemble words, other rows, both, or a saved concept most."""
+        return (await searcher.run(params.run)).to_dict()
 
     @app.get("/api/search.geojson")
-    async def download(question: Annotated[Question, Query()]) -> JSONResponse:
-        """The same as a GeoJSON file of footprints."""
-        found = await ask(lambda: question.put_to(index))
+    async def download(params: Annotated[SearchParams, Query()]) -> JSONResponse:
+        """Return the footprints of the same search as a GeoJSON file."""
+        results = await searcher.run(params.run)
         headers = {"Content-Disposition": 'attachment; filename="hits.geojson"'}
-        return JSONResponse(found.to_geojson(), media_type="application/geo+json", headers=headers)
+        return JSONResponse(results.to_geojson(), media_type="application/geo+json", headers=headers)
 
     @app.get("/api/similar/{id:path}")
-    async def similar(id: str, bbox: Box = None, start: Day = None, end: Day = None, k: K = 20) -> dict[str, Any]:
-        """The rows most like another one."""
-        _row(index, id)
-        box, days = _box(bbox), _time(start, end)
-        return (await ask(lambda: index.search(id=id, bbox=box, time=days, k=k))).facts()
+    async def similar(id: str, bbox: BBoxText = None, start: Day = None, end: Day = None, k: K = 20) -> dict[str, Any]:
+        """Find the rows that resemble one row most."""
+        _unique_id(searcher.index, id)
+        box, days = _parse_bbox(bbox), _parse_time(start, end)
+        return (await searcher.run(lambda index: index.search(id=id, bbox=box, time=days, k=k))).to_dict()
 
     @app.get("/api/places")
-    async def places(listing: Annotated[Listing, Query()]) -> dict[str, Any]:
-        """Rows in the order of the dataset; with words or examples, how well each of them answers."""
-        return (await ask(lambda: listing.put_to(index))).facts()
+    async def places(params: Annotated[PlacesParams, Query()]) -> dict[str, Any]:
+        """List rows in the order of the dataset; with words or examples, each has its percentile."""
+        return (await searcher.run(params.run)).to_dict()
+
+
+def _add_dataset(app: FastAPI, index: EmbeddingIndex) -> None:
+    """Add the routes that describe the dataset and its rows."""
 
     @app.get("/api/dataset")
     def dataset() -> dict[str, Any]:
-        """What is searched: its model, size, extent and time range, words to begin with, saved concepts."""
+        """Describe the dataset: model, size, extent, time range, suggested words, saved concepts."""
         return {
             "rows": len(index),
             "model": index.request.model,
@@ -152,38 +183,24 @@ def app_of(index: EmbeddingIndex) -> FastAPI:
 
     @app.get("/api/thumbnail/{id:path}", response_class=Response)
     def thumbnail(id: str) -> Response:
-        """A row's quicklook, PNG."""
-        unique_id = _row(index, id)
+        """Return the thumbnail of a row as PNG."""
+        unique_id = _unique_id(index, id)
         png = index.thumbnails([unique_id]).get(unique_id)
         if png is None:
             raise HTTPException(404, f"the dataset has no thumbnail of {id!r}")
         return Response(png, media_type="image/png", headers={"Cache-Control": "max-age=86400"})
 
-    @app.exception_handler(RSEmbedError)
-    async def refused(request: Request, error: RSEmbedError) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, status_code=400)
 
-    @app.middleware("http")
-    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        response = await call_next(request)
-        response.headers["Content-Security-Policy"] = _POLICY
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        return response
-
-    app.mount("/", StaticFiles(packages=[(__package__, "page")], html=True))
-    return app
-
-
-def map_is_there() -> bool:
-    """Whether the page's third-party JavaScript was built into this installation."""
+def has_map_library() -> bool:
+    """Return True if the page's third-party JavaScript was built into this installation."""
     return (resources.files(__package__) / "page" / "vendor" / "maplibre-gl.mjs").is_file()
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound.
+    """Return a socket that listens on a host and port.
 
     Raises:
-        RSEmbedError: when it cannot be.
+        RSEmbedError: for a port that is taken, or a host that cannot be used.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -191,30 +208,30 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = (error.strerror or str(error)).partition(" (while")[0]
         raise RSEmbedError(f"{host}:{port} cannot be listened on ({reason}): take another --port") from None
-    # connections inherit it (asyncio would set it only where a socket names its protocol): else an answer takes 40 ms
+    # Connections inherit it. Without it a response takes 40 ms: asyncio sets it only for sockets that name a protocol.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
 
 def serve(index: EmbeddingIndex, listener: socket.socket) -> None:
-    """Run until it is interrupted."""
+    """Serve an index on a listening socket until the process is interrupted."""
     host, port = listener.getsockname()[:2]
     if host not in ("127.0.0.1", "::1"):
         _log.warning("anyone who reaches %s:%s can read this dataset: there is no password", host, port)
-    server = uvicorn.Server(uvicorn.Config(app_of(index), log_level="warning", timeout_keep_alive=5))
+    server = uvicorn.Server(uvicorn.Config(_app(index), log_level="warning", timeout_keep_alive=5))
     server.run(sockets=[listener])
 
 
 def _suggestions(index: EmbeddingIndex) -> Sequence[str]:
-    """Words to begin with; all of them where the model's text side cannot be loaded (a search will say why)."""
+    """Return words for a first query; all of them if the model's text side cannot be loaded (a search will say why)."""
     try:
         return known_words(index.request.model, index.request.checkpoint)
     except RSEmbedError:
         return background_words()
 
 
-def _row(index: EmbeddingIndex, id: str) -> str:
-    """The `unique_id` of a row by one of its names; 404 when there is none."""
+def _unique_id(index: EmbeddingIndex, id: str) -> str:
+    """Return the `unique_id` of a row by one of its ids, or answer 404."""
     if len(id) > MAX_ID:
         raise HTTPException(404, f"the dataset has no row of a name of {len(id)} characters")
     try:
@@ -223,7 +240,7 @@ def _row(index: EmbeddingIndex, id: str) -> str:
         raise HTTPException(404, str(error)) from None
 
 
-def _box(text: str | None) -> BBox | None:
+def _parse_bbox(text: str | None) -> BBox | None:
     if text is None:
         return None
     try:
@@ -233,7 +250,7 @@ def _box(text: str | None) -> BBox | None:
     return BBox(west, south, east, north)
 
 
-def _time(start: str | None, end: str | None) -> TemporalSpec | None:
+def _parse_time(start: str | None, end: str | None) -> TemporalSpec | None:
     if (start is None) != (end is None):
         raise HTTPException(422, "start and end come together")
     return TemporalSpec.range(start, end) if start is not None and end is not None else None

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from rs_embed.arrays import BoolArray, FloatArray
 from rs_embed.api import get_embeddings_batch, inspect_provider_patch
+from rs_embed.arrays import BoolArray, FloatArray
 from rs_embed.embedders.cards import find_card
 from rs_embed.embedders.loading import load_text_embedder
 from rs_embed.embedders.text import check_texts, unit

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rs_embed.providers.stac.provider import StacProvider as StacProvider
     from rs_embed.search.heatmap import heat_map as heat_map
     from rs_embed.search.index import EmbeddingIndex as EmbeddingIndex
+    from rs_embed.search.query import text_query as text_query
     from rs_embed.specs import BBox as BBox
     from rs_embed.specs import OutputSpec as OutputSpec
     from rs_embed.specs import PointBuffer as PointBuffer
@@ -62,6 +63,7 @@ _HOME = {
     "providers.stac.provider": ("StacProvider",),
     "search.heatmap": ("heat_map",),
     "search.index": ("EmbeddingIndex",),
+    "search.query": ("text_query",),
     "texts": ("embed_text", "zero_shot"),
     "specs": ("BBox", "OutputSpec", "PointBuffer", "SensorSpec", "TemporalSpec"),
 }

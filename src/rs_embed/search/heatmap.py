@@ -6,13 +6,13 @@ Patch tokens would be cheaper, but a token of these networks says little about w
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rs_embed.api import get_embeddings_batch, inspect_provider_patch
+from rs_embed.api import fetch_patch, get_embeddings_batch
 from rs_embed.arrays import BoolArray, FloatArray
 from rs_embed.embedders.cards import find_card
 from rs_embed.embedders.loading import load_text_embedder
@@ -21,8 +21,9 @@ from rs_embed.embedding import Embedding
 from rs_embed.errors import ModelError, NoImageryError, SpecError
 from rs_embed.files import atomic_write
 from rs_embed.grid import epsg_of, place_geobox, transformer
-from rs_embed.patch import observed
+from rs_embed.inspection import inspect_array, save_quicklook
 from rs_embed.providers.base import Provider
+from rs_embed.providers.registry import resolve
 from rs_embed.search.query import word_probabilities, word_query
 from rs_embed.search.results import LIKELY, NOTHING_LIKE_IT
 from rs_embed.specs import OutputSpec, Place, SensorSpec, TemporalSpec
@@ -138,14 +139,15 @@ def heat_map(
     remarks = [remark for words in (*wanted, *unwanted) for remark in texts.remarks(words)]
     if not any(texts.reads(words) for words in wanted):
         raise ModelError(f"{texts.model} knows no word of {', '.join(map(repr, wanted))}: use other words")
-    looked = inspect_provider_patch(
-        spatial=spatial, temporal=temporal, sensor=sensor, backend=backend, return_array=True
-    )
-    dn = looked["array_chw"]
-    valid = observed(dn)
-    corners = _window_corners(valid, window)
-    filled = np.where(np.isnan(dn), np.float32(sensor.fill_value), dn)  # the place's gaps are told once, below
-    results = get_embeddings_batch(
+    provider = resolve(backend)
+    patch = fetch_patch(spatial, temporal, sensor, provider)
+    report = inspect_array(patch.dn, name="heat_map", fill_value=sensor.fill_value, bands=sensor.bands)
+    if sensor.check_save_dir is not None:
+        save_quicklook(patch.dn[:3], sensor.check_save_dir, "provider_patch")
+    corners = _window_corners(patch.valid, window)
+    # Gaps are filled here, so that one warning about the place replaces one for each window.
+    filled = np.where(np.isnan(patch.dn), np.float32(sensor.fill_value), patch.dn)
+    embeddings = get_embeddings_batch(
         model,
         input_chws=[filled[:, y : y + window, x : x + window] for y, x in corners],
         sensor=sensor,
@@ -155,16 +157,15 @@ def heat_map(
         precision=precision,
         progress=progress,
     )
-    vectors = np.stack([np.asarray(e.data, np.float32) for e in results if isinstance(e, Embedding)])  # all are
-    shape = dn.shape[1:]
-    odds, scores = word_probabilities(texts, wanted, vectors), unit(vectors) @ word_query(texts, wanted, unwanted)
-    probability, score = (np.where(valid, _spread(v, corners, window, shape), np.nan) for v in (odds, scores))
+    vectors = np.stack([np.asarray(e.data, np.float32) for e in embeddings if isinstance(e, Embedding)])  # all are
+    values = word_probabilities(texts, wanted, vectors), unit(vectors) @ word_query(texts, wanted, unwanted)
+    probability, score = (np.where(patch.valid, _spread(v, corners, window, patch.valid.shape), np.nan) for v in values)
     return HeatMap(
         probability=probability,
         score=score,
         best_pixel=_best_pixel(probability, score),
         geobox=geobox,
-        dn=dn,
+        dn=patch.dn,
         meta={
             "text": wanted,
             "negative": unwanted,
@@ -174,10 +175,10 @@ def heat_map(
             "window_m": window * sensor.scale_m,
             "windows": len(corners),
             "epsg": epsg_of(geobox),
-            "backend": looked["backend"],
-            "temporal": looked["temporal"],
-            "scenes": looked["report"]["scenes"],
-            "warnings": [*remarks, *looked["report"]["warnings"], *_warnings(valid, window)],
+            "backend": provider.name,
+            "temporal": asdict(temporal),
+            "scenes": [asdict(scene) for scene in patch.scenes],
+            "warnings": [*remarks, *report["warnings"], *patch.warnings, *_warnings(patch.valid, window)],
         },
     )
 

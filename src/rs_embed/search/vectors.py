@@ -135,7 +135,7 @@ class VectorFile:
 
     def annotate(self, notes: Mapping[str, Any]) -> VectorFile:
         """Merge notes into the header and return the file with them."""
-        with atomic_write(self.folder / _HEADER) as part:
+        with atomic_write(self.folder / _HEADER, durable=True) as part:
             part.write_text(json.dumps({**self.header, **notes}), encoding="utf-8")
         return VectorFile(self.folder)
 

@@ -42,6 +42,7 @@ from rs_embed.providers.gee import expressions, session
 from rs_embed.providers.gee.provider import share_requests
 from rs_embed.providers.gee.session import open_client, to_provider_error
 from rs_embed.providers.registry import resolve
+from rs_embed.providers.selection import Selection
 
 MODEL = "clip_eurosat_s2rgb"
 HOME = Tile("33UVP", 32633, 499_980, 5_320_020, side_px=1024)
@@ -247,11 +248,9 @@ def test_far_places_are_not_joined():
     class Scene:
         id = "a"
 
-    class Chosen:
-        scenes = (Scene(),)
-
-    shared = share_requests(requests, dict.fromkeys(range(4), Chosen()))
-    assert sorted(request.positions for request in shared) == [(0, 1), (2,), (3,)]
+    selections = [Selection(request=r, listed=(), scenes=(Scene(),), before_clouds=1) for r in requests]
+    shared = share_requests(dict(enumerate(selections)))
+    assert sorted(tuple(request.selections) for request in shared) == [(0, 1), (2,), (3,)]
     assert max(max(request.geobox.shape) for request in shared) <= 130
 
 

@@ -31,7 +31,6 @@ from rs_embed.providers.listings import Listing, Recent
 from rs_embed.providers.scenes import Scene
 from rs_embed.providers.selection import Selection, select_scenes
 from rs_embed.sentinel2 import HARMONIZED_COLLECTION, radiometry
-from rs_embed.specs import SensorSpec
 
 _MAX_SHARED_PX = 1 << 20
 """Largest grid of a shared request, in pixels: the service needs long for larger ones, and times out."""
@@ -49,30 +48,55 @@ Rectangle = tuple[N, N, N, N]
 class SharedRequest:
     """Request for the pixels of nearby places that have the same scenes and sensor."""
 
-    positions: tuple[int, ...]
-    """Positions of the places in the batch."""
-    geobox: GeoBox
-    """Smallest grid around all places."""
-    scene_ids: tuple[str, ...]
-    """Scenes of the composite, newest first."""
-    sensor: SensorSpec
+    selections: Mapping[int, Selection]
+    """Selections by the position of their place in the batch."""
 
     @property
-    def pixel_bytes(self) -> int:
-        """Bytes of one pixel in the response."""
-        return bytes_per_pixel(len(self.scene_ids), self.sensor)
+    def geobox(self) -> GeoBox:
+        """Smallest grid around all places."""
+        first = self._first.request.geobox
+        x, y, *_ = _pixel_window(first)
+        left, top, right, bottom = _enclose([_pixel_window(s.request.geobox) for s in self.selections.values()])
+        return GeoBox((bottom - top, right - left), first.transform * Affine.translation(left - x, top - y), first.crs)
 
     @property
     def response_bytes(self) -> int:
         """Bytes of the response."""
         height, width = self.geobox.shape
-        return int(height * width * self.pixel_bytes)
+        return int(height * width * self._pixel_bytes)
 
     @property
     def n_requests(self) -> int:
         """Requests to the service, several where its limits are exceeded."""
         height, width = self.geobox.shape
-        return count_requests(height, width, self.pixel_bytes)
+        return count_requests(height, width, self._pixel_bytes)
+
+    @property
+    def _first(self) -> Selection:
+        return next(iter(self.selections.values()))
+
+    @property
+    def _pixel_bytes(self) -> int:
+        return bytes_per_pixel(len(self._first.scenes), self._first.request.sensor)
+
+    def fetch(self, ee: ModuleType) -> list[tuple[int, Patch | ProviderError]]:
+        """Return the patch of each place; after an unknown failure, retry with half of the places at a time."""
+        scene_ids, sensor = [scene.id for scene in self._first.scenes], self._first.request.sensor
+        geobox = self.geobox
+        try:
+            pixels = read_pixels(ee, lambda: composite(ee, scene_ids, sensor), geobox, self._pixel_bytes)
+        except UnknownServiceError as error:
+            places = list(self.selections.items())
+            if len(places) == 1:
+                return [(places[0][0], error)]
+            halves = places[: len(places) // 2], places[len(places) // 2 :]
+            return [result for half in halves for result in SharedRequest(dict(half)).fetch(ee)]
+        left, top, *_ = _pixel_window(geobox)
+        found: list[tuple[int, Patch | ProviderError]] = []
+        for position, selection in self.selections.items():
+            x0, y0, x1, y1 = _pixel_window(selection.request.geobox)
+            found.append((position, _patch(pixels[y0 - top : y1 - top, x0 - left : x1 - left], selection)))
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,25 +132,23 @@ class EarthEngineProvider:
                 yield position, result
             else:
                 selections[position] = result
-        shared = share_requests(requests, selections)
+        shared = share_requests(selections)
         sizes = [request.response_bytes for request in shared]
-        for number, found in in_threads(
-            sizes, lambda i: _fetch_shared(ee, shared[i], requests, selections), _workers()
-        ):
+        for number, found in in_threads(sizes, lambda i: shared[i].fetch(ee), _workers()):
             if isinstance(found, ProviderError):
-                yield from ((position, found) for position in shared[number].positions)
+                yield from ((position, found) for position in shared[number].selections)
             else:
                 yield from found
 
     def plan(self, requests: Sequence[PatchRequest]) -> FetchPlan:
         """Return the scenes and requests that `fetch` would use; no pixel is computed."""
-        ee = open_client(self.project)
-        results = dict(self._select_scenes(ee, requests))
-        for result in results.values():
-            if isinstance(result, ProviderError) and not isinstance(result, NoImageryError):
+        selections: dict[int, Selection] = {}
+        for position, result in self._select_scenes(open_client(self.project), requests):
+            if isinstance(result, Selection):
+                selections[position] = result
+            elif not isinstance(result, NoImageryError):
                 raise result
-        selections = {i: selection for i, selection in results.items() if isinstance(selection, Selection)}
-        shared = share_requests(requests, selections)
+        shared = share_requests(selections)
         return FetchPlan(
             scenes_of=tuple(len(selections[i].scenes) if i in selections else 0 for i in range(len(requests))),
             covered=tuple(selections[i].covered if i in selections else 0.0 for i in range(len(requests))),
@@ -196,14 +218,14 @@ def _enclose(rectangles: Sequence[Rectangle[N]]) -> Rectangle[N]:
     return min(left), min(top), max(right), max(bottom)
 
 
-def share_requests(requests: Sequence[PatchRequest], selections: Mapping[int, Selection]) -> list[SharedRequest]:
+def share_requests(selections: Mapping[int, Selection]) -> list[SharedRequest]:
     """Join places into requests: same zone, sensor and scenes, and near each other."""
-    windows = {i: _pixel_window(requests[i].geobox) for i in selections}
+    windows = {i: _pixel_window(selection.request.geobox) for i, selection in selections.items()}
 
     def composite_key(i: int) -> Hashable:
-        sensor = requests[i].sensor
-        ids = tuple(scene.id for scene in selections[i].scenes)
-        return epsg_of(requests[i].geobox), sensor.scale_m, sensor.bands, sensor.composite, sensor.cloud_mask, ids
+        request, scene_ids = selections[i].request, tuple(scene.id for scene in selections[i].scenes)
+        sensor = request.sensor
+        return epsg_of(request.geobox), sensor.scale_m, sensor.bands, sensor.composite, sensor.cloud_mask, scene_ids
 
     def is_dense(positions: Sequence[int]) -> bool:
         distinct = {windows[i] for i in positions}
@@ -214,7 +236,7 @@ def share_requests(requests: Sequence[PatchRequest], selections: Mapping[int, Se
 
     groups = _group(sorted(selections), composite_key)
     parts = [part for group in groups for part in _split(group, windows, is_dense)]
-    return [_shared_request(part, requests, selections[part[0]]) for part in parts]
+    return [SharedRequest({i: selections[i] for i in part}) for part in parts]
 
 
 def _pixel_window(geobox: GeoBox) -> Rectangle[int]:
@@ -223,42 +245,8 @@ def _pixel_window(geobox: GeoBox) -> Rectangle[int]:
     return left, top, left + geobox.shape[1], top + geobox.shape[0]
 
 
-def _shared_request(positions: Sequence[int], requests: Sequence[PatchRequest], selection: Selection) -> SharedRequest:
-    windows = [_pixel_window(requests[i].geobox) for i in positions]
-    left, top, right, bottom = _enclose(windows)
-    first = requests[positions[0]]
-    affine = first.geobox.transform * Affine.translation(left - windows[0][0], top - windows[0][1])
-    geobox = GeoBox((bottom - top, right - left), affine, first.geobox.crs)
-    return SharedRequest(tuple(positions), geobox, tuple(scene.id for scene in selection.scenes), first.sensor)
-
-
-def _fetch_shared(
-    ee: ModuleType, shared: SharedRequest, requests: Sequence[PatchRequest], selections: Mapping[int, Selection]
-) -> list[tuple[int, Patch | ProviderError]]:
-    """Return the patches of a shared request; after an unknown failure, retry with half of its places each."""
-    try:
-        pixels = read_pixels(
-            ee, lambda: composite(ee, shared.scene_ids, shared.sensor), shared.geobox, shared.pixel_bytes
-        )
-    except UnknownServiceError as error:
-        if len(shared.positions) == 1:
-            return [(shared.positions[0], error)]
-        half = len(shared.positions) // 2
-        parts = [
-            _shared_request(positions, requests, selections[positions[0]])
-            for positions in (shared.positions[:half], shared.positions[half:])
-        ]
-        return [found for part in parts for found in _fetch_shared(ee, part, requests, selections)]
-    left, top, *_ = _pixel_window(shared.geobox)
-    found: list[tuple[int, Patch | ProviderError]] = []
-    for position in shared.positions:
-        x0, y0, x1, y1 = _pixel_window(requests[position].geobox)
-        window = pixels[y0 - top : y1 - top, x0 - left : x1 - left]
-        found.append((position, _patch(window, requests[position], selections[position])))
-    return found
-
-
-def _patch(pixels: CompositePixels, request: PatchRequest, selection: Selection) -> Patch | ProviderError:
+def _patch(pixels: CompositePixels, selection: Selection) -> Patch | ProviderError:
+    request = selection.request
     decoded = decode_pixels(pixels, len(selection.scenes), request.sensor)
     used = [scene for scene, contributed in zip(selection.scenes, decoded.contributed, strict=True) if contributed]
     dropped = tuple(DroppedScene(s.id, NO_VALID_PIXEL) for s in selection.scenes if s not in used)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import random
 import re
 import threading
 import time
@@ -20,6 +19,7 @@ from typing import Any, TypeVar
 from requests.adapters import HTTPAdapter
 
 from rs_embed.errors import ProviderError, RSEmbedError, missing_package
+from rs_embed.retry import EARTH_ENGINE
 
 T = TypeVar("T")
 
@@ -27,11 +27,6 @@ PROJECT_VARIABLES = ("EE_PROJECT", "GOOGLE_CLOUD_PROJECT")
 IN_FLIGHT = 40
 """Concurrent requests that Earth Engine accepts from a project."""
 _KEY_VARIABLE = "GOOGLE_APPLICATION_CREDENTIALS"
-_ATTEMPTS = 3
-"""Attempts when a response is truncated or malformed. The client itself retries status 429, 5xx and broken connections
-five times, with growing random pauses."""
-_DEADLINE_MS = 360_000
-"""Longest wait for a response; Earth Engine aborts a request after five minutes."""
 _SCOPES = ("https://www.googleapis.com/auth/earthengine", "https://www.googleapis.com/auth/cloud-platform")
 _REGISTER = "https://console.cloud.google.com/earth-engine"
 
@@ -48,51 +43,35 @@ class UnknownServiceError(ProviderError):
     """Failure that no known remedy matches: it may concern only one of the places in a request."""
 
 
-_REMEDIES: tuple[tuple[str, type[ProviderError], str], ...] = (
-    (
-        r"no project found|project is required|required permission to use project|requires a quota project"
-        r"|project \S+ (was )?not found",
-        ProviderError,
-        "no usable Cloud project: set EE_PROJECT (or backend='gee:<project>') to a project of yours that is "
-        f"registered at {_REGISTER}",
+_TOO_LARGE = "the request is too large: use a smaller place, a shorter time range, or max_scenes"
+_REMEDIES = {
+    r"no project found|project is required|required permission to use project|requires a quota project"
+    r"|project \S+ (was )?not found": (
+        "no usable Cloud project: set EE_PROJECT (or backend='gee:<project>') to a project of yours that is registered "
+        f"at {_REGISTER}"
     ),
-    (
-        r"permission 'earthengine\.|permission 'serviceusage\.",
-        ProviderError,
+    r"permission 'earthengine\.|permission 'serviceusage\.": (
         "this account may not use Earth Engine in the project: grant it the roles Earth Engine Resource Writer and "
-        "Service Usage Consumer",
+        "Service Usage Consumer"
     ),
-    (
-        r"authorize access|could not automatically determine credentials|default credentials were not found"
-        r"|cannot be refreshed|invalid_grant|reauthentication|unauthenticated|\b401\b|invalid authentication"
-        r"|insufficient authentication scopes|account \S*\s*(is|was) (disabled|deleted)",
-        ProviderError,
+    r"authorize access|could not automatically determine credentials|default credentials were not found"
+    r"|cannot be refreshed|invalid_grant|reauthentication|unauthenticated|\b401\b|invalid authentication"
+    r"|insufficient authentication scopes|account \S*\s*(is|was) (disabled|deleted)": (
         "not authenticated: run `earthengine authenticate` once, or set GOOGLE_APPLICATION_CREDENTIALS to a service "
-        "account's key file",
+        "account's key file"
     ),
-    (
-        r"has not been used in project|api .*is disabled|not registered to use earth engine|not signed up",
-        ProviderError,
-        f"the project is not set up for Earth Engine: enable the API and register it at {_REGISTER}",
+    r"has not been used in project|api .*is disabled|not registered to use earth engine|not signed up": (
+        f"the project is not set up for Earth Engine: enable the API and register it at {_REGISTER}"
     ),
-    (
-        r"over \d+ elements|total request size|user memory limit|computation timed out|pixel grid dimensions"
-        r"|deadline exceeded|reprojection output too large",
-        RequestTooLargeError,
-        "the request is too large: use a smaller place, a shorter time range, or max_scenes",
-    ),
-    (
-        r"request payload size",
-        ProviderError,
-        "too many scenes for one request: use a shorter time range, or max_scenes",
-    ),
-    (
-        r"too many requests|quota|rate.?limit|too many concurrent|capacity|\b429\b|resource_exhausted",
-        ProviderError,
+    r"over \d+ elements|total request size|user memory limit|computation timed out|pixel grid dimensions"
+    r"|deadline exceeded|reprojection output too large": _TOO_LARGE,
+    r"request payload size": "too many scenes for one request: use a shorter time range, or max_scenes",
+    r"too many requests|quota|rate.?limit|too many concurrent|capacity|\b429\b|resource_exhausted": (
         "the quota is exhausted: lower RS_EMBED_REMOTECLIP_FETCH_WORKERS, wait, or check the project's EECU-hours "
-        "(https://developers.google.com/earth-engine/guides/noncommercial_tiers)",
+        "(https://developers.google.com/earth-engine/guides/noncommercial_tiers)"
     ),
-)
+}
+"""Remedies by a pattern of the service's message; the first match counts."""
 
 
 def open_client(project: str | None = None) -> ModuleType:
@@ -125,7 +104,7 @@ def open_client(project: str | None = None) -> ModuleType:
 def _initialise(ee: Any, project: str | None) -> None:
     try:
         ee.Initialize(_credentials(ee), project=project, url=ee.data.HIGH_VOLUME_API_BASE_URL)
-        ee.data.setDeadline(_DEADLINE_MS)
+        ee.data.setDeadline(EARTH_ENGINE.read_timeout_s * 1000)  # the service itself aborts after five minutes
     except Exception as error:  # noqa: BLE001  (several libraries raise their own; all become one line)
         ee.Reset()  # a client that failed half-way would report that it is initialised
         raise to_provider_error(error) from None
@@ -175,15 +154,15 @@ def send(request: Callable[[], T]) -> T:
     """
     import ee
 
-    for attempt in range(1, _ATTEMPTS + 1):
+    for attempt in range(1, EARTH_ENGINE.attempts + 1):
         try:
             with _in_flight:
                 return request()
         except (EOFError, ValueError) as error:  # a truncated or malformed response
-            if attempt == _ATTEMPTS:
+            if attempt == EARTH_ENGINE.attempts:
                 raise to_provider_error(error) from None
             _log.info("Earth Engine's response was malformed (%s), attempt %s", error, attempt)
-            time.sleep(random.uniform(0, 0.5 * 2**attempt))
+            time.sleep(EARTH_ENGINE.pause_s(attempt))
         except (ee.EEException, OSError) as error:
             raise to_provider_error(error) from None
         except Exception as error:
@@ -201,7 +180,8 @@ def to_provider_error(error: Exception) -> ProviderError:
     message = re.sub(r"(ya29\.|Bearer\s+)\S+", "…", message)
     if isinstance(error, OSError) or type(error).__name__ in ("TransportError", "ServerNotFoundError"):
         return ProviderError(f"Earth Engine cannot be reached: check the network or HTTPS_PROXY ({message[:300]})")
-    for pattern, kind, remedy in _REMEDIES:
+    for pattern, remedy in _REMEDIES.items():
         if re.search(pattern, message, re.IGNORECASE):
+            kind = RequestTooLargeError if remedy is _TOO_LARGE else ProviderError
             return kind(f"Earth Engine: {remedy} ({message[:300]})")
     return UnknownServiceError(f"Earth Engine: {message[:300]}")

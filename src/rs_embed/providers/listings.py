@@ -1,21 +1,22 @@
-"""What was listed lately: a plan and its run, or neighbouring partitions, ask for the same scenes."""
+"""Cache of scene listings: a plan and its run, or neighbouring partitions, search for the same scenes."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rs_embed.providers.scenes import Bounds, Scene
 from rs_embed.specs import TemporalSpec
 
-_KEPT_S = 600.0
-_KEPT = 64
+_MAX_AGE_S = 600.0
+_MAX_LISTINGS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """All scenes in a box and time range, with some bands at least."""
+    """All scenes in a box and time range that have certain bands."""
 
     bounds: Bounds
     temporal: TemporalSpec
@@ -24,23 +25,26 @@ class Listing:
     at_s: float = field(default_factory=time.monotonic)
 
     def covers(self, bounds: Bounds, temporal: TemporalSpec, bands: frozenset[str]) -> bool:
-        """Whether it holds all that another search would bring."""
-        own, same = self.bounds, temporal == self.temporal and bands <= self.bands
-        inside = own[0] <= bounds[0] and own[1] <= bounds[1] and bounds[2] <= own[2] and bounds[3] <= own[3]
-        return same and inside and time.monotonic() - self.at_s < _KEPT_S
+        """Return True if the listing holds all results of a search and is recent."""
+        west, south, east, north = self.bounds
+        inside = west <= bounds[0] and south <= bounds[1] and bounds[2] <= east and bounds[3] <= north
+        same = temporal == self.temporal and bands <= self.bands
+        return same and inside and time.monotonic() - self.at_s < _MAX_AGE_S
 
 
 @dataclass(frozen=True, slots=True)
-class Recent:
-    """The last listings, for ten minutes each; safe to share between threads."""
+class ListingCache:
+    """Recent listings, each kept for ten minutes; threads may share it."""
 
-    _listings: deque[Listing] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    _listings: deque[Listing] = field(default_factory=lambda: deque(maxlen=_MAX_LISTINGS))
 
-    def find(self, bounds: Bounds, temporal: TemporalSpec, bands: frozenset[str]) -> list[Scene] | None:
-        """Scenes of a listing that covers a search; None when there is none."""
-        return next((a.scenes for a in tuple(self._listings) if a.covers(bounds, temporal, bands)), None)
-
-    def keep(self, listing: Listing) -> list[Scene]:
-        """Remember it, and give its scenes."""
-        self._listings.append(listing)
-        return listing.scenes
+    def get(
+        self, bounds: Bounds, temporal: TemporalSpec, bands: frozenset[str], search: Callable[[], list[Scene]]
+    ) -> list[Scene]:
+        """Return the scenes of a listing that covers the search; otherwise call `search` and keep its scenes."""
+        for listing in tuple(self._listings):
+            if listing.covers(bounds, temporal, bands):
+                return listing.scenes
+        scenes = search()
+        self._listings.append(Listing(bounds, temporal, bands, scenes))
+        return scenes

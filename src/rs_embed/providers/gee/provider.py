@@ -27,7 +27,7 @@ from rs_embed.providers.gee.expressions import (
     read_pixels,
 )
 from rs_embed.providers.gee.session import IN_FLIGHT, UnknownServiceError, open_client
-from rs_embed.providers.listings import Listing, Recent
+from rs_embed.providers.listings import ListingCache
 from rs_embed.providers.scenes import Scene
 from rs_embed.providers.selection import Selection, select_scenes
 from rs_embed.sentinel2 import HARMONIZED_COLLECTION, radiometry
@@ -113,7 +113,7 @@ class EarthEngineProvider:
     """
 
     project: str | None = None
-    _recent: Recent = field(default_factory=Recent, init=False, compare=False, repr=False)
+    _recent: ListingCache = field(default_factory=ListingCache, init=False, compare=False, repr=False)
 
     def __reduce__(self) -> tuple[type[EarthEngineProvider], tuple[str | None]]:
         return EarthEngineProvider, (self.project,)  # a listing's age is measured by this process's clock
@@ -171,11 +171,9 @@ class EarthEngineProvider:
 
         def scenes_of(number: int) -> list[Scene]:
             bounds, temporal = _enclose([places[i] for i in areas[number]]), requests[areas[number][0]].temporal
-            known = self._recent.find(bounds, temporal, frozenset())
-            if known is not None:
-                return known
-            found = list_scenes(ee, bounds, temporal.start, temporal.end)
-            return self._recent.keep(Listing(bounds, temporal, frozenset(), found))
+            return self._recent.get(
+                bounds, temporal, frozenset(), lambda: list_scenes(ee, bounds, temporal.start, temporal.end)
+            )
 
         for number, scenes in in_threads([0] * len(areas), scenes_of, _workers()):
             for position in areas[number]:

@@ -15,7 +15,7 @@ from pystac_client.stac_api_io import StacApiIO
 from urllib3 import Retry
 
 from rs_embed.errors import ProviderError
-from rs_embed.providers.listings import Listing, Recent
+from rs_embed.providers.listings import ListingCache
 from rs_embed.providers.scenes import Bounds, Scene
 from rs_embed.providers.selection import drop_duplicates
 from rs_embed.providers.stac.catalogs import StacCatalog
@@ -34,7 +34,7 @@ class Searcher:
 
     catalog: StacCatalog
     _client: Client | None = None
-    _recent: Recent = field(default_factory=Recent)
+    _recent: ListingCache = field(default_factory=ListingCache)
 
     def search(self, bounds: Bounds, temporal: TemporalSpec, bands: frozenset[str]) -> list[Scene]:
         """Return all scenes of the catalog's collections in a box and time range, each one once.
@@ -45,10 +45,7 @@ class Searcher:
         Raises:
             ProviderError: when the catalog cannot be reached or understood.
         """
-        recent = self._recent.find(bounds, temporal, bands)
-        if recent is not None:
-            return recent
-        return self._recent.keep(Listing(bounds, temporal, bands, self._request(bounds, temporal, bands)))
+        return self._recent.get(bounds, temporal, bands, lambda: self._request(bounds, temporal, bands))
 
     def _request(self, bounds: Bounds, temporal: TemporalSpec, bands: frozenset[str]) -> list[Scene]:
         try:

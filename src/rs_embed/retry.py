@@ -48,5 +48,5 @@ class RetryPolicy:
 HTTP_RANGE = RetryPolicy(first_pause_s=0.4, shortest_share=0.5, deadline_s=15.0)
 COG_BLOCK = RetryPolicy(attempts=5)  # with 2 % of answers corrupt, three were too few for 20,000 blocks
 STAC_SEARCH = RetryPolicy(attempts=3, first_pause_s=0.5, read_timeout_s=10.0, statuses=BUSY - {408, 425})
-HUB = RetryPolicy(attempts=1, read_timeout_s=4.0)
+HUB = RetryPolicy(attempts=1, read_timeout_s=4.0)  # an unreachable hub is an error within 10 s
 EARTH_ENGINE = RetryPolicy(attempts=3, first_pause_s=1.0, read_timeout_s=360.0)

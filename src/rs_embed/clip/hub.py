@@ -16,13 +16,10 @@ from rs_embed import settings
 from rs_embed.clip.reference import choose_file, find_file
 from rs_embed.clip.tokenizer import Tokenizer
 from rs_embed.errors import CheckpointError
+from rs_embed.retry import HUB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-TIMEOUT_S = 4.0
-"""For connecting and again for the answer: an unreachable hub is an error within 10 s."""
 
 CLIP_TOKENIZER_REPO = "openai/clip-vit-base-patch32"
 _TOKENIZER = "tokenizer.json"
@@ -139,7 +136,7 @@ def _companions(weights: str, names: list[str]) -> Iterator[str]:
 
 def _list_files(repo: HubRepo) -> list[str]:
     try:
-        answer = huggingface_hub.HfApi().model_info(repo.id, revision=repo.revision, timeout=TIMEOUT_S)
+        answer = huggingface_hub.HfApi().model_info(repo.id, revision=repo.revision, timeout=HUB.read_timeout_s)
     except (errors.HfHubHTTPError, errors.HTTPError, errors.HFValidationError, OSError) as error:  # type: ignore[attr-defined]
         raise CheckpointError(_fault(repo, error)) from None
     return [file.rfilename for file in answer.siblings or ()]
@@ -149,7 +146,11 @@ def _download(repo: HubRepo, name: str) -> Path:
     try:
         return Path(
             huggingface_hub.hf_hub_download(
-                repo.id, name, revision=repo.revision, cache_dir=settings.hub_cache_dir(), etag_timeout=TIMEOUT_S
+                repo.id,
+                name,
+                revision=repo.revision,
+                cache_dir=settings.hub_cache_dir(),
+                etag_timeout=HUB.read_timeout_s,
             )
         )
     except (errors.HfHubHTTPError, errors.HTTPError, errors.HFValidationError, OSError) as error:  # type: ignore[attr-defined]

@@ -10,12 +10,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 from affine import Affine
 from async_tiff import TIFF, DecoderRegistry, ImageFileDirectory, Tile
 from async_tiff.enums import Compression, PlanarConfiguration
 from isal import isal_zlib
 
+from rs_embed.arrays import AnyArray
 from rs_embed.providers.http import JOIN_GAP_BYTES, FetchError, RangeReader, SasTokens, new_client
 from rs_embed.providers.raster import BlockGrid
 from rs_embed.providers.stac.offsets import DarkPixels, dark_pixels
@@ -130,9 +130,7 @@ def _is_planar(ifd: ImageFileDirectory) -> bool:
     return bool(ifd.planar_configuration == PlanarConfiguration.Planar)
 
 
-async def fetch_blocks(
-    cog: Cog, reader: RangeReader, row: int, cols: Sequence[int]
-) -> list[npt.NDArray[np.generic] | FetchError]:
+async def fetch_blocks(cog: Cog, reader: RangeReader, row: int, cols: Sequence[int]) -> list[AnyArray | FetchError]:
     """Fetch adjacent blocks (bands, y, x) of one row; an error stands in for a block that cannot be read."""
     reader.faults.pop(cog.url, None)
     tiles: Sequence[Tile | None] = [None] * len(cols)
@@ -144,9 +142,7 @@ async def fetch_blocks(
     return [await _decode(cog, reader, row, col, tile) for col, tile in zip(cols, tiles, strict=True)]
 
 
-async def _decode(
-    cog: Cog, reader: RangeReader, row: int, col: int, tile: Tile | None
-) -> npt.NDArray[np.generic] | FetchError:
+async def _decode(cog: Cog, reader: RangeReader, row: int, col: int, tile: Tile | None) -> AnyArray | FetchError:
     """Decode one block, and fetch it again while it is missing or corrupt."""
     fault = ""
     for _ in range(COG_BLOCK.attempts):

@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from rs_embed import settings
+from rs_embed.arrays import GreyArray
 from rs_embed.composite import SceneImage
 from rs_embed.errors import ProviderError
 from rs_embed.grid import lonlat_bounds
@@ -222,7 +222,7 @@ class _PendingPatch:
         return bool(observed) and bool(np.logical_or.reduce(observed).all())
 
 
-def _scene_classes(layers: Sequence[Layer | None], bands: int, shape: tuple[int, int]) -> npt.NDArray[np.uint8] | None:
+def _scene_classes(layers: Sequence[Layer | None], bands: int, shape: tuple[int, int]) -> GreyArray | None:
     """Return the scene classification, 0 where it has no value; None where the scene has none."""
     if len(layers) == bands:
         return None

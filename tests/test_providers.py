@@ -222,9 +222,9 @@ def test_closing_the_iterator_stops_the_threads():
 
 
 def test_large_patches_are_held_by_their_bytes():
-    from rs_embed.background import Room
+    from rs_embed.background import Channel
 
-    room = Room(limit=8, limit_bytes=1000)
+    room = Channel(limit=8, limit_bytes=1000)
     assert room.enter(5000)  # one always fits
     entered = threading.Event()
 

@@ -28,23 +28,32 @@ class ConsumerGone(Exception):
     """Raised in a producer's thread once nobody takes its items any more."""
 
 
-class Room:
-    """Limit on the items and bytes in memory at once; one item always fits, however large."""
+class Channel(Generic[T]):
+    """Items on their way from background threads to one consumer.
+
+    Args:
+        limit: items in the making or waiting; one item always fits.
+        limit_bytes: bytes that they may take; one item always fits, however large.
+    """
 
     def __init__(self, limit: int, limit_bytes: int = sys.maxsize) -> None:
         self._limit, self._limit_bytes = limit, limit_bytes
         self._count = self._bytes = 0
-        self.is_closed = False
         self._changed = threading.Condition()
+        self._items: queue.SimpleQueue[tuple[Future[T], int] | None] = queue.SimpleQueue()
+        self.is_closed = False
+        """True once nobody takes items any more."""
 
     def enter(self, size: int = 0, *, wait: bool = True) -> bool:
-        """Take room for an item of `size` bytes, and wait for it unless told not to; False if there is none.
+        """Take room for an item of `size` bytes, and wait for it if `wait`; return False if there is none.
 
         Raises:
-            ConsumerGone: once the room is closed.
+            ConsumerGone: once nobody takes items any more.
         """
         with self._changed:
-            while not self.is_closed and not self._fits(size):
+            while not self.is_closed and self._count > 0:
+                if self._count < self._limit and self._bytes + size <= self._limit_bytes:
+                    break
                 if not wait:
                     return False
                 self._changed.wait()
@@ -59,42 +68,17 @@ class Room:
             self._count, self._bytes = self._count - 1, self._bytes - size
             self._changed.notify_all()
 
-    def close(self) -> None:
-        """Turn away all that wait, and all that come."""
-        with self._changed:
-            self.is_closed = True
-            self._changed.notify_all()
-
-    def _fits(self, size: int) -> bool:
-        return self._count == 0 or (self._count < self._limit and self._bytes + size <= self._limit_bytes)
-
-
-class Channel(Generic[T]):
-    """Items on their way from background threads to one consumer.
-
-    Args:
-        limit: items that may wait.
-        limit_bytes: bytes that they may take.
-    """
-
-    def __init__(self, limit: int, limit_bytes: int = sys.maxsize) -> None:
-        self.room = Room(limit, limit_bytes)
-        self._items: queue.SimpleQueue[tuple[Future[T], int] | None] = queue.SimpleQueue()
-
-    @property
-    def is_closed(self) -> bool:
-        """True once nobody takes items any more."""
-        return self.room.is_closed
-
     def offer(self, item: T) -> bool:
         """Hand over an item if there is room for it now.
 
         Raises:
             ConsumerGone: once nobody takes items any more.
         """
-        if not self.room.enter(wait=False):
+        if not self.enter(wait=False):
             return False
-        self.deliver(_done(item))
+        done: Future[T] = Future()
+        done.set_result(item)
+        self.deliver(done)
         return True
 
     def deliver(self, item: Future[T], size: int = 0) -> None:
@@ -113,10 +97,12 @@ class Channel(Generic[T]):
                     running -= 1
                     continue
                 item, size = message
-                self.room.leave(size)
+                self.leave(size)
                 yield item.result()
         finally:
-            self.room.close()
+            with self._changed:
+                self.is_closed = True
+                self._changed.notify_all()
 
     def _run(self, produce: Callable[[], None]) -> None:
         try:
@@ -170,7 +156,7 @@ def map_in_background(
                     except StopIteration:
                         return
                     size = size_of(item)
-                    channel.room.enter(size)
+                    channel.enter(size)
                     result: Future[T] = Future()
                     if ordered:
                         channel.deliver(result, size)
@@ -186,9 +172,3 @@ def map_in_background(
                     iterator.close()
 
     return channel.consume([run] * workers)
-
-
-def _done(item: T) -> Future[T]:
-    future: Future[T] = Future()
-    future.set_result(item)
-    return future

@@ -1,7 +1,7 @@
-"""Scenes on one grid to one patch: median or mosaic over the observed pixels.
+"""Composites of scenes on one grid: median or mosaic over the observed pixels.
 
-The median sorts all scenes at once with a network of element-wise minima and maxima: no pixel is
-handled alone, which makes it several times faster than `np.nanmedian` (see `benchmarks/`).
+The median sorts all scenes at once with a network of element-wise minima and maxima, which is several times faster
+than `np.nanmedian` (see `benchmarks/`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rs_embed.arrays import BoolArray, FloatArray, GreyArray
 from rs_embed.patch import SceneRecord
 from rs_embed.sentinel2 import CLEAR_SCL
 
 DnArray = npt.NDArray[Any]
 """uint16 or float32."""
-BoolArray = npt.NDArray[np.bool_]
 
 _STRIP_BYTES = 1 << 20
 """Work on strips that stay in the processor's cache."""
@@ -27,13 +27,13 @@ _STRIP_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class SceneImage:
-    """One scene on the target grid."""
+    """Pixels of one scene on the target grid."""
 
     dn: DnArray
     """(bands, y, x), harmonised."""
     valid: BoolArray
     """(y, x), True where all bands were observed."""
-    scl: npt.NDArray[np.uint8] | None = None
+    scl: GreyArray | None = None
     """(y, x) scene classification, 0 where there is none; None when the scene has none at all."""
     record: SceneRecord | None = None
     """Provenance of the scene."""
@@ -42,18 +42,18 @@ class SceneImage:
 
     @property
     def clear(self) -> BoolArray | None:
-        """(y, x), True where the ground is seen; None without a scene classification."""
+        """Clear pixels (y, x), True where the ground is seen; None without a scene classification."""
         return None if self.scl is None else np.isin(self.scl, CLEAR_SCL) & self.valid
 
     def masked(self) -> SceneImage:
-        """The same scene with pixels that are not clear marked as not observed."""
+        """Return the image with pixels that are not clear marked as not observed."""
         return self if self.clear is None else replace(self, valid=self.clear)
 
 
-def median(images: Sequence[SceneImage]) -> npt.NDArray[np.float32]:
-    """Median over time of each band: n images to (bands, y, x) f32, NaN where no image observed.
+def median(images: Sequence[SceneImage]) -> FloatArray:
+    """Return the median over time of each band: (bands, y, x) float32, NaN where no image observed.
 
-    With an even number of observations it is the mean of the two in the middle.
+    The median of an even number of observations is the mean of the two in the middle.
     """
     bands, height, width = images[0].dn.shape
     out = np.empty((bands, height, width), dtype=np.float32)
@@ -65,12 +65,12 @@ def median(images: Sequence[SceneImage]) -> npt.NDArray[np.float32]:
     return out
 
 
-def mosaic(images: Iterable[SceneImage]) -> npt.NDArray[np.float32]:
-    """First image on top, the next ones fill what it left: (bands, y, x) f32, NaN where no image observed.
+def mosaic(images: Iterable[SceneImage]) -> FloatArray:
+    """Return the first observation of each pixel: (bands, y, x) float32, NaN where no image observed.
 
-    Stops taking images once every pixel is observed.
+    No more images are read once every pixel is observed.
     """
-    out: npt.NDArray[np.float32] | None = None
+    out: FloatArray | None = None
     for image in images:
         if out is None:
             out = np.full(image.dn.shape, np.nan, dtype=np.float32)
@@ -84,33 +84,33 @@ def mosaic(images: Iterable[SceneImage]) -> npt.NDArray[np.float32]:
 
 
 def clear_statistics(images: Sequence[SceneImage], *, on_top: bool = False) -> tuple[float, float] | tuple[None, None]:
-    """Share of pixels seen clear at least once, and the median number of clear observations.
+    """Return the share of pixels that are clear at least once, and the median number of clear observations.
 
     An image without a scene classification counts as never clear; None when no image has one.
 
     Args:
         images: those of the composite, for a mosaic the first on top.
-        on_top: count the observation that a mosaic shows, not what lies hidden under it.
+        on_top: count only the observation that a mosaic shows of each pixel.
     """
     if all(image.scl is None for image in images):
         return None, None
     never = np.zeros(images[0].valid.shape, dtype=bool)
     clear = [never if image.clear is None else image.clear for image in images]
     if on_top:
-        clear = list(shown(clear, [image.valid for image in images]))
+        clear = list(visible_on_top(clear, [image.valid for image in images]))
     count = np.sum(clear, axis=0)
     return float((count > 0).mean()), float(np.median(count))
 
 
-def shown(marks: Sequence[BoolArray], valid: Sequence[BoolArray]) -> Iterator[BoolArray]:
-    """Of each scene's mark (y, x), what a mosaic shows of it: the first valid scene of a pixel lies on top."""
+def visible_on_top(marks: Sequence[BoolArray], valid: Sequence[BoolArray]) -> Iterator[BoolArray]:
+    """Yield each scene's marks (y, x) where a mosaic shows it: the first valid scene of a pixel lies on top."""
     free = np.ones(valid[0].shape, dtype=bool)
     for mark, sees in zip(marks, valid, strict=True):
         yield mark & sees & free
         free &= ~sees
 
 
-def _median_strip(dn: list[DnArray], valid: list[BoolArray]) -> npt.NDArray[np.float32]:
+def _median_strip(dn: list[DnArray], valid: list[BoolArray]) -> FloatArray:
     count = np.sum(valid, axis=0)  # (y, x)
     last = np.inf if np.issubdtype(dn[0].dtype, np.floating) else np.iinfo(dn[0].dtype).max  # sorts behind all DN
     planes = [np.where(v, d, last).astype(d.dtype, copy=False) for d, v in zip(dn, valid, strict=True)]
@@ -120,24 +120,22 @@ def _median_strip(dn: list[DnArray], valid: list[BoolArray]) -> npt.NDArray[np.f
         np.maximum(planes[i], planes[j], out=planes[j])
         planes[i], low = low, planes[i]
     if (count == len(planes)).all():
-        return _middle(planes[(len(planes) - 1) // 2], planes[len(planes) // 2])
-    stack = np.stack(planes)  # (n, bands, y, x)
-    lower, upper = (np.clip(k, 0, len(planes) - 1)[None, None] for k in ((count - 1) // 2, count // 2))
-    result = _middle(np.take_along_axis(stack, lower, 0)[0], np.take_along_axis(stack, upper, 0)[0])
-    result[:, count == 0] = np.nan
-    return result
-
-
-def _middle(lower: DnArray, upper: DnArray) -> npt.NDArray[np.float32]:
-    result: npt.NDArray[np.float32] = lower.astype(np.float32)
+        lower, upper = planes[(len(planes) - 1) // 2], planes[len(planes) // 2]
+    else:
+        stack = np.stack(planes)  # (n, bands, y, x)
+        at = (np.clip(k, 0, len(planes) - 1)[None, None] for k in ((count - 1) // 2, count // 2))
+        lower, upper = (np.take_along_axis(stack, k, 0)[0] for k in at)
+    result: FloatArray = lower.astype(np.float32)
     result += upper
     result *= np.float32(0.5)
+    if not count.all():
+        result[:, count == 0] = np.nan
     return result
 
 
 @lru_cache(maxsize=64)
 def _sorting_network(n: int) -> tuple[tuple[int, int], ...]:
-    """Batcher's odd-even merge sort for n inputs: pairs (i, j) to put in order, i < j."""
+    """Return Batcher's odd-even merge sort for n inputs: pairs (i, j) to put in order, i < j."""
     return tuple(_comparators(n))
 
 

@@ -1,4 +1,4 @@
-"""Every error the library raises on purpose: the value that was wrong, and what to do about it."""
+"""Errors of the library. Each message has the wrong value and the remedy."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ class RSEmbedError(Exception):
 
 
 class SpecError(RSEmbedError, ValueError):
-    """A place, time range, sensor or output that cannot exist."""
+    """Invalid place, time range, sensor or output."""
 
 
 class ProviderError(RSEmbedError):
-    """Imagery could not be had."""
+    """Imagery that cannot be fetched."""
 
 
 class NoImageryError(ProviderError):
-    """The source answered, and has no valid pixel for this place and time range."""
+    """Place and time range for which the source has no valid pixel."""
 
 
 class ModelError(RSEmbedError):
-    """The model cannot do what was asked with what it was given."""
+    """Request that the model cannot serve."""
 
 
 class CheckpointError(ModelError):
@@ -39,16 +39,16 @@ class CheckpointError(ModelError):
 
 
 class UnknownModelError(ModelError):
-    """No model card has this name."""
+    """Name of no known model."""
 
 
 def pip_line(extra: str | None = None) -> str:
-    """The pip command that brings a missing package, as a user would type it."""
+    """Return the pip command that installs a missing package."""
     return f"pip install '{DISTRIBUTION}[{extra}]'" if extra else f"pip install {DISTRIBUTION}"
 
 
 def missing_package(package: str, *, extra: str | None = None) -> str:
-    """Message for a package that cannot be imported, with its remedy."""
+    """Return the message for a package that cannot be imported, with the remedy."""
     kind = f"the optional package {package!r}" if extra else f"the package {package!r}"
     return f"{kind} cannot be imported; install it with: {pip_line(extra)}"
 
@@ -57,7 +57,7 @@ _IMAGERY_PACKAGES = {"rasterio", "odc", "pyproj", "affine", "shapely"}
 
 
 def missing_core(error: ModuleNotFoundError) -> RSEmbedError | None:
-    """Our error for a core package that is not installed; None when the missing module is our own, a defect."""
+    """Return our error for a core package that is not installed; None for a module of this package, a defect."""
     package = (error.name or "").partition(".")[0]
     if package in ("", "rs_embed"):
         return None

@@ -65,7 +65,7 @@ def flush(path: Path) -> None:
 
 
 class FileMemo(Generic[T]):
-    """What was made of the last few files, each once; a file that changed is another file."""
+    """Memo of results keyed by path, modification time and size of a file; the last few are kept."""
 
     def __init__(self, keep: int = 2) -> None:
         self._keep = keep
@@ -73,7 +73,7 @@ class FileMemo(Generic[T]):
         self._lock = threading.Lock()
 
     def get(self, file: Path, make: Callable[[], T], kind: str = "") -> T:
-        """What was made of a file as it is now, or what `make` makes; `kind` tells several things of one file apart."""
+        """Return the result for the file as it is now, from the memo or from `make`; `kind` tells results apart."""
         status = file.stat()
         key = (str(file.resolve()), status.st_mtime_ns, status.st_size, kind)
         with self._lock:

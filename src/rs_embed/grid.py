@@ -1,4 +1,4 @@
-"""Where the pixels of a place lie: the local UTM zone, north-up, edges on multiples of the pixel size.
+"""Pixel grids of places: in the local UTM zone, north-up, edges on multiples of the pixel size.
 
 The same place and `scale_m` give the same grid on every backend.
 """
@@ -10,17 +10,15 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 from affine import Affine
 
+from rs_embed.arrays import CoordinateArray
 from rs_embed.errors import SpecError
-from rs_embed.specs import BBox, Place, PointBuffer
+from rs_embed.specs import BBox, Place
 
-if TYPE_CHECKING:  # a quarter of a second that pixels of one's own do not need
+if TYPE_CHECKING:  # imported when needed: they take a quarter of a second
     from odc.geo.geobox import GeoBox
     from pyproj import Transformer
-
-FloatArray = npt.NDArray[np.float64]
 
 MAX_SIDE_PX = 8192
 _SNAP_PX = 1e-6
@@ -28,7 +26,7 @@ _OUTLINE_POINTS = 21
 
 
 def utm_epsg(lon: float, lat: float) -> int:
-    """EPSG code of the UTM zone of a point, with MGRS's exceptions 32V and 31X to 37X."""
+    """Return the EPSG code of the UTM zone of a point, with MGRS's exceptions 32V and 31X to 37X."""
     zone = min(math.floor((lon + 180) / 6) + 1, 60)
     if 56 <= lat < 64 and 3 <= lon < 12:
         zone = 32
@@ -38,7 +36,7 @@ def utm_epsg(lon: float, lat: float) -> int:
 
 
 def place_geobox(place: Place, scale_m: float) -> GeoBox:
-    """The pixel grid of a place.
+    """Return the pixel grid of a place.
 
     Raises:
         SpecError: for a grid of more than 8,192 px a side.
@@ -46,8 +44,12 @@ def place_geobox(place: Place, scale_m: float) -> GeoBox:
     from odc.geo.geobox import GeoBox
 
     epsg = utm_epsg(*place.centre)
-    grid = _box_pixels(place, epsg, scale_m) if isinstance(place, BBox) else _square_pixels(place, epsg, scale_m)
-    left, top, width, height = grid
+    if isinstance(place, BBox):
+        left, top, width, height = _box_pixels(place, epsg, scale_m)
+    else:
+        x, y = transformer(4326, epsg).transform(place.lon, place.lat)
+        width = height = math.ceil(2 * place.buffer_m / scale_m - _SNAP_PX)
+        left, top = math.floor(x / scale_m - width / 2 + 0.5), math.floor(y / scale_m + width / 2 + 0.5)
     if max(width, height) > MAX_SIDE_PX:
         raise SpecError(
             f"{place} is {width} x {height} px at scale_m={scale_m:g}; at most {MAX_SIDE_PX} px a side are read at "
@@ -59,7 +61,7 @@ def place_geobox(place: Place, scale_m: float) -> GeoBox:
 
 
 def lonlat_bounds(geobox: GeoBox) -> tuple[float, float, float, float]:
-    """(west, south, east, north) in degrees of a grid's outline; what lies beyond the antimeridian is left out."""
+    """Return (west, south, east, north) of a grid's outline in degrees, cut at the antimeridian."""
     box, epsg = geobox.boundingbox, epsg_of(geobox)
     lon, lat = transformer(epsg, 4326).transform(*_outline(box.left, box.bottom, box.right, box.top))
     side = np.sign(6 * (epsg % 100) - 183)  # of the zone: 180.001 must not become -179.999
@@ -73,7 +75,11 @@ def lonlat_text(lon: float, lat: float) -> str:
 
 
 def epsg_of(geobox: GeoBox) -> int:
-    """EPSG code of a grid; all of ours have one."""
+    """Return the EPSG code of a grid.
+
+    Raises:
+        SpecError: for a grid without one.
+    """
     epsg = geobox.crs.epsg if geobox.crs is not None else None
     if epsg is None:
         raise SpecError(f"the grid's CRS has no EPSG code: {geobox.crs}")
@@ -82,29 +88,22 @@ def epsg_of(geobox: GeoBox) -> int:
 
 @lru_cache(maxsize=64)
 def transformer(source_epsg: int, target_epsg: int) -> Transformer:
-    """Exact coordinate transform, x (longitude) first; safe to share between threads."""
+    """Return the exact coordinate transform, x (longitude) first; threads may share it."""
     from pyproj import Transformer
 
     return Transformer.from_crs(source_epsg, target_epsg, always_xy=True)
 
 
-def _square_pixels(place: PointBuffer, epsg: int, scale_m: float) -> tuple[int, int, int, int]:
-    """Left, top, width, height in pixels of a square on a point."""
-    x, y = transformer(4326, epsg).transform(place.lon, place.lat)
-    n = math.ceil(2 * place.buffer_m / scale_m - _SNAP_PX)
-    return math.floor(x / scale_m - n / 2 + 0.5), math.floor(y / scale_m + n / 2 + 0.5), n, n
-
-
 def _box_pixels(place: BBox, epsg: int, scale_m: float) -> tuple[int, int, int, int]:
-    """Left, top, width, height in pixels of a box's UTM envelope, snapped outward."""
+    """Return left, top, width, height in pixels of a box's UTM envelope, snapped outward."""
     x, y = transformer(4326, epsg).transform(*_outline(place.minlon, place.minlat, place.maxlon, place.maxlat))
     left, bottom = (math.floor(float(np.min(v)) / scale_m + _SNAP_PX) for v in (x, y))
     right, top = (math.ceil(float(np.max(v)) / scale_m - _SNAP_PX) for v in (x, y))
     return left, top, right - left, top - bottom
 
 
-def _outline(west: float, south: float, east: float, north: float) -> tuple[FloatArray, FloatArray]:
-    """X and y of points along the four sides of a box."""
+def _outline(west: float, south: float, east: float, north: float) -> tuple[CoordinateArray, CoordinateArray]:
+    """Return x and y of points along the four sides of a box."""
     x, y = np.linspace(west, east, _OUTLINE_POINTS), np.linspace(south, north, _OUTLINE_POINTS)
     return (
         np.concatenate([x, x, np.full_like(y, west), np.full_like(y, east)]),

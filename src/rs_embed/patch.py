@@ -1,4 +1,4 @@
-"""A provider's imagery of one place: DN, what was observed, and where it came from."""
+"""Imagery of one place as a provider returns it: DN on a grid, with provenance."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from rs_embed.arrays import AnyArray, BoolArray, FloatArray
 from rs_embed.errors import ProviderError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneRecord:
-    """One scene that went into a patch."""
+    """Provenance of one scene in a patch."""
 
     id: str
     datetime: str
@@ -31,7 +31,7 @@ class SceneRecord:
 
 @dataclass(frozen=True, slots=True)
 class DroppedScene:
-    """One scene that was a candidate and gave nothing."""
+    """Candidate scene that contributed nothing, and the reason."""
 
     id: str
     reason: str
@@ -45,12 +45,12 @@ class Patch:
         ProviderError: when the arrays do not fit the grid.
     """
 
-    dn: npt.NDArray[np.float32]
+    dn: FloatArray
     """(bands, y, x), DN = 10,000 × reflectance, row 0 north; NaN where nothing was observed."""
     geobox: GeoBox
     bands: tuple[str, ...]
     source: str
-    """What was read, in words: a catalog's collection, a folder's name. Never a signed URL."""
+    """Name of the source, such as a catalog's collection or a folder; never a signed URL."""
     scenes: tuple[SceneRecord, ...]
     dropped: tuple[DroppedScene, ...] = ()
     clear_frac: float | None = None
@@ -65,14 +65,14 @@ class Patch:
             raise ProviderError(f"a patch must be float32 {expected}, got {self.dn.dtype} {self.dn.shape}")
 
     @property
-    def valid(self) -> npt.NDArray[np.bool_]:
-        """(y, x), True where all bands were observed."""
+    def valid(self) -> BoolArray:
+        """Observed pixels (y, x), True where all bands were observed."""
         return observed(self.dn)
 
 
-def observed(dn: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
-    """(y, x), True where no band of (bands, y, x) is NaN; integers are always observed."""
+def observed(dn: AnyArray) -> BoolArray:
+    """Return (y, x), True where no band of (bands, y, x) is NaN; integers are always observed."""
     if not np.issubdtype(dn.dtype, np.floating):
         return np.ones(dn.shape[1:], dtype=bool)
-    valid: npt.NDArray[np.bool_] = ~np.isnan(dn).any(axis=0)
+    valid: BoolArray = np.logical_not(np.isnan(dn).any(axis=0))
     return valid

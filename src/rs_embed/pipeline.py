@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from rs_embed import settings
 from rs_embed.arrays import AnyArray, FloatArray
 from rs_embed.background import in_background, map_in_background
 from rs_embed.embedders.chips import Chips, Preparation
-from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
+from rs_embed.embedders.onthefly_remoteclip import Encoded, RemoteClipEmbedder
 from rs_embed.embedding import Embedding, EmbeddingFailure, Request, Result, build_embedding, token_grid
 from rs_embed.errors import ModelError, RSEmbedError
 from rs_embed.inspection import PatchSummary, inspect_array, save_quicklook
@@ -156,26 +157,25 @@ def embed_prepared(
     in_flight, step = settings.fetch_workers(), settings.batch_size(embedder.device.type)
     ahead = 1 if embedder.device.type == "cuda" else 0  # a CPU has nothing to overlap with
     batch: list[PreparedPlace] = []
-    running: deque[Iterator[Outcome]] = deque()
-    failed = False
-    for item in prepared:
+    running: deque[tuple[list[PreparedPlace], Callable[[], list[Encoded]]]] = deque()
+    failed = is_last = False
+    for item in chain(prepared, [None]):  # None marks the end
         if isinstance(item, PreparedPlace):
             batch.append(item)
-        else:
+        elif item is not None:
             failed = True
             yield item
-        if sum(len(place.chips.images) for place in batch) >= step:
-            running.append(_start_batch(embedder, requests, batch, with_tokens))
-            batch = []
-        while len(running) > ahead:
-            yield from running.popleft()
         in_flight -= failed and stop_on_error
-        if in_flight == 0:
+        is_last = item is None or in_flight == 0
+        if batch and (is_last or sum(len(place.chips.images) for place in batch) >= step):
+            output = requests[batch[0].position].output
+            finish = embedder.start([place.chips for place in batch], output, with_tokens=with_tokens)
+            running.append((batch, finish))
+            batch = []
+        while len(running) > (0 if is_last else ahead):
+            yield from _outcomes(embedder, requests, *running.popleft(), with_tokens)
+        if is_last:
             break
-    if batch:
-        running.append(_start_batch(embedder, requests, batch, with_tokens))
-    while running:
-        yield from running.popleft()
 
 
 def _prepare(
@@ -214,22 +214,19 @@ def _check(dn: AnyArray, request: Request) -> dict[str, Any]:
     return report
 
 
-def _start_batch(
-    embedder: RemoteClipEmbedder, requests: Mapping[int, Request], batch: Sequence[PreparedPlace], with_tokens: bool
+def _outcomes(
+    embedder: RemoteClipEmbedder,
+    requests: Mapping[int, Request],
+    batch: Sequence[PreparedPlace],
+    finish: Callable[[], list[Encoded]],
+    with_tokens: bool,
 ) -> Iterator[Outcome]:
-    """Start to embed a batch; the iterator that is returned waits for the result."""
-    output = requests[batch[0].position].output
-    finish = embedder.start([place.chips for place in batch], output, with_tokens=with_tokens)
-
-    def outcomes() -> Iterator[Outcome]:
-        for place, encoded in zip(batch, finish(), strict=True):
-            request, chips, patch = requests[place.position], place.chips, place.patch
-            result = build_embedding(embedder, request, chips, patch, encoded.array, place.checks)
-            tokens = None if encoded.tokens is None or not with_tokens else encoded.tokens
-            grid = None if tokens is None else token_grid(request, chips, patch, tokens)
-            yield Outcome(place.position, result, encoded.projected, place.summary, grid)
-
-    return outcomes()
+    """Wait for a batch, and yield its outcomes."""
+    for place, encoded in zip(batch, finish(), strict=True):
+        request, chips, patch = requests[place.position], place.chips, place.patch
+        result = build_embedding(embedder, request, chips, patch, encoded.array, place.checks)
+        grid = token_grid(request, chips, patch, encoded.tokens) if with_tokens and encoded.tokens is not None else None
+        yield Outcome(place.position, result, encoded.projected, place.summary, grid)
 
 
 def _log_warnings(results: Iterable[Result | None]) -> None:

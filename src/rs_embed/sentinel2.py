@@ -1,4 +1,4 @@
-"""What is particular to Sentinel-2 L2A: bands, scene classes, and the offset that came in 2022.
+"""Sentinel-2 L2A: bands, scene classes, product names, and the DN offset of 2022.
 
 Source: Sentinel-2 Products Specification Document; https://sentiwiki.copernicus.eu/web/s2-processing
 """
@@ -48,7 +48,7 @@ CLEAR_SCL = (2, 4, 5, 6, 7, 11)
 Not clear: 0 no data, 1 saturated, 3 cloud shadow, 8 and 9 cloud, 10 cirrus.
 """
 
-_OFFSET_BASELINE = (4, 0)
+_OFFSET_BASELINE = "04.00"
 _OFFSET_DATE = datetime(2022, 1, 25, tzinfo=UTC)
 OFFSET_2022 = -1000.0
 _PRODUCT = re.compile(
@@ -58,18 +58,18 @@ _SHORT_PRODUCT = re.compile(r"(?P<mission>S2[A-Z])_\d{1,2}[A-Z]{3}_(?P<start>\d{
 
 
 def canonical_band(name: str) -> str | None:
-    """`"B04"`, `"b4"` or `"red"` to `"B4"`; None when Sentinel-2 has no such band."""
+    """Return `"B4"` for `"B04"`, `"b4"` or `"red"`; None when Sentinel-2 has no such band."""
     return _ALIASES.get(name.strip().lower())
 
 
 def asset_keys(band: str) -> tuple[str, ...]:
-    """What catalogs call the asset of a band: `("red", "B04", "B4")`."""
+    """Return the names that catalogs give the asset of a band, such as `("red", "B04", "B4", "b4")`."""
     return tuple(dict.fromkeys((COMMON_NAMES[band], re.sub(r"^B(\d)$", r"B0\1", band), band, band.lower())))
 
 
 @dataclass(frozen=True, slots=True)
 class ProductName:
-    """What a Sentinel-2 product name tells."""
+    """Facts in the name of a Sentinel-2 product."""
 
     acquired: datetime
     """Start of sensing, UTC."""
@@ -82,25 +82,19 @@ def parse_product_name(name: str) -> ProductName | None:
     match = _PRODUCT.search(name) or _SHORT_PRODUCT.search(name)
     if match is None:
         return None
-    acquired = _parse_start(match["start"])
-    if acquired is None:
-        return None
     digits = match.groupdict().get("baseline")
-    return ProductName(acquired, f"{digits[:2]}.{digits[2:]}" if digits else None)
-
-
-def _parse_start(text: str) -> datetime | None:
     for width, form in ((15, "%Y%m%dT%H%M%S"), (8, "%Y%m%d")):
         try:
-            return datetime.strptime(text[:width], form).replace(tzinfo=UTC)
+            acquired = datetime.strptime(match["start"][:width], form).replace(tzinfo=UTC)
         except ValueError:
             continue  # BigEarthNet has names such as 20170924T93020: the day is still there
+        return ProductName(acquired, f"{digits[:2]}.{digits[2:]}" if digits else None)
     return None
 
 
 @dataclass(frozen=True, slots=True)
 class Radiometry:
-    """How stored values become DN: `DN = value * gain + offset`, DN = 10,000 × reflectance."""
+    """Conversion of stored values to DN: `DN = value * gain + offset`, DN = 10,000 × reflectance."""
 
     gain: float
     offset: float | None
@@ -118,7 +112,7 @@ def radiometry(
     file_offset: float = 0.0,
     acquired: datetime | None = None,
 ) -> Radiometry:
-    """Decide the offset of one scene from what its item and file say; the first rule that applies wins.
+    """Decide the DN offset of one scene from its item and file; the first rule that applies wins.
 
     Args:
         collection: the collection's id.
@@ -140,7 +134,7 @@ def radiometry(
         return Radiometry(_dn(scale), _dn(offset), f"raster:bands scale {scale:g}, offset {offset:g}")
     baseline = processing_baseline(facts, names)
     if baseline is not None:
-        shifted = _baseline_number(baseline) >= _OFFSET_BASELINE
+        shifted = baseline >= _OFFSET_BASELINE
         return Radiometry(1.0, OFFSET_2022 if shifted else 0.0, f"processing baseline {baseline}")
     if (file_scale, file_offset) != (1.0, 0.0):
         return Radiometry(_dn(file_scale), _dn(file_offset), f"file scale {file_scale:g}, offset {file_offset:g}")
@@ -150,13 +144,13 @@ def radiometry(
 
 
 def may_carry_offset(properties: Mapping[str, Any], names: Sequence[str], acquired: datetime) -> bool:
-    """Whether a scene's product was made with the +1000 of 2022, as far as is known."""
+    """Return True if a scene's product may hold the +1000 DN of 2022."""
     baseline = processing_baseline(properties, names)
-    return acquired >= _OFFSET_DATE if baseline is None else _baseline_number(baseline) >= _OFFSET_BASELINE
+    return acquired >= _OFFSET_DATE if baseline is None else baseline >= _OFFSET_BASELINE
 
 
 def processing_baseline(properties: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """The baseline as `"05.10"`, from the item's properties or a product name."""
+    """Return the baseline, such as `"05.10"`, from the item's properties or a product name."""
     for key in ("s2:processing_baseline", "processing:version", "sentinel:processing_baseline"):
         value = str(properties.get(key, ""))
         if re.fullmatch(r"\d{2}\.\d{2}", value):
@@ -166,11 +160,6 @@ def processing_baseline(properties: Mapping[str, Any], names: Sequence[str]) -> 
         if product is not None and product.baseline is not None:
             return product.baseline
     return None
-
-
-def _baseline_number(baseline: str) -> tuple[int, int]:
-    major, minor = baseline.split(".")
-    return int(major), int(minor)
 
 
 def _dn(reflectance: float) -> float:

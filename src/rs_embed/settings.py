@@ -1,4 +1,4 @@
-"""Environment variables: all of them, read when used, a bad value refused by name."""
+"""All environment variables of the library, read when they are used."""
 
 from __future__ import annotations
 
@@ -17,36 +17,35 @@ DEFAULT_BACKEND = "earth-search"
 
 
 def fetch_workers() -> int:
-    """Requests that a provider may have in flight (default 8)."""
+    """Return the number of requests that a provider may have in flight (default 8)."""
     return _positive_int(FETCH_WORKERS, 8)
 
 
 def batch_size(device_type: str) -> int:
-    """Chips in one forward pass: 8 on a CPU, 64 on CUDA."""
+    """Return the number of chips in one forward pass (default 8 on a CPU, 64 on CUDA)."""
     return _positive_int(BATCH_SIZE, 64 if device_type == "cuda" else 8)
 
 
 def default_backend() -> str:
-    """What `backend="auto"` means."""
+    """Return the backend that `"auto"` stands for."""
     return os.environ.get(BACKEND, "").strip() or DEFAULT_BACKEND
 
 
 def cache_dir() -> Path | None:
-    """Where fetched patches are kept; None when they are not."""
+    """Return the folder where fetched patches are kept; None when they are not kept."""
     value = os.environ.get(CACHE_DIR, "").strip()
     return Path(value).expanduser() if value else None
 
 
 def cache_limit_bytes() -> int:
-    """How large that folder may grow (default 20 GB)."""
+    """Return the size to which that folder may grow, in bytes (default 20 GB)."""
     return _positive_int(CACHE_GB, 20) * 10**9
 
 
 def hub_cache_dir() -> Path | None:
-    """The hub client's cache folder, or None for the client's own default.
+    """Return the hub client's cache folder, or None for the client's default.
 
-    `HUGGINGFACE_HOME` is an old name that the client itself no longer reads, so the folder is
-    always handed to it.
+    The client no longer reads `HUGGINGFACE_HOME`, an old name, so we always pass the folder.
     """
     for variable, child in (
         ("HF_HUB_CACHE", None),

@@ -1,4 +1,4 @@
-"""What to embed: place, time range, sensor, output. Frozen, JSON-ready, and valid once they exist."""
+"""Specs of a request: place, time range, sensor, output. They are frozen, JSON-ready, and checked when built."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _METRES_PER_DEGREE = 111_320.0
 
 @dataclass(frozen=True, slots=True)
 class BBox:
-    """A box in longitude and latitude, degrees.
+    """Box in longitude and latitude, degrees.
 
     Raises:
         SpecError: for a box that is empty, reversed, across the antimeridian or beyond UTM's latitudes.
@@ -36,11 +36,10 @@ class BBox:
     crs: str = "EPSG:4326"
 
     def __post_init__(self) -> None:
-        _check_crs(self.crs)
         for name in ("minlon", "minlat", "maxlon", "maxlat"):
             object.__setattr__(self, name, _number(name, getattr(self, name)))
-        for side in ("min", "max"):
-            _check_lonlat(getattr(self, f"{side}lon"), getattr(self, f"{side}lat"))
+        _check_lonlat(self.crs, self.minlon, self.minlat)
+        _check_lonlat(self.crs, self.maxlon, self.maxlat)
         if self.minlon > self.maxlon:
             raise SpecError(
                 f"minlon {self.minlon:g} is greater than maxlon {self.maxlon:g}: swap them, or, if the box crosses "
@@ -53,13 +52,13 @@ class BBox:
 
     @property
     def centre(self) -> tuple[float, float]:
-        """Longitude and latitude of the middle."""
+        """Longitude and latitude of the middle, degrees."""
         return (self.minlon + self.maxlon) / 2, (self.minlat + self.maxlat) / 2
 
 
 @dataclass(frozen=True, slots=True)
 class PointBuffer:
-    """A square of `2 * buffer_m` ground metres on a point.
+    """Square with sides of `2 * buffer_m` ground metres, centred on a point.
 
     Raises:
         SpecError: for a point off the globe or beyond UTM's latitudes, or a buffer that is not positive.
@@ -72,10 +71,9 @@ class PointBuffer:
     crs: str = "EPSG:4326"
 
     def __post_init__(self) -> None:
-        _check_crs(self.crs)
         for name in ("lon", "lat", "buffer_m"):
             object.__setattr__(self, name, _number(name, getattr(self, name)))
-        _check_lonlat(self.lon, self.lat)
+        _check_lonlat(self.crs, self.lon, self.lat)
         if self.buffer_m <= 0:
             raise SpecError(f"buffer_m must be greater than 0 metres, got {self.buffer_m:g} (it is half the side)")
         reach = self.buffer_m / (_METRES_PER_DEGREE * math.cos(math.radians(self.lat)))
@@ -87,7 +85,7 @@ class PointBuffer:
 
     @property
     def centre(self) -> tuple[float, float]:
-        """Longitude and latitude of the point."""
+        """Longitude and latitude of the point, degrees."""
         return self.lon, self.lat
 
 
@@ -96,7 +94,7 @@ Place = BBox | PointBuffer
 
 @dataclass(frozen=True, slots=True)
 class TemporalSpec:
-    """UTC days from `start` (included) to `end` (not included), as ISO dates."""
+    """Time range in UTC days from `start` (included) to `end` (not included), ISO dates."""
 
     mode: Literal["range", "year"]
     start: str
@@ -116,12 +114,12 @@ class TemporalSpec:
 
     @classmethod
     def range(cls, start: str | date, end: str | date) -> TemporalSpec:
-        """Days from `start` to the day before `end`: `TemporalSpec.range("2022-06-01", "2022-09-01")`."""
+        """Return the days from `start` to the day before `end`: `TemporalSpec.range("2022-06-01", "2022-09-01")`."""
         return cls("range", _day("start", start).isoformat(), _day("end", end).isoformat())
 
     @classmethod
     def year(cls, year: int) -> TemporalSpec:
-        """One calendar year. `remoteclip_s2rgb` takes ranges only."""
+        """Return one calendar year. `remoteclip_s2rgb` takes ranges only."""
         if isinstance(year, bool) or not isinstance(year, int) or not 1 <= year <= 9998:
             raise SpecError(f"year must be a whole number such as 2022, got {year!r}")
         return cls("year", date(year, 1, 1).isoformat(), date(year + 1, 1, 1).isoformat())
@@ -129,26 +127,26 @@ class TemporalSpec:
 
 @dataclass(frozen=True, slots=True)
 class SensorSpec:
-    """What to fetch. Every backend honours every field or refuses it.
+    """Imagery to fetch. Every backend honours every field or refuses it.
 
     Raises:
         SpecError: for a field out of its range, with the value.
     """
 
     collection: str = HARMONIZED_COLLECTION
-    """The product (Sentinel-2 L2A, by any catalog's name), or `"hf:<repo_or_path>"` to override the checkpoint."""
+    """Product (Sentinel-2 L2A, by any catalog's name), or `"hf:<repo_or_path>"` to override the checkpoint."""
     bands: tuple[str, ...] = RGB_BANDS
     scale_m: float = 10
     """Ground metres a pixel."""
     cloudy_pct: float = 30
-    """Scenes with more cloud than this, per cent of the whole scene, are left out."""
+    """Highest cloud cover of a scene, per cent; cloudier scenes are left out."""
     fill_value: float = 0.0
-    """DN given to pixels that nothing observed."""
+    """DN of pixels that were not observed."""
     composite: Composite = "median"
     cloud_mask: CloudMask | None = None
-    """`"scl"` leaves out pixels that the scene classification calls cloud, shadow, saturated or empty."""
+    """`"scl"` masks pixels that the scene classification calls cloud, shadow, saturated or empty."""
     max_scenes: int | None = None
-    """Only the N least cloudy scenes; None is all of the time range."""
+    """Number of scenes, the least cloudy ones; None for all of the time range."""
     check_input: bool = False
     check_raise: bool = True
     check_save_dir: str | None = None
@@ -174,18 +172,18 @@ class SensorSpec:
 
     @property
     def checkpoint(self) -> str | None:
-        """The seed's checkpoint override, without `hf:`."""
+        """Checkpoint of a collection `"hf:…"`, without the prefix; None for a product."""
         return self.collection[3:] if self.collection.startswith("hf:") else None
 
     @property
     def product(self) -> str:
-        """The imagery collection: `collection`, or the default where that holds a checkpoint."""
+        """Imagery collection: `collection`, or the default where that names a checkpoint."""
         return HARMONIZED_COLLECTION if self.checkpoint is not None else self.collection
 
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """A pooled vector or a ViT token grid."""
+    """Kind of output: a pooled vector or a ViT token grid."""
 
     mode: Literal["pooled", "grid"]
     pooling: Pooling | None = None
@@ -200,12 +198,12 @@ class OutputSpec:
 
     @classmethod
     def pooled(cls, pooling: Pooling = "mean") -> OutputSpec:
-        """`"mean"`: mean of all tokens (768,). `"projected"`: CLIP image embedding (512,), the space of texts."""
+        """Return a vector: the `"mean"` of all tokens (768,), or the CLIP embedding `"projected"` (512,)."""
         return cls("pooled", pooling)
 
     @classmethod
     def grid(cls) -> OutputSpec:
-        """Patch tokens on their footprints, (768, 7, 7) for ViT-B/32."""
+        """Return a grid of patch tokens on their footprints, (768, 7, 7) for ViT-B/32."""
         return cls("grid")
 
 
@@ -220,12 +218,9 @@ def _number(name: str, value: object) -> float:
     return float(value)
 
 
-def _check_crs(crs: str) -> None:
+def _check_lonlat(crs: str, lon: float, lat: float) -> None:
     if crs != "EPSG:4326":
         raise SpecError(f"crs must be 'EPSG:4326' (longitude, latitude), got {crs!r}: transform the place first")
-
-
-def _check_lonlat(lon: float, lat: float) -> None:
     swapped = " (are longitude and latitude swapped?)"
     if not -180 <= lon <= 180:
         raise SpecError(f"longitude {lon:g} lies outside -180…180")

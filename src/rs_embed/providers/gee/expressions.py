@@ -17,7 +17,7 @@ from odc.geo.geobox import GeoBox
 from shapely.geometry import shape
 
 from rs_embed.arrays import BoolArray, FloatArray
-from rs_embed.composite import shown
+from rs_embed.composite import visible_on_top
 from rs_embed.grid import epsg_of
 from rs_embed.providers.gee.session import RequestTooLargeError, send
 from rs_embed.providers.scenes import Bounds, Scene
@@ -197,7 +197,7 @@ def decode_pixels(pixels: CompositePixels, n_scenes: int, sensor: SensorSpec) ->
     dn[:, ~valid] = np.nan
     seen, clear = (_scene_masks(pixels, name, n_scenes) for name in ("seen", "clear"))
     if sensor.composite == "mosaic":
-        seen, clear = (list(shown(masks, seen)) for masks in (seen, clear))
+        seen, clear = (list(visible_on_top(masks, seen)) for masks in (seen, clear))
     n_clear: npt.NDArray[np.uint16] = np.stack(clear).sum(axis=0, dtype=np.uint16)
     return DecodedComposite(dn, n_clear, [bool(mask.any()) for mask in seen])
 

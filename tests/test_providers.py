@@ -15,7 +15,7 @@ from rs_embed import NoImageryError, PointBuffer, ProviderError, SensorSpec, Tem
 from rs_embed.errors import RSEmbedError
 from rs_embed.grid import place_geobox
 from rs_embed.patch import Patch
-from rs_embed.providers.base import PatchRequest, Provider, fetch_in_threads
+from rs_embed.providers.base import PatchRequest, Provider, in_threads
 from rs_embed.providers.registry import resolve
 from rs_embed.providers.scenes import Scene
 from rs_embed.providers.selection import select_scenes
@@ -173,7 +173,7 @@ def test_each_position_comes_once_and_one_failure_is_its_own():
             raise NO_IMAGERY
         return patch_of(asked)
 
-    results = dict(fetch_in_threads(requests, fetch_one, 4))
+    results = dict(in_threads(requests, fetch_one, 4))
     assert sorted(results) == list(range(20))
     assert [i for i, r in results.items() if isinstance(r, ProviderError)] == [7]
     assert all(results[i].geobox == requests[i].geobox for i in range(20) if i != 7)
@@ -184,7 +184,7 @@ def test_a_defect_is_not_taken_for_a_place_without_imagery():
         raise ZeroDivisionError("a bug")
 
     with pytest.raises(ZeroDivisionError, match="a bug"):
-        list(fetch_in_threads([request()], fetch_one, 2))
+        list(in_threads([request()], fetch_one, 2))
 
 
 def test_workers_run_at_once_and_never_get_far_ahead():
@@ -203,7 +203,7 @@ def test_workers_run_at_once_and_never_get_far_ahead():
         return patch_of(asked)
 
     taken = 0
-    for _ in fetch_in_threads(requests, fetch_one, 3):
+    for _ in in_threads(requests, fetch_one, 3):
         taken += 1
         time.sleep(0.005)
         assert started - taken <= 2 * 3
@@ -212,7 +212,7 @@ def test_workers_run_at_once_and_never_get_far_ahead():
 
 def test_closing_the_iterator_stops_the_threads():
     before = threading.active_count()
-    results = fetch_in_threads([request(10 + i / 100) for i in range(100)], patch_of, 4)
+    results = in_threads([request(10 + i / 100) for i in range(100)], patch_of, 4)
     next(results)
     results.close()
     deadline = time.monotonic() + 5

@@ -11,7 +11,7 @@ from rs_embed import settings
 from rs_embed.composite import SceneImage, clear_statistics, median, mosaic
 from rs_embed.errors import ProviderError
 from rs_embed.patch import DroppedScene, Patch
-from rs_embed.providers.base import FetchPlan, PatchRequest, fetch_in_threads
+from rs_embed.providers.base import FetchPlan, PatchRequest, in_threads
 from rs_embed.providers.raster import read_onto
 from rs_embed.providers.scenes import Scene
 from rs_embed.providers.selection import Selection, select_scenes
@@ -38,7 +38,12 @@ class ArchiveProvider:
 
     def fetch(self, requests: Sequence[PatchRequest]) -> Iterator[tuple[int, Patch | ProviderError]]:
         """Yield patches as they are read, several places at a time."""
-        return fetch_in_threads(requests, self._fetch_one, settings.fetch_workers())
+        return in_threads(
+            requests,
+            self._fetch_one,
+            settings.fetch_workers(),
+            size_of=lambda r: 4 * len(r.sensor.bands) * r.geobox.shape[0] * r.geobox.shape[1],  # float32
+        )
 
     def plan(self, requests: Sequence[PatchRequest]) -> FetchPlan:
         """Count scenes and bytes from footprints and dates alone."""
@@ -186,5 +191,5 @@ def _read_scene(scene: Scene, request: PatchRequest) -> SceneImage:
 def _read_bytes(selection: Selection) -> int:
     """Return the bytes that a selection reads: two a pixel and band, one for the scene classification."""
     height, width = selection.request.geobox.shape
-    bands = len(selection.request.sensor.bands)
-    return height * width * sum(2 * bands + ("SCL" in scene.files) for scene in selection.scenes)
+    n_bands = len(selection.request.sensor.bands)
+    return height * width * sum(2 * n_bands + ("SCL" in scene.files) for scene in selection.scenes)

@@ -15,6 +15,7 @@ from rs_embed.specs import SensorSpec, TemporalSpec
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 _IN_FLIGHT_BYTES = 1 << 30
@@ -96,36 +97,29 @@ def fetch_patches(provider: Provider, requests: Sequence[PatchRequest]) -> Fetch
         yield position, ProviderError(f"the provider {provider.name!r} returned nothing for place {position}")
 
 
-def fetch_in_threads(
-    requests: Sequence[PatchRequest], fetch_one: Callable[[PatchRequest], Patch], workers: int
-) -> Generator[tuple[int, Patch | ProviderError], None, None]:
-    """Call `fetch_one` on every request in threads, and yield its patch or ProviderError by position."""
-    sizes = [r.geobox.shape[0] * r.geobox.shape[1] * len(r.sensor.bands) * 4 for r in requests]
-    return in_threads(sizes, lambda i: fetch_one(requests[i]), workers)
-
-
 def in_threads(
-    sizes: Sequence[int], work: Callable[[int], T], workers: int
+    items: Sequence[S], work: Callable[[S], T], workers: int, size_of: Callable[[S], int] = lambda item: 0
 ) -> Generator[tuple[int, T | ProviderError], None, None]:
-    """Call `work` on each position in threads, and yield its result or ProviderError, in any order.
+    """Call `work` on each item in threads, and yield its position with the result or ProviderError, in any order.
 
     Args:
-        sizes: bytes of each position's result, which bound the memory in use.
-        work: called with a position; any other exception is a defect, and is raised here.
+        items: its arguments.
+        work: called with one item; any other exception is a defect, and is raised here.
         workers: calls at a time; as many finished results may wait.
+        size_of: bytes of an item's result, which bound the memory in use.
     """
 
     def attempt(position: int) -> tuple[int, T | ProviderError]:
         try:
-            return position, work(position)
+            return position, work(items[position])
         except ProviderError as error:
             return position, error
 
     return map_in_background(
         attempt,
-        range(len(sizes)),
-        workers=min(workers, len(sizes)),
+        range(len(items)),
+        workers=min(workers, len(items)),
         limit=2 * workers,
-        size_of=sizes.__getitem__,
+        size_of=lambda position: size_of(items[position]),
         limit_bytes=_IN_FLIGHT_BYTES,
     )

@@ -20,7 +20,7 @@ from rs_embed.arrays import AnyArray, BoolArray, IndexArray
 from rs_embed.background import Channel
 from rs_embed.providers.base import PatchRequest
 from rs_embed.providers.http import FetchError, RangeReader, SasTokens, new_client
-from rs_embed.providers.raster import BlockGrid, by_themselves
+from rs_embed.providers.raster import BlockGrid, is_separable
 from rs_embed.providers.scenes import Scene
 from rs_embed.providers.stac.cog import Cog, fetch_blocks, open_cog, overview_dark_pixels
 from rs_embed.providers.stac.offsets import DarkPixels
@@ -277,7 +277,7 @@ def _window(
     top, left = row * grid.block_height, col * grid.block_width
     bottom, right = min(top + grid.block_height, grid.height), min(left + grid.block_width, grid.width)
     in_rows, in_cols = (rows >= top) & (rows < bottom), (cols >= left) & (cols < right)
-    if by_themselves(rows, cols):
+    if is_separable(rows, cols):
         y, x = np.flatnonzero(in_rows), np.flatnonzero(in_cols)
         return np.ix_(y, x), rows[y] - top, cols[:, x] - left
     where = np.nonzero(in_rows & in_cols)

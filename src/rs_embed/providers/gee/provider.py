@@ -133,8 +133,8 @@ class EarthEngineProvider:
             else:
                 selections[position] = result
         shared = share_requests(selections)
-        sizes = [request.response_bytes for request in shared]
-        for number, found in in_threads(sizes, lambda i: shared[i].fetch(ee), _workers()):
+        fetched = in_threads(shared, lambda r: r.fetch(ee), _workers(), size_of=lambda r: r.response_bytes)
+        for number, found in fetched:
             if isinstance(found, ProviderError):
                 yield from ((position, found) for position in shared[number].selections)
             else:
@@ -169,13 +169,13 @@ class EarthEngineProvider:
         by_time = _group(places, lambda i: (requests[i].temporal.start, requests[i].temporal.end))
         areas = [area for group in by_time for area in _split(group, places, is_one_area)]
 
-        def scenes_of(number: int) -> list[Scene]:
-            bounds, temporal = _enclose([places[i] for i in areas[number]]), requests[areas[number][0]].temporal
+        def scenes_of(area: Sequence[int]) -> list[Scene]:
+            bounds, temporal = _enclose([places[i] for i in area]), requests[area[0]].temporal
             return self._recent.get(
                 bounds, temporal, frozenset(), lambda: list_scenes(ee, bounds, temporal.start, temporal.end)
             )
 
-        for number, scenes in in_threads([0] * len(areas), scenes_of, _workers()):
+        for number, scenes in in_threads(areas, scenes_of, _workers()):
             for position in areas[number]:
                 if isinstance(scenes, ProviderError):
                     yield position, scenes

@@ -23,17 +23,19 @@ from rs_embed.embedders.onthefly_remoteclip import Encoded, RemoteClipEmbedder
 from rs_embed.embedding import versions
 from rs_embed.export.card import write_card
 from rs_embed.export.folder import DatasetFolder
-from rs_embed.export.inputs import ReadOptions, read_places
+from rs_embed.export.formats import ReadOptions
+from rs_embed.export.inputs import read_places
 from rs_embed.export.partitions import PARTITION_SIZE, expand, plan_rows
-from rs_embed.export.request import ExportRequest
-from rs_embed.export.workers import Progress, Runner
+from rs_embed.export.progress import Progress
+from rs_embed.export.request import ExportRequest, VectorLengths
+from rs_embed.export.workers import Runner
 from rs_embed.patch import Patch, SceneRecord
 from rs_embed.providers.base import FetchPlan, PatchRequest
 from rs_embed.specs import InputPrep, OutputSpec, SensorSpec, TemporalSpec
 
 SIZES = (10_000, 30_000, 100_000)
 JUNE = TemporalSpec.range("2022-06-01", "2022-07-01")
-DIMS = (768, 512)
+LENGTHS = VectorLengths(embedding=768, projected=512)
 _SCENE = SceneRecord(
     id="S2A_FAKE",
     datetime="2022-06-03T10:00:00Z",
@@ -66,7 +68,10 @@ class _Embedder(RemoteClipEmbedder):
     def start(
         self, patches: Sequence[Chips], output: OutputSpec, *, with_tokens: bool = False
     ) -> Callable[[], list[Encoded]]:
-        return lambda: [Encoded(np.ones(DIMS[0], np.float32), np.ones(DIMS[1], np.float32), None) for _ in patches]
+        return lambda: [
+            Encoded(np.ones(LENGTHS.embedding, np.float32), np.ones(LENGTHS.projected, np.float32), None)
+            for _ in patches
+        ]
 
 
 class _Provider:
@@ -129,8 +134,10 @@ def run_one(n: int, root: Path) -> dict[str, float]:
         request, plan_rows(found, list(expand(found, JUNE, None)), request, set()), PARTITION_SIZE, versions()
     )
     lap("plan")
-    Runner(folder, request, embedder, _Provider(), DIMS).run(list(folder.partitions()), Progress(n), lambda event: None)
-    write_card(folder, request, DIMS)
+    Runner(folder, request, embedder, _Provider(), LENGTHS).run(
+        list(folder.partitions()), Progress(n), lambda event: None
+    )
+    write_card(folder, request, LENGTHS)
     lap("run and write")
     again = read_places(file, ReadOptions(chip_m=320))
     left = plan_rows(again, list(expand(again, JUNE, None)), request, folder.planned_ids())

@@ -22,8 +22,9 @@ from rs_embed.embedders.cards import find_card
 from rs_embed.embedders.loading import load_embedder
 from rs_embed.export.dataset import open_dataset
 from rs_embed.export.folder import DatasetFolder
+from rs_embed.export.partition_io import open_partition
 from rs_embed.export.run import export_embeddings
-from rs_embed.export.workers import open_partition, summary_of
+from rs_embed.export.workers import summary_of
 from rs_embed.grid import transformer
 from rs_embed.pipeline import PreparedPlace, embed_prepared, prepare_all
 from rs_embed.providers.archive import ArchiveProvider

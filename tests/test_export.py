@@ -35,7 +35,8 @@ from rs_embed import (
 )
 from rs_embed.embedders.cards import find_card
 from rs_embed.export.folder import DatasetFolder
-from rs_embed.export.inputs import ReadOptions, read_places
+from rs_embed.export.formats import ReadOptions
+from rs_embed.export.inputs import read_places
 from rs_embed.export.partitions import hilbert, windows
 from rs_embed.providers.base import FetchPlan, PatchRequest
 
@@ -510,7 +511,7 @@ def _Named(backend: str) -> object:
 
 
 def _corners(folder: DatasetFolder, number: int) -> list[str]:
-    from rs_embed.export.workers import open_partition
+    from rs_embed.export.partition_io import open_partition
 
     partition = open_partition(folder, folder.request, number)
     return [f"{p.geobox.affine[2]!r} {p.geobox.affine[5]!r}" for p in partition.patches.values()]
@@ -606,7 +607,7 @@ def test_partitions_are_compact_and_the_same_every_time(tmp_path):
 def test_a_plan_says_what_it_would_cost_and_what_would_cost_less(archive):
     backend, file = archive
     plan = plan_export(file, temporal=JUNE, backend=backend, model=MODEL, chip_m=CHIP, grid=True)
-    facts = plan.facts()
+    facts = plan.to_dict()
     assert (facts["places"], facts["scenes"]) == (30, 90)
     assert facts["read_bytes"] == 30 * 3 * 64 * 64 * 7
     assert facts["alternatives"]["half the chip"]["read_bytes"] == facts["read_bytes"] // 4

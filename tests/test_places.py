@@ -13,7 +13,9 @@ import shapely
 
 from rs_embed import BBox, PointBuffer, SpecError
 from rs_embed.export.cost import find_places
-from rs_embed.export.inputs import ReadOptions, read_places, read_region, region_places
+from rs_embed.export.formats import ReadOptions
+from rs_embed.export.inputs import read_places
+from rs_embed.export.regions import read_region, region_places
 from rs_embed.grid import place_geobox, utm_epsg
 
 CHIP = ReadOptions(chip_m=640)
@@ -127,6 +129,37 @@ def test_geoparquet_and_a_geodataframe_in_another_crs_give_the_same(tmp_path):
     assert given.columns.to_pydict() == stored.columns.to_pydict()
     with pytest.raises(SpecError, match="has no CRS"):
         read_places(frame.set_crs(None, allow_override=True), CHIP)
+
+
+@pytest.mark.parametrize("ending", ["gpkg", "fgb", "shp"])
+def test_formats_of_gdal_give_the_same_as_a_geodataframe(tmp_path, ending):
+    import geopandas
+
+    frame = geopandas.GeoDataFrame(
+        {"id": ["007", "b"], "label": [1, 2], "big": [2**53 + 1, 5], "when": ["2022-06-01", None]},
+        geometry=geopandas.points_from_xy([500_000, 520_000], [5_316_300, 5_320_000]),
+        crs="EPSG:32633",
+    )
+    frame.to_file(tmp_path / f"p.{ending}", engine="pyogrio")
+    stored, given = read_places(tmp_path / f"p.{ending}", CHIP), read_places(frame, CHIP)
+    assert {r.id: r.place for r in stored.rows} == {r.id: r.place for r in given.rows}
+    assert sorted(stored.columns.to_pylist(), key=lambda row: row["label"]) == given.columns.to_pylist()
+
+
+def test_a_file_of_gdal_that_is_not_clear_is_one_error(tmp_path):
+    import geopandas
+
+    frame = geopandas.GeoDataFrame({"a": [1]}, geometry=[shapely.Point(15, 48)], crs="EPSG:4326")
+    for layer in ("fields", "forests"):
+        frame.to_file(tmp_path / "two.gpkg", layer=layer, engine="pyogrio")
+    with pytest.raises(SpecError, match=r"has 2 layers \(fields, forests\)"):
+        read_places(tmp_path / "two.gpkg", CHIP)
+    frame.to_file(tmp_path / "p.shp", engine="pyogrio")
+    (tmp_path / "p.prj").unlink()
+    with pytest.raises(SpecError, match=r"p\.shp has no CRS: a shapefile needs its \.prj file"):
+        read_places(tmp_path / "p.shp", CHIP)
+    with pytest.raises(SpecError, match="cannot be read"):
+        read_places(write_csv(tmp_path / "p.gpkg", "no"), CHIP)
 
 
 def test_a_table_without_geometry_is_refused(tmp_path):

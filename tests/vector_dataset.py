@@ -13,7 +13,8 @@ import shapely
 
 from rs_embed import OutputSpec, SensorSpec
 from rs_embed.export.folder import DatasetFolder
-from rs_embed.export.inputs import ReadOptions, read_places
+from rs_embed.export.formats import ReadOptions
+from rs_embed.export.inputs import read_places
 from rs_embed.export.partitions import PlannedRow, plan_rows
 from rs_embed.export.request import ExportRequest
 from rs_embed.specs import PointBuffer

@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -31,14 +31,17 @@ from rs_embed.providers.base import FetchResult, FetchResults
 if TYPE_CHECKING:
     import xarray as xr
 
+K = TypeVar("K", bound=Hashable)
+"""Key of a request: its position in a batch, or partition and row in an export."""
+
 _log = logging.getLogger("rs_embed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PreparedPlace:
+class PreparedPlace(Generic[K]):
     """Place whose pixels are ready for the model."""
 
-    position: int
+    position: K
     chips: Chips
     patch: Patch | None
     """Provenance; its pixels are dropped. None where pixels were passed."""
@@ -48,10 +51,10 @@ class PreparedPlace:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Generic[K]):
     """Result of one request, with the by-products that were wanted."""
 
-    position: int
+    position: K
     result: Result
     projected: FloatArray | None = None
     """CLIP projection (d,) of the same forward pass; None for a failure."""
@@ -96,7 +99,7 @@ def embed_all(
     return [r for r in results if r is not None]
 
 
-def _with_bar(outcomes: Iterable[Outcome], total: int) -> Iterator[Outcome]:
+def _with_bar(outcomes: Iterable[Outcome[int]], total: int) -> Iterator[Outcome[int]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -107,13 +110,13 @@ def _with_bar(outcomes: Iterable[Outcome], total: int) -> Iterator[Outcome]:
 
 def prepare_all(
     preparation: Preparation,
-    requests: Mapping[int, Request],
-    arrivals: FetchResults,
+    requests: Mapping[K, Request],
+    arrivals: Iterator[tuple[K, FetchResult]],
     *,
     summarise: Summarise | None = None,
     ahead: int | None = None,
     at_hand: bool = False,
-) -> Generator[PreparedPlace | Outcome, None, None]:
+) -> Generator[PreparedPlace[K] | Outcome[K], None, None]:
     """Prepare patches for the model in background threads, and yield them in the order of their arrival.
 
     A GPU takes more images a second than one thread can prepare; a fourth of the processors leaves the others to read,
@@ -139,12 +142,12 @@ def prepare_all(
 
 def embed_prepared(
     embedder: RemoteClipEmbedder,
-    requests: Mapping[int, Request],
-    prepared: Iterable[PreparedPlace | Outcome],
+    requests: Mapping[K, Request],
+    prepared: Iterable[PreparedPlace[K] | Outcome[K]],
     *,
     stop_on_error: bool = False,
     with_tokens: bool = False,
-) -> Iterator[Outcome]:
+) -> Iterator[Outcome[K]]:
     """Embed prepared places in batches, and yield their outcomes.
 
     Args:
@@ -156,8 +159,8 @@ def embed_prepared(
     """
     in_flight, step = settings.fetch_workers(), settings.batch_size(embedder.device.type)
     ahead = 1 if embedder.device.type == "cuda" else 0  # a CPU has nothing to overlap with
-    batch: list[PreparedPlace] = []
-    running: deque[tuple[list[PreparedPlace], Callable[[], list[Encoded]]]] = deque()
+    batch: list[PreparedPlace[K]] = []
+    running: deque[tuple[list[PreparedPlace[K]], Callable[[], list[Encoded]]]] = deque()
     failed = is_last = False
     for item in chain(prepared, [None]):  # None marks the end
         if isinstance(item, PreparedPlace):
@@ -181,10 +184,10 @@ def embed_prepared(
 def _prepare(
     preparation: Preparation,
     request: Request,
-    position: int,
+    position: K,
     pixels: FetchResult,
     summarise: Summarise | None,
-) -> PreparedPlace | Outcome:
+) -> PreparedPlace[K] | Outcome[K]:
     try:
         if isinstance(pixels, RSEmbedError):
             raise pixels
@@ -216,11 +219,11 @@ def _check(dn: AnyArray, request: Request) -> dict[str, Any]:
 
 def _outcomes(
     embedder: RemoteClipEmbedder,
-    requests: Mapping[int, Request],
-    batch: Sequence[PreparedPlace],
+    requests: Mapping[K, Request],
+    batch: Sequence[PreparedPlace[K]],
     finish: Callable[[], list[Encoded]],
     with_tokens: bool,
-) -> Iterator[Outcome]:
+) -> Iterator[Outcome[K]]:
     """Wait for a batch, and yield its outcomes."""
     for place, encoded in zip(batch, finish(), strict=True):
         request, chips, patch = requests[place.position], place.chips, place.patch

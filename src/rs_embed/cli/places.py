@@ -80,7 +80,7 @@ def _read_file(file: Path, side: float) -> Iterator[NamedPlace]:
     Raises:
         SpecError: for a bad row: the vectors of `embed` have no column for its error.
     """
-    from rs_embed.export.inputs import ReadOptions
+    from rs_embed.export.formats import ReadOptions
     from rs_embed.export.inputs import read_places as read_rows
 
     for row in read_rows(file, ReadOptions(chip_m=side)).rows:

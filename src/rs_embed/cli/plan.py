@@ -47,7 +47,7 @@ def plan(
         grid=grid,
         mbit_s=mbit_s,
     )
-    typer.echo(json.dumps(found.facts()) if as_json else "\n".join(plan_lines(found)))
+    typer.echo(json.dumps(found.to_dict()) if as_json else "\n".join(plan_lines(found)))
 
 
 def plan_lines(plan: ExportPlan) -> Iterator[str]:

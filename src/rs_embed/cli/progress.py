@@ -13,7 +13,7 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
-    from rs_embed.export.workers import Report
+    from rs_embed.export.progress import ProgressListener
 
 
 def _bar(*more: ProgressColumn, transient: bool = False) -> Progress:
@@ -34,7 +34,7 @@ def index_progress() -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def export_progress(as_json: bool) -> Iterator[Report]:
+def export_progress(as_json: bool) -> Iterator[ProgressListener]:
     """Show the events of an export."""
     if as_json:
         yield lambda event: typer.echo(json.dumps(event))

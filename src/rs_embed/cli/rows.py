@@ -13,7 +13,7 @@ from rs_embed.cli.places import check_one_source, side_m
 from rs_embed.specs import BBox
 
 if TYPE_CHECKING:
-    from rs_embed.export.inputs import ReadOptions
+    from rs_embed.export.formats import ReadOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class RowOptions:
         Raises:
             SpecError: unless exactly one of them is given.
         """
-        from rs_embed.export.inputs import read_region
+        from rs_embed.export.regions import read_region
 
         check_one_source(
             {"FILE": self.file, "--bbox": self.bbox, "--region": self.region},
@@ -54,7 +54,7 @@ class RowOptions:
 
     def reading(self) -> ReadOptions:
         """Return the names of the columns."""
-        from rs_embed.export.inputs import ReadOptions
+        from rs_embed.export.formats import ReadOptions
 
         return ReadOptions(crs=self.crs, id_column=self.id, lon_column=self.lon, lat_column=self.lat)
 

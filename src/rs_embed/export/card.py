@@ -1,4 +1,4 @@
-"""What lies beside the files of a dataset: a README, the licence notes, and its description as STAC."""
+"""Description of a dataset beside its files: a README, licence notes, and a STAC collection and item."""
 
 from __future__ import annotations
 
@@ -11,38 +11,40 @@ import pyarrow.parquet as pq
 
 from rs_embed.embedders.cards import find_card
 from rs_embed.export.folder import DatasetFolder
-from rs_embed.export.request import ExportRequest
-from rs_embed.export.tables import SOURCE_DATA, emb_facts
+from rs_embed.export.progress import Progress
+from rs_embed.export.request import ExportRequest, VectorLengths
+from rs_embed.export.tables import SOURCE_DATA, embedding_fields
 
 _EMB = "https://geo-embeddings.github.io/embeddings-stac-specification/v0.0.1/schema.json"
 _MLM = "https://stac-extensions.github.io/mlm/v1.4.0/schema.json"
 
 
-def write_card(folder: DatasetFolder, request: ExportRequest, dims: tuple[int, int]) -> None:
-    """Write README.md, LICENSE.txt, collection.json and model.json for what the folder holds now."""
+def write_card(folder: DatasetFolder, request: ExportRequest, lengths: VectorLengths) -> None:
+    """Write README.md, LICENSE.txt, collection.json and model.json for the present content of the folder."""
     first, last = folder.time_range()
-    counts = {name: sum(c[name] for c in folder.done().values()) for name in ("ok", "partial", "failed", "no_imagery")}
+    progress = Progress(total=0)
+    for counts in folder.done().values():
+        progress.count_partition(counts)
     bounds = _bounds(folder)
-    folder.write_text(folder.path / "README.md", _readme(request, dims, counts, first, last))
-    folder.write_text(folder.path / "LICENSE.txt", _licence(first, last))
-    folder.write_text(folder.path / "collection.json", _json(_collection(request, dims, bounds, first, last)))
-    folder.write_text(folder.path / "model.json", _json(_model(request, bounds, first, last)))
-
-
-def _json(document: dict[str, Any]) -> str:
-    return json.dumps(document, indent=1) + "\n"
+    documents = {
+        "collection.json": _collection(request, lengths, bounds, first, last),
+        "model.json": _model(request, bounds, first, last),
+    }
+    texts = {name: json.dumps(document, indent=1) + "\n" for name, document in documents.items()}
+    texts |= {"README.md": _readme(request, lengths, progress, first, last), "LICENSE.txt": _licence(first, last)}
+    for name, text in texts.items():
+        folder.write_text(folder.path / name, text)
 
 
 def _bounds(folder: DatasetFolder) -> list[float]:
-    """West, south, east, north of all footprints, from the files' footers."""
-    found = []
-    for path in sorted((folder.path / "embeddings").glob("*.parquet")):
-        geo = json.loads(pq.read_metadata(path).metadata[b"geo"])
-        found.append(geo["columns"]["geometry"].get("bbox"))
-    known = [b for b in found if b]
-    if not known:
+    """Return west, south, east and north of all footprints, from the files' footers."""
+    boxes = []
+    for path in (folder.path / "embeddings").glob("*.parquet"):
+        column = json.loads(pq.read_metadata(path).metadata[b"geo"])["columns"]["geometry"]
+        boxes += [column["bbox"]] if "bbox" in column else []
+    if not boxes:
         return [-180.0, -90.0, 180.0, 90.0]
-    west, south, east, north = zip(*known, strict=True)
+    west, south, east, north = zip(*boxes, strict=True)
     return [min(west), min(south), max(east), max(north)]
 
 
@@ -51,20 +53,20 @@ def _notice(first: str, last: str) -> str:
     return f"Contains modified Copernicus Sentinel data {'-'.join(years)}"
 
 
-def _readme(request: ExportRequest, dims: tuple[int, int], counts: dict[str, int], first: str, last: str) -> str:
+def _readme(request: ExportRequest, lengths: VectorLengths, counts: Progress, first: str, last: str) -> str:
     return f"""# Embeddings of Sentinel-2 imagery by {request.model}
 
-{counts["ok"] + counts["partial"]:,} places and time ranges between {first} and {last}, each with a vector of \
-{dims[0]} numbers (`embedding`, {request.output.pooling or "mean"}) and its CLIP projection of {dims[1]} \
-(`embedding_projected`), which texts can be compared with. {counts["no_imagery"]:,} had no imagery, \
-{counts["failed"]:,} failed: see `failures/`.
+{counts.done:,} places and time ranges between {first} and {last}, each with a vector of \
+{lengths.embedding} numbers (`embedding`, {request.output.pooling or "mean"}) and its CLIP projection of \
+{lengths.projected} (`embedding_projected`), which texts can be compared with. {counts.no_imagery:,} had no imagery, \
+{counts.failed:,} failed: see `failures/`.
 
 ```python
 import geopandas
 frame = geopandas.read_parquet("embeddings")                     # a map with vectors
 
 from rs_embed import open_dataset
-vectors = open_dataset(".").to_numpy()                           # (n, {dims[0]})
+vectors = open_dataset(".").to_numpy()                           # (n, {lengths.embedding})
 ```
 
 | folder | rows |
@@ -102,9 +104,8 @@ vectors beyond that is yours to choose: put it here before you publish.
 
 
 def _collection(
-    request: ExportRequest, dims: tuple[int, int], bounds: Sequence[float], first: str, last: str
+    request: ExportRequest, lengths: VectorLengths, bounds: Sequence[float], first: str, last: str
 ) -> dict[str, Any]:
-    emb = emb_facts(request, dims[0])
     return {
         "type": "Collection",
         "stac_version": "1.1.0",
@@ -117,7 +118,7 @@ def _collection(
             "spatial": {"bbox": [list(bounds)]},
             "temporal": {"interval": [[f"{first}T00:00:00Z", f"{last}T00:00:00Z"]]},
         },
-        **emb,
+        **embedding_fields(request, lengths.embedding),
         "emb:chip_layout": {"layout_type": "variable_grid"},
         "emb:fit_for_use": ["similarity_search", "classification", "retrieval"],
         "emb:preprocessing": {
@@ -138,7 +139,7 @@ def _collection(
 
 
 def _model(request: ExportRequest, bounds: Sequence[float], first: str, last: str) -> dict[str, Any]:
-    """The model as a STAC item with the MLM extension; it holds where it was used."""
+    """Return the model as a STAC item with the MLM extension, for the area and time of the dataset."""
     west, south, east, north = bounds
     ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
     card = find_card(request.model)

@@ -1,4 +1,4 @@
-"""`plan_export`: what an export would cost, from the catalog alone, before it runs."""
+"""`plan_export`: the cost of an export, estimated before it runs, without reading a pixel."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from shapely.geometry.base import BaseGeometry
 
 from rs_embed.embedders.cards import find_card
 from rs_embed.errors import SpecError
-from rs_embed.export.inputs import InputPlaces, ReadOptions, read_places, region_places
+from rs_embed.export.formats import ReadOptions
+from rs_embed.export.inputs import InputPlaces, read_places
 from rs_embed.export.partitions import Every, PlannedRow, expand
+from rs_embed.export.regions import region_places
 from rs_embed.grid import place_geobox
 from rs_embed.providers.base import FetchPlan, PatchRequest, Provider
 from rs_embed.providers.gee.expressions import bytes_per_pixel
@@ -21,56 +23,55 @@ from rs_embed.specs import BBox, OutputSpec, PointBuffer, SensorSpec, TemporalSp
 
 _POOLED = OutputSpec.pooled()
 _ROW_BYTES = 2_500
-"""Of a row in its files, but for its vectors: scenes, texts and a thumbnail of 96 px have most of it."""
+"""Bytes of a row in its files, without vectors and thumbnail."""
 _THUMBNAIL_BYTES = 16_000
 _PLACES_A_S = 20.0
-"""What ViT-B/32 does on two cores; the network is mostly slower than that."""
+"""Rate of ViT-B/32 on two cores; the network is mostly slower."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportPlan:
-    """What an export would read and write."""
+    """Estimate of the bytes that an export reads and writes."""
 
     fetch: FetchPlan
     bad_rows: tuple[str, ...]
     write_bytes: int
     grid_bytes: int
-    """Of token grids, where they were asked for."""
+    """Bytes of token grids, 0 where they are not wanted."""
     mbit_s: float
     alternatives: tuple[tuple[str, FetchPlan], ...]
-    """What else one could ask for, and what that would read."""
+    """Cheaper requests, each with its name and its plan."""
 
     @property
     def minutes(self) -> float:
-        """At `mbit_s`, and not less than what the model takes on two cores."""
+        """Duration at `mbit_s`, but at least that of the model on two cores."""
         return max(minutes_of(self.fetch, self.mbit_s), self.fetch.places / _PLACES_A_S / 60)
 
     @property
     def partly_covered(self) -> int:
-        """Places that lie under footprints in part."""
+        """Number of places that the scenes' footprints cover in part."""
         return sum(0 < share < 0.99 for share in self.fetch.covered)
 
-    def facts(self) -> dict[str, Any]:
-        """As JSON."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON values."""
         return {
-            **plan_facts(self.fetch, self.mbit_s),
+            **_fetch_to_dict(self.fetch, self.mbit_s),
             "minutes": round(self.minutes, 1),
             "bad_rows": list(self.bad_rows),
             "write_bytes": self.write_bytes,
             "grid_bytes": self.grid_bytes,
             "places_partly_covered": self.partly_covered,
             "places_without_scene": list(self.fetch.places_without_scene),
-            "alternatives": {name: plan_facts(plan, self.mbit_s) for name, plan in self.alternatives},
+            "alternatives": {name: _fetch_to_dict(plan, self.mbit_s) for name, plan in self.alternatives},
         }
 
 
 def minutes_of(plan: FetchPlan, mbit_s: float) -> float:
-    """How long its bytes take."""
+    """Return the minutes that the bytes of a plan take at a rate of `mbit_s` megabits a second."""
     return plan.read_bytes * 8 / (mbit_s * 1e6) / 60
 
 
-def plan_facts(plan: FetchPlan, mbit_s: float) -> dict[str, Any]:
-    """A fetch plan as JSON."""
+def _fetch_to_dict(plan: FetchPlan, mbit_s: float) -> dict[str, Any]:
     return {
         "places": plan.places,
         "scenes": plan.scenes,
@@ -95,31 +96,32 @@ def plan_export(
     grid: bool = False,
     mbit_s: float = 200.0,
 ) -> ExportPlan:
-    """What `export_embeddings` would read and write, from the catalog alone: no pixel is read.
+    """Estimate the bytes that `export_embeddings` would read and write, from the backend's listings alone.
+
+    The arguments are those of `export_embeddings`, except for `mbit_s`.
 
     Args:
-        places: as there.
-        temporal: as there.
-        sensor: as there.
-        model: as there.
-        output: as there.
-        backend: as there.
-        chip_m: as there.
-        every: as there.
-        read: as there.
-        grid: as there.
+        places: places or a region.
+        temporal: time range of rows without one.
+        sensor: imagery to fetch.
+        model: a name of `list_models()`.
+        output: the vector to write.
+        backend: source of the imagery.
+        chip_m: side of the square on each point or centroid.
+        every: "month", "quarter" or "year".
+        read: names of a file's columns.
+        grid: include token grids.
         mbit_s: the network's rate, megabits a second.
 
     Raises:
-        SpecError: as there, or for a rate that is not positive.
-        ProviderError: when the catalog cannot be asked.
+        SpecError: for an input that cannot be read, or a rate that is not positive.
+        ProviderError: for a backend that does not answer.
     """
     if mbit_s <= 0:
         raise SpecError(f"the rate must be greater than 0 Mbit/s, got {mbit_s:g}")
     sensor = SensorSpec() if sensor is None else sensor
     card, provider = find_card(model), resolve(backend)
-    found = find_places(places, chip_m, read)
-    rows = list(expand(found, temporal, every))
+    rows = list(expand(find_places(places, chip_m, read), temporal, every))
     requests = patch_requests(rows, sensor)
     dim = card.projection_dim if output.pooling == "projected" else card.token_dim
     row_bytes = _ROW_BYTES + _THUMBNAIL_BYTES + 4 * dim + 2 * card.projection_dim
@@ -140,11 +142,11 @@ def _alternatives(rows: list[PlannedRow], sensor: SensorSpec, provider: Provider
         for r in rows
         if isinstance(r.place, PointBuffer)
     ]
-    found = [("max_scenes=3", provider.plan(few))]
+    plans = [("max_scenes=3", provider.plan(few))]
     if len(small) == len(rows):
-        found.append(("half the chip", provider.plan(patch_requests(small, sensor))))
+        plans.append(("half the chip", provider.plan(patch_requests(small, sensor))))
     if provider.name == "gee":
-        return found
+        return plans
     requests = patch_requests(rows, sensor)
     pixels = sum(r.geobox.shape[0] * r.geobox.shape[1] for r in requests)
     composites = FetchPlan(
@@ -153,14 +155,14 @@ def _alternatives(rows: list[PlannedRow], sensor: SensorSpec, provider: Provider
         read_bytes=pixels * bytes_per_pixel(1, sensor),
         requests=len(requests),
     )
-    return [*found, ('backend="gee", which composites on its side', composites)]
+    return [*plans, ('backend="gee", which composites on its side', composites)]
 
 
 def find_places(places: object, chip_m: float | None, read: ReadOptions | None) -> InputPlaces:
-    """Places of whatever was given: a region is cut into chips.
+    """Return the places of a file, a frame or a list, or the chips of a region.
 
     Raises:
-        SpecError: for what is none, or a region without a chip size.
+        SpecError: for an input without places, or a region without a chip size.
     """
     if isinstance(places, BBox):
         places = box(places.minlon, places.minlat, places.maxlon, places.maxlat)
@@ -175,7 +177,7 @@ def find_places(places: object, chip_m: float | None, read: ReadOptions | None) 
 
 
 def patch_requests(rows: Sequence[PlannedRow], sensor: SensorSpec) -> list[PatchRequest]:
-    """What the rows that are places ask a provider for."""
+    """Return the requests to a provider for the rows that are places."""
     good = ((r.place, r.temporal) for r in rows if r.error is None)
     return [
         PatchRequest(place_geobox(p, sensor.scale_m), t, sensor) for p, t in good if p is not None and t is not None

@@ -1,10 +1,12 @@
-"""An exported dataset, read: filtered by place, time and status; as numpy, a GeoDataFrame, xarray, or row by row."""
+"""Readers of an exported dataset: filtered by place, time and status, as numpy, a GeoDataFrame, xarray or rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import reduce
+from operator import and_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,7 +31,7 @@ _STATUSES = ("ok", "partial")
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingDataset:
-    """Rows of a dataset; a filter gives another one, and nothing is read before it is asked for."""
+    """Rows of a dataset, read on demand; a filter returns another dataset."""
 
     path: Path
     _filter: pc.Expression | None = None
@@ -42,7 +44,7 @@ class EmbeddingDataset:
 
     @property
     def request(self) -> ExportRequest:
-        """What it was made with."""
+        """Request that the rows were made with."""
         return DatasetFolder(self.path).request
 
     @property
@@ -58,33 +60,31 @@ class EmbeddingDataset:
         status: str | None = None,
         where: pc.Expression | None = None,
     ) -> EmbeddingDataset:
-        """Rows that meet every condition.
+        """Return the rows that meet every condition.
 
         Args:
             bbox: their footprint meets this box; (west, south, east, north) in degrees.
-            temporal: their time range lies inside of this one.
+            temporal: their time range lies inside this one.
             status: "ok" or "partial".
             where: any other condition, a `pyarrow.compute` expression over the columns.
 
         Raises:
-            SpecError: for a status that is none.
+            SpecError: for an unknown status.
         """
-        found = self._filter
-        for condition in (_in_box(bbox), _in_time(temporal), _is_status(status), where):
-            if condition is not None:
-                found = condition if found is None else found & condition
-        return replace(self, _filter=found)
+        conditions = (self._filter, _in_box(bbox), _in_time(temporal), _is_status(status), where)
+        given = [condition for condition in conditions if condition is not None]
+        return replace(self, _filter=reduce(and_, given) if given else None)
 
     def to_table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """As an Arrow table."""
+        """Return the rows as an Arrow table."""
         return self._dataset("embeddings").to_table(columns=columns, filter=self._filter)
 
     def to_numpy(self, column: VectorColumn = "embedding") -> npt.NDArray[np.float32]:
-        """Vectors, (n, d) float32, in the order of `to_table`."""
+        """Return the vectors, (n, d) float32, in the order of `to_table`."""
         return vectors_of(self.to_table([column]), column)
 
     def to_geodataframe(self, columns: Sequence[str] | None = None) -> geopandas.GeoDataFrame:
-        """As a GeoDataFrame with footprints in longitude and latitude.
+        """Return a GeoDataFrame with footprints in longitude and latitude.
 
         Raises:
             RSEmbedError: without geopandas.
@@ -92,13 +92,13 @@ class EmbeddingDataset:
         try:
             import geopandas
         except ModuleNotFoundError:
-            raise RSEmbedError(f"{missing_package('geopandas', extra='all')}") from None
+            raise RSEmbedError(missing_package("geopandas", extra="all")) from None
         wanted = None if columns is None else list(dict.fromkeys([*columns, "geometry"]))
         frame = self.to_table(wanted).to_pandas()
         return geopandas.GeoDataFrame(frame, geometry=geopandas.GeoSeries.from_wkb(frame["geometry"]), crs="OGC:CRS84")
 
     def to_xarray(self, column: VectorColumn = "embedding") -> xr.Dataset:
-        """Vectors with dimensions (place, d) and id, lon, lat, datetime_start, datetime_end as coordinates."""
+        """Return the vectors (place, d) with the coordinates id, lon, lat, datetime_start and datetime_end."""
         import xarray as xr
 
         table = self.to_table(["id", "centre_lon", "centre_lat", "datetime_start", "datetime_end"])
@@ -117,31 +117,31 @@ class EmbeddingDataset:
         )
 
     def grid(self, unique_id: str) -> xr.DataArray:
-        """The token grid (d, y, x) of one row, with its coordinates and CRS.
+        """Read the token grid (d, y, x) of one row, with its coordinates and CRS.
 
         Raises:
-            SpecError: when the dataset has none for it.
+            SpecError: where the dataset has none for it.
         """
         from rs_embed.export.grids import check_zarr, read_grid
 
         check_zarr()
         for number in DatasetFolder(self.path).partitions():
-            found = read_grid(DatasetFolder(self.path).grids(number), unique_id, self.request.model)
-            if found is not None:
-                return found
+            grid = read_grid(DatasetFolder(self.path).grids(number), unique_id, self.request.model)
+            if grid is not None:
+                return grid
         raise SpecError(f"{self.path} has no token grid of {unique_id!r}: export with grid=True (--grid)")
 
     def failures(self) -> pa.Table:
-        """Rows without a vector, and why; not filtered."""
+        """Return the rows without a vector and their errors; filters do not apply."""
         return self._dataset("failures").to_table()
 
     def thumbnails(self) -> Iterator[tuple[str, bytes]]:
-        """`unique_id` and PNG of each quicklook; not filtered."""
+        """Yield `unique_id` and PNG of each quicklook; filters do not apply."""
         for batch in self._dataset("thumbnails").to_batches():
             yield from zip(batch["unique_id"].to_pylist(), batch["thumbnail"].to_pylist(), strict=True)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Rows as dictionaries, vectors as arrays, without having all in memory."""
+        """Yield rows as dictionaries with vectors as arrays, a batch in memory at a time."""
         for batch in self._dataset("embeddings").to_batches(filter=self._filter):
             for row in batch.to_pylist():
                 yield row | {n: np.asarray(row[n], np.float32) for n in ("embedding", "embedding_projected")}
@@ -155,7 +155,7 @@ class EmbeddingDataset:
 
 
 def vectors_of(table: pa.Table, column: str) -> npt.NDArray[np.float32]:
-    """A column of fixed-size lists as (n, d) float32."""
+    """Return a column of fixed-size lists as (n, d) float32."""
     dim = table.schema.field(column).type.list_size
     parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table[column].chunks]
     flat = np.concatenate(parts) if parts else np.empty(0)
@@ -163,10 +163,10 @@ def vectors_of(table: pa.Table, column: str) -> npt.NDArray[np.float32]:
 
 
 def open_dataset(folder: str | Path) -> EmbeddingDataset:
-    """Open what `rs-embed export` wrote.
+    """Open the dataset that `export_embeddings` or `rs-embed export` wrote.
 
     Raises:
-        RSEmbedError: when the folder holds none.
+        RSEmbedError: for a folder without a dataset.
     """
     path = Path(folder)
     DatasetFolder(path).manifest()

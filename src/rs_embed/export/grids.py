@@ -1,4 +1,4 @@
-"""Token grids as one Zarr v3 group: a group a partition, and in it one a zone and grid size.
+"""Token grids as one Zarr v3 group with a group for each partition, and in it one for each UTM zone and grid size.
 
 `grids.zarr/part-000012/32633_7x7/tokens` is (place, d, y, x); `x` and `y` hold the centres of each place's footprints
 in metres, `transform` its six numbers; the order of places is in the attribute `unique_id`. Conventions: `geoemb:`
@@ -25,23 +25,12 @@ from rs_embed.files import cannot_write, flush
 if TYPE_CHECKING:
     import xarray as xr
 
-_CONVENTIONS = (
-    (
-        "geoemb:",
-        "61c12cc5-0e28-4056-999a-480cf3fb7e4c",
-        "https://github.com/geo-embeddings/embeddings-zarr-convention/blob/v1/README.md",
-    ),
-    (
-        "proj:",
-        "f17cb550-5864-4468-aeb7-f3180cfb622f",
-        "https://github.com/zarr-experimental/geo-proj/blob/v1/README.md",
-    ),
-    (
-        "spatial:",
-        "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4",
-        "https://github.com/zarr-conventions/spatial/blob/v1/README.md",
-    ),
-)
+_CONVENTIONS = {
+    "geoemb:": ("61c12cc5-0e28-4056-999a-480cf3fb7e4c", "geo-embeddings/embeddings-zarr-convention"),
+    "proj:": ("f17cb550-5864-4468-aeb7-f3180cfb622f", "zarr-experimental/geo-proj"),
+    "spatial:": ("689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "zarr-conventions/spatial"),
+}
+"""Uuid and repository of each Zarr convention that the attributes follow."""
 _MODELS = "https://huggingface.co/"
 
 Grids = Mapping[str, "xr.DataArray"]
@@ -49,10 +38,10 @@ Grids = Mapping[str, "xr.DataArray"]
 
 
 def check_zarr() -> None:
-    """Refuse grids, before anything is fetched, where zarr is missing.
+    """Check that zarr is installed, before anything is fetched.
 
     Raises:
-        RSEmbedError: with the pip line.
+        RSEmbedError: where it is missing, with the pip line.
     """
     try:
         import zarr  # noqa: F401
@@ -61,7 +50,7 @@ def check_zarr() -> None:
 
 
 def write_root(path: Path, request: ExportRequest, dim: int) -> None:
-    """The group that holds all grids, with what they are; made once."""
+    """Make the group of all grids, with the attributes that describe them, unless it exists."""
     import zarr
 
     if not (path / "zarr.json").exists():
@@ -69,12 +58,12 @@ def write_root(path: Path, request: ExportRequest, dim: int) -> None:
 
 
 def write_grids(path: Path, grids: Grids, scratch: Path) -> None:
-    """Write the grids of a partition as one group, which is there whole or not at all.
+    """Write the grids of a partition as one group, atomically.
 
     Args:
-        path: where it goes, inside of the group of all grids.
-        grids: what to write.
-        scratch: a folder of the same disk to build it in.
+        path: folder of the new group, inside the group of all grids.
+        grids: token grids by `unique_id`.
+        scratch: folder on the same disk for the unfinished group.
     """
     import zarr
 
@@ -82,7 +71,7 @@ def write_grids(path: Path, grids: Grids, scratch: Path) -> None:
     part, old = scratch / f"{path.name}.{os.getpid()}", scratch / f"{path.name}.{os.getpid()}.old"
     try:
         group = zarr.open_group(part, mode="w", zarr_format=3)
-        for name, members in sorted(_by_grid(grids).items()):
+        for name, members in sorted(_stackable(grids).items()):
             _write_group(group.create_group(name), members, grids)
         _sync_all(part)
         if path.exists():
@@ -96,7 +85,7 @@ def write_grids(path: Path, grids: Grids, scratch: Path) -> None:
 
 
 def read_grid(path: Path, unique_id: str, name: str) -> xr.DataArray | None:
-    """One place's token grid (d, y, x) with coordinates; None when the partition has none of this id."""
+    """Read the token grid (d, y, x) of one place with its coordinates; None if the partition does not have it."""
     import xarray as xr
     import zarr
 
@@ -120,13 +109,13 @@ def read_grid(path: Path, unique_id: str, name: str) -> xr.DataArray | None:
     return None
 
 
-def _by_grid(grids: Grids) -> dict[str, list[str]]:
-    """Ids by zone and grid size: what stacks."""
-    found: dict[str, list[str]] = defaultdict(list)
+def _stackable(grids: Grids) -> dict[str, list[str]]:
+    """Return the ids by zone and grid size, as names of groups."""
+    groups: dict[str, list[str]] = defaultdict(list)
     for unique_id, grid in grids.items():
         _, rows, cols = grid.shape
-        found[f"{str(grid.attrs['crs']).removeprefix('EPSG:')}_{rows}x{cols}"].append(unique_id)
-    return found
+        groups[f"{str(grid.attrs['crs']).removeprefix('EPSG:')}_{rows}x{cols}"].append(unique_id)
+    return groups
 
 
 def _write_group(group: Any, members: Sequence[str], grids: Grids) -> None:
@@ -157,16 +146,17 @@ def _write_group(group: Any, members: Sequence[str], grids: Grids) -> None:
 
 
 def _attributes(request: ExportRequest, dim: int) -> dict[str, Any]:
-    """What the tokens are."""
-    conventions = [{"name": name, "uuid": uuid, "spec_url": url} for name, uuid, url in _CONVENTIONS]
-    checkpoint = request.checkpoint
+    """Return the attributes that describe the tokens."""
+    conventions = [
+        {"name": name, "uuid": uuid, "spec_url": f"https://github.com/{place}/blob/v1/README.md"}
+        for name, (uuid, place) in _CONVENTIONS.items()
+    ]
+    repo = (request.checkpoint or "").removeprefix("hf:")
     return {
         "zarr_conventions": conventions,
         "geoemb:type": "pixel",
         "geoemb:dimensions": dim,
-        "geoemb:model": f"{_MODELS}{checkpoint.removeprefix('hf:')}"
-        if checkpoint and "/" in checkpoint
-        else request.model,
+        "geoemb:model": f"{_MODELS}{repo}" if "/" in repo else request.model,
         "geoemb:source_data": SOURCE_DATA,
         "geoemb:data_type": "float32",
         "note": GRID_NOTE,

@@ -1,4 +1,4 @@
-"""Rows to partitions: each place in each of its time ranges, neighbours together, in the same order every time."""
+"""Planning of partitions: each place in each of its time ranges, neighbours together, always in the same order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ Every = Literal["month", "quarter", "year"]
 _MONTHS = {"month": 1, "quarter": 3, "year": 12}
 _CELL_M = 1280.0
 _CURVE_BITS = 14
-OURS = ("input_row", "id", "unique_id", "request_id", "place", "start", "end", "error")
 _SCHEMA = pa.schema(
     [
         ("input_row", pa.int64()),
@@ -36,11 +35,13 @@ _SCHEMA = pa.schema(
         ("error", pa.string()),
     ]
 )
+PLAN_COLUMNS = _SCHEMA.names
+"""Columns of a plan; the user's follow, with the prefix `user_`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedRow:
-    """One place in one time range."""
+    """One place in one time range; a bad row has an error instead of them."""
 
     input_row: int
     id: str
@@ -50,40 +51,42 @@ class PlannedRow:
 
 
 def windows(temporal: TemporalSpec, every: Every | None) -> list[TemporalSpec]:
-    """A time range cut at the first days of months, quarters or years; as it is when `every` is None."""
+    """Cut a time range at the first days of months, quarters or years; `every=None` leaves it whole."""
     if every is None:
         return [temporal]
     if every not in _MONTHS:
         raise SpecError(f"every must be {', '.join(_MONTHS)}, got {every!r}")
-    start, end, found = date.fromisoformat(temporal.start), date.fromisoformat(temporal.end), []
+    start, end, parts = date.fromisoformat(temporal.start), date.fromisoformat(temporal.end), []
     while start < end:
         stop = min(_next_first(start, _MONTHS[every]), end)
-        found.append(TemporalSpec.range(start, stop))
+        parts.append(TemporalSpec.range(start, stop))
         start = stop
-    return found
+    return parts
 
 
 def _next_first(day: date, months: int) -> date:
-    """The first day of the month, quarter or year after a day."""
+    """Return the first day of the month, quarter or year after a day."""
     first = day.replace(day=1, month=(day.month - 1) // months * months + 1)
     return (first + timedelta(days=31 * months)).replace(day=1)
 
 
 def expand(places: InputPlaces, temporal: TemporalSpec | None, every: Every | None) -> Iterator[PlannedRow]:
-    """Each row in each of its time ranges; its own start and end come before the common ones."""
-    known: dict[tuple[str | None, str | None], list[TemporalSpec]] = {}
+    """Yield each row in each of its time ranges; a row's start and end override the common ones."""
+    ranges_of: dict[tuple[str | None, str | None], list[TemporalSpec]] = {}
     for row in places.rows:
         error = row.error
         if error is None:
             key = row.start or (temporal.start if temporal else None), row.end or (temporal.end if temporal else None)
-            if key not in known:
-                known[key] = _ranges(*key, every)
-            for found in known[key]:
-                yield PlannedRow(input_row=row.number, id=row.id, place=row.place, temporal=found, error=None)
-            error = None if known[key] else "it has no time range: give --start and --end, or columns of these names"
+            if key not in ranges_of:
+                ranges_of[key] = _ranges(*key, every)
+            for window in ranges_of[key]:
+                yield PlannedRow(input_row=row.number, id=row.id, place=row.place, temporal=window, error=None)
+            error = (
+                None if ranges_of[key] else "it has no time range: give --start and --end, or columns of these names"
+            )
         if error is not None:
-            told = f"{row.where}: {error}"
-            yield PlannedRow(input_row=row.number, id=row.id, place=row.place, temporal=None, error=told)
+            reason = f"{row.where}: {error}"
+            yield PlannedRow(input_row=row.number, id=row.id, place=row.place, temporal=None, error=reason)
 
 
 def _ranges(start: str | None, end: str | None, every: Every | None) -> list[TemporalSpec]:
@@ -91,8 +94,8 @@ def _ranges(start: str | None, end: str | None, every: Every | None) -> list[Tem
 
 
 def plan_rows(places: InputPlaces, rows: Sequence[PlannedRow], request: ExportRequest, known: set[str]) -> pa.Table:
-    """Rows that are not `known` yet, in the order of their partitions, with the user's columns."""
-    request_ids = [request.of(r.place, r.temporal).id() if r.place and r.temporal else None for r in rows]
+    """Return the plan of the rows whose `unique_id` is not `known`, in the order of their partitions."""
+    request_ids = [request.for_place(r.place, r.temporal).id() if r.place and r.temporal else None for r in rows]
     unique_ids = [_unique_id(i, row) for i, row in zip(request_ids, rows, strict=True)]
     new = np.array([i for i, unique in enumerate(unique_ids) if unique not in known], dtype=np.int64)
     order = new[_spatial_order([rows[i] for i in new], [unique_ids[i] for i in new])]
@@ -107,14 +110,14 @@ def plan_rows(places: InputPlaces, rows: Sequence[PlannedRow], request: ExportRe
         "error": [rows[i].error for i in order],
     }
     table = pa.table(columns, schema=_SCHEMA)
-    own = places.columns.take(pa.array(columns["input_row"], pa.int64()))
-    for name in own.column_names:
-        table = table.append_column(f"user_{name}", own[name])
+    user = places.columns.take(pa.array(columns["input_row"], pa.int64()))
+    for name in user.column_names:
+        table = table.append_column(f"user_{name}", user[name])
     return table
 
 
-def place_of(numbers: Sequence[float]) -> Place:
-    """The inverse of what a plan stores."""
+def parse_place(numbers: Sequence[float]) -> Place:
+    """Return the place that a plan stores as three or four numbers."""
     if len(numbers) == 3:
         lon, lat, buffer_m = numbers
         return PointBuffer(lon, lat, buffer_m)
@@ -131,13 +134,13 @@ def _numbers(place: Place | None) -> list[float] | None:
 
 
 def _unique_id(request_id: str | None, row: PlannedRow) -> str:
-    """Of what was asked and the row's id; a bad row is known by where it stands."""
+    """Return a digest of the request and the row's id; for a bad row, of its id and number."""
     text = f"{request_id}\n{row.id}" if request_id else f"bad\n{row.id}\n{row.input_row}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _spatial_order(rows: Sequence[PlannedRow], unique_ids: Sequence[str]) -> npt.NDArray[np.intp]:
-    """By time range, then zone, then along a Hilbert curve over cells of 1,280 m, so that neighbours share blocks."""
+    """Return the order by time range, zone and a Hilbert curve over cells of 1,280 m: neighbours share blocks."""
     zones = [utm_epsg(*row.place.centre) if row.place else 0 for row in rows]
     starts = [(row.temporal.start, row.temporal.end) if row.temporal else ("", "") for row in rows]
     curve = np.zeros(len(rows), np.int64)
@@ -151,7 +154,10 @@ def _spatial_order(rows: Sequence[PlannedRow], unique_ids: Sequence[str]) -> npt
 
 
 def hilbert(x: npt.NDArray[np.int64], y: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Distance along a Hilbert curve of cells (x, y), both in 0…2**14 - 1 (https://en.wikipedia.org/wiki/Hilbert_curve)."""
+    """Return the distance of cells (x, y) along a Hilbert curve, x and y in 0…2**14 - 1.
+
+    Algorithm: https://en.wikipedia.org/wiki/Hilbert_curve.
+    """
     x, y = (np.clip(v, 0, 2**_CURVE_BITS - 1) for v in (x, y))
     distance = np.zeros_like(x)
     side = 2 ** (_CURVE_BITS - 1)

@@ -1,4 +1,4 @@
-"""What a dataset is made with: one canonical JSON, equal in every process; a folder holds one such request."""
+"""The request of a dataset: one canonical JSON, equal in every process. A folder holds one request."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from rs_embed.embedding import Request
 from rs_embed.errors import SpecError
@@ -15,9 +15,16 @@ from rs_embed.specs import InputPrep, OutputSpec, Place, SensorSpec, TemporalSpe
 VectorType = Literal["float32", "float16"]
 
 
+class VectorLengths(NamedTuple):
+    """Lengths of the columns `embedding` and `embedding_projected`."""
+
+    embedding: int
+    projected: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportRequest:
-    """All that decides a dataset's rows, but for the places and time ranges.
+    """Everything that determines the rows of a dataset, except the places and time ranges.
 
     Raises:
         SpecError: for a token grid as the vector, or another number type.
@@ -29,18 +36,18 @@ class ExportRequest:
     backend: str
     input_prep: InputPrep
     checkpoint: str | None
-    """As the user named it."""
+    """Name that the user gave."""
     precision: str
     weights_sha256: str | None
     dtype: VectorType
-    """Of the column `embedding`."""
+    """Number type of the column `embedding`."""
     normalise: bool
-    """Whether that column is divided by its L2 norm."""
+    """True if `embedding` is divided by its L2 norm."""
     thumbnails: bool
     grid: bool
-    """Whether token grids are written too."""
+    """True if token grids are written too."""
     columns: tuple[tuple[str, str], ...]
-    """Name and type of the user's columns."""
+    """Names and types of the user's columns."""
 
     def __post_init__(self) -> None:
         if self.output.mode == "grid":
@@ -52,8 +59,8 @@ class ExportRequest:
         if self.dtype not in ("float32", "float16"):
             raise SpecError(f"dtype must be 'float32' or 'float16', got {self.dtype!r}")
 
-    def of(self, place: Place, temporal: TemporalSpec) -> Request:
-        """The request of one place, the same that `get_embeddings_batch` makes."""
+    def for_place(self, place: Place, temporal: TemporalSpec) -> Request:
+        """Return the request of one place, equal to that of `get_embeddings_batch`."""
         return Request(
             place=place,
             temporal=temporal,
@@ -66,28 +73,27 @@ class ExportRequest:
             weights_sha256=self.weights_sha256,
         )
 
-    def facts(self) -> dict[str, Any]:
-        """As JSON; inspection changes no pixel and is left out."""
-        facts: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        facts["sensor"] = {k: v for k, v in facts["sensor"].items() if not k.startswith("check_")}
-        return facts
+    def to_dict(self) -> dict[str, Any]:
+        """Return the request as JSON values, without the options of inspection, which change no pixel."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        values["sensor"] = {k: v for k, v in values["sensor"].items() if not k.startswith("check_")}
+        return values
 
     @classmethod
-    def parse(cls, facts: Mapping[str, Any]) -> ExportRequest:
-        """The inverse of `facts`."""
-        sensor = SensorSpec(**{**facts["sensor"], "bands": tuple(facts["sensor"]["bands"])})
-        output = OutputSpec(**facts["output"])
-        columns = tuple((name, kind) for name, kind in facts["columns"])
-        return cls(**{**facts, "sensor": sensor, "output": output, "columns": columns})
+    def from_dict(cls, values: Mapping[str, Any]) -> ExportRequest:
+        """Return the request that `to_dict` gave as JSON values."""
+        sensor = SensorSpec(**{**values["sensor"], "bands": tuple(values["sensor"]["bands"])})
+        columns = tuple((name, kind) for name, kind in values["columns"])
+        return cls(**{**values, "sensor": sensor, "output": OutputSpec(**values["output"]), "columns": columns})
 
     def sha256(self) -> str:
-        """Of the canonical JSON."""
-        text = json.dumps(self.facts(), sort_keys=True, separators=(",", ":"))
+        """Return the digest of the canonical JSON."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """`sensor.cloudy_pct: 30 in the folder, 20 now` for each thing that differs."""
+    """Yield a text such as `sensor.cloudy_pct: 30 in the folder, 20 now` for each value that differs."""
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):

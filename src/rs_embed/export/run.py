@@ -1,12 +1,12 @@
-"""`export_embeddings`: many places to a folder of files, from wherever it stopped."""
+"""`export_embeddings`: many places to a folder of files; a run that stopped is resumed."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
 from rs_embed.embedding import versions
@@ -14,17 +14,19 @@ from rs_embed.errors import SpecError
 from rs_embed.export.card import write_card
 from rs_embed.export.cost import find_places, patch_requests
 from rs_embed.export.folder import DatasetFolder
+from rs_embed.export.formats import ReadOptions
 from rs_embed.export.grids import check_zarr, write_root
-from rs_embed.export.inputs import InputPlaces, ReadOptions
+from rs_embed.export.inputs import InputPlaces
 from rs_embed.export.partitions import PARTITION_SIZE, Every, PlannedRow, expand, plan_rows
+from rs_embed.export.progress import Progress, ProgressListener
 from rs_embed.export.ray import RayRunner
 from rs_embed.export.request import ExportRequest, VectorType
-from rs_embed.export.workers import Progress, Report, Runner, count_done, dims_of
+from rs_embed.export.workers import Runner, vector_lengths
 from rs_embed.grid import place_geobox
 from rs_embed.models import check_model, load_model
 from rs_embed.providers.base import Provider
 from rs_embed.providers.registry import resolve
-from rs_embed.specs import InputPrep, OutputSpec, PointBuffer, SensorSpec, TemporalSpec
+from rs_embed.specs import InputPrep, OutputSpec, PointBuffer, SensorSpec, TemporalSpec, check_choice
 
 _POOLED = OutputSpec.pooled()
 _SMALLEST_PX = 32
@@ -34,21 +36,21 @@ _log = logging.getLogger("rs_embed")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportSummary:
-    """What a run left."""
+    """Result of a run."""
 
     folder: Path
     places: int
-    """Rows of the whole dataset, failures included."""
+    """Number of rows of the dataset, failures included."""
     done: int
     failed: int
     no_imagery: int
     seconds: float
     slowest: tuple[tuple[float, str], ...]
-    """Seconds and ids of the places that took longest."""
+    """Seconds and ids of the slowest places."""
     failures: tuple[tuple[str, str], ...]
-    """Ids and reasons of the first ones."""
+    """Ids and reasons of the first failures."""
     bad_rows: tuple[str, ...]
-    """Rows of the input that are no places, with line and reason."""
+    """Lines of the input that are not places, each with its reason."""
 
 
 def export_embeddings(
@@ -77,65 +79,58 @@ def export_embeddings(
     engine: Literal["local", "ray"] = "local",
     address: str | None = None,
     partition_size: int = PARTITION_SIZE,
-    report: Report | None = None,
+    report: ProgressListener | None = None,
 ) -> ExportSummary:
-    """Embed many places into a folder of files that other tools open; the same call again goes on where it stopped.
+    """Embed many places into a folder of files that other tools open; the same call resumes a run that stopped.
 
     Args:
         model: a name of `list_models()`.
-        places: a CSV, GeoJSON or GeoParquet file, a GeoDataFrame, a list of places, or a region to cut into chips: a
-            `BBox` or a shapely polygon.
-        out: the dataset's folder; places and time ranges can be added to one that is there.
-        temporal: time range of rows that have no start and end of their own.
-        sensor: what to fetch.
-        output: a pooled vector; the CLIP projection is written beside it in any case.
-        backend: as in `get_embeddings_batch`.
-        device: as there.
-        input_prep: as there.
+        places: a CSV, GeoJSON, GeoParquet, GeoPackage, FlatGeobuf or shapefile, a GeoDataFrame, a list of places, or
+            a region to cut into chips: a `BBox` or a shapely polygon.
+        out: the dataset's folder; places and time ranges can be added to an existing dataset.
+        temporal: time range of rows without columns `start` and `end`.
+        sensor: imagery to fetch.
+        output: a pooled vector; the CLIP projection is always written beside it.
+        backend: see `get_embeddings_batch`, also for `device`, `input_prep` and `precision`.
+        device: see there.
+        input_prep: see there.
         checkpoint: hub repo or path.
-        precision: as there.
+        precision: see there.
         chip_m: side of the square on each point or centroid, or of a region's chips, ground metres.
         every: cut time ranges at "month", "quarter" or "year".
-        read: how columns of a file are named; `chip_m` comes before its own.
+        read: names of a file's columns; `chip_m` overrides its own.
         dtype: number type of the column `embedding`.
-        normalise: divide it by its L2 norm, which is kept in `norm`.
+        normalise: divide `embedding` by its L2 norm, which is kept in `norm`.
         thumbnails: write quicklooks of 96 px.
         grid: write token grids too.
-        allow_small: take places of less than 32 px a side.
+        allow_small: accept places of less than 32 px a side.
         shard: (i, n): only every n-th partition, from the i-th (0 … n - 1), for n processes that share a folder.
-        retry_failed: try places again that failed; not those without imagery.
+        retry_failed: repeat places that failed, except those without imagery.
         engine: "local", or "ray" for a cluster.
-        address: of the cluster; a local one is started when None.
-        partition_size: places of one partition, the unit of work; of new partitions only.
-        report: is called with events, about once a second.
+        address: address of the cluster; a local one is started when None.
+        partition_size: places of one new partition, the unit of work.
+        report: called with events, about once a second.
 
     Raises:
-        SpecError: for an input that cannot be read or places that are too small.
-        RSEmbedError: when the folder holds a dataset of another request.
+        SpecError: for an input that cannot be read, or places that are too small.
+        RSEmbedError: if the folder holds a dataset of another request.
     """
     card, sensor = check_model(model, sensor)
     folder = DatasetFolder(Path(out))
     _check_shard(shard)
-    if engine not in ("local", "ray"):
-        raise SpecError(f"engine must be 'local' or 'ray', got {engine!r}")
+    check_choice("engine", engine, ("local", "ray"))
     if grid:
         check_zarr()
     provider = resolve(backend)
-    found = find_places(places, chip_m, read)
-    _refuse_small(found, sensor.scale_m, allow_small)
-    rows = list(expand(found, temporal, every))
-    _check_size(rows, sensor.scale_m)
-    chosen = sensor.checkpoint if checkpoint is None else checkpoint
-    if chosen is not None and not isinstance(chosen, (str, Path)):
-        kind = type(chosen).__qualname__
-        raise SpecError(
-            f"an export needs a checkpoint that a later run can load again: a path or hub repo, got a {kind}"
-        )
+    inputs = find_places(places, chip_m, read)
+    rows = list(expand(inputs, temporal, every))
+    _check_sizes(inputs, sensor.scale_m, allow_small)
+    reference = _loadable(sensor.checkpoint if checkpoint is None else checkpoint)
     embedder = load_model(
         card,
         sensor,
         OutputSpec.grid() if grid else output,
-        checkpoint=chosen,
+        checkpoint=reference,
         device=device,
         precision=precision,
         provider=provider,
@@ -147,81 +142,73 @@ def export_embeddings(
         output=output,
         backend=provider.name,
         input_prep=input_prep,
-        checkpoint=None if chosen is None else str(chosen),
+        checkpoint=reference,
         precision=precision,
         weights_sha256=embedder.weights_sha256,
         dtype=dtype,
         normalise=normalise,
         thumbnails=thumbnails,
         grid=grid,
-        columns=tuple((field.name, str(field.type)) for field in found.columns.schema),
+        columns=tuple((field.name, str(field.type)) for field in inputs.columns.schema),
     )
     if grid:
         _warn_of_size(len(rows), embedder)
-    _add_rows(folder, request, found, rows, partition_size)
-    dims, tell = dims_of(embedder, output), report or _silent
+    _add_rows(folder, request, inputs, rows, partition_size)
+    lengths, listener = vector_lengths(embedder, output), report or (lambda event: None)
     if grid:
         write_root(folder.grids(), request, card.token_dim)
-    runner = Runner(folder, request, embedder, provider, dims)
-    engines: dict[str, Runner | RayRunner] = {"local": runner}
+    runner = Runner(folder, request, embedder, provider, lengths)
+    main: Runner | RayRunner = runner
     if engine == "ray":
-        engines["ray"] = RayRunner(folder, request, backend, embedder.preparation, dims, address)
-    progress = _run(folder, engines[engine], runner, _mine(folder, shard), tell, retry_failed)
-    write_card(folder, request, dims)
+        main = RayRunner(folder, request, backend, embedder.preparation, lengths, address)
+    index, count = shard or (0, 1)
+    progress = _run(main, runner, folder.partitions()[index::count], listener, retry_failed)
+    write_card(folder, request, lengths)
     return ExportSummary(
         folder=folder.path,
         places=progress.total,
         done=progress.done,
         failed=progress.failed,
         no_imagery=progress.no_imagery,
-        seconds=progress.event()["seconds"],
+        seconds=round(progress.seconds, 1),
         slowest=tuple(progress.slowest),
         failures=tuple(progress.failures),
-        bad_rows=tuple(f"{row.where}: {row.error}" for row in found.bad),
+        bad_rows=tuple(f"{row.where}: {row.error}" for row in inputs.bad),
     )
 
 
 def _add_rows(
-    folder: DatasetFolder, request: ExportRequest, found: InputPlaces, rows: list[PlannedRow], partition_size: int
+    folder: DatasetFolder, request: ExportRequest, inputs: InputPlaces, rows: list[PlannedRow], partition_size: int
 ) -> None:
-    """Plan what is not planned yet."""
+    """Plan the rows that are not planned yet."""
     if partition_size < 1:
         raise SpecError(f"partition_size must be at least 1, got {partition_size}")
     with folder.lock("plan"):
         folder.check_request(request)
-        table = plan_rows(found, rows, request, folder.planned_ids())
+        table = plan_rows(inputs, rows, request, folder.planned_ids())
         if table.num_rows:
             folder.add_plan(request, table, partition_size, versions())
 
 
 def _run(
-    folder: DatasetFolder,
-    main: Runner | RayRunner,
-    runner: Runner,
-    numbers: list[int],
-    tell: Report,
-    retry_failed: bool,
+    main: Runner | RayRunner, local: Runner, numbers: Sequence[int], listener: ProgressListener, retry_failed: bool
 ) -> Progress:
-    """Run what is not done, then what failed if that is asked for."""
-    done = folder.done()
-    progress = Progress(total=sum(folder.rows_in(n) for n in numbers))
-    again = [n for n in numbers if n in done and retry_failed and done[n]["failed"]]
-    for number in (n for n in numbers if n in done):
-        count_done(progress, done[number])
-    progress.failed -= sum(done[number]["failed"] for number in again)
-    progress.before = progress.finished
-    main.run([n for n in numbers if n not in done], progress, tell)
-    runner.run(again, progress, tell, retry=True)
-    tell(progress.event("finished"))
+    """Run the partitions that are not done, then, if wanted, the failures of the others."""
+    done = {n: counts for n, counts in local.folder.done().items() if n in numbers}
+    failed = [n for n, counts in done.items() if counts.failed] if retry_failed else []
+    progress = Progress(total=sum(map(local.folder.rows_in, numbers)))
+    for counts in done.values():
+        progress.count_partition(counts)
+    progress.failed -= sum(done[n].failed for n in failed)
+    progress.finished_before = progress.finished
+    main.run([n for n in numbers if n not in done], progress, listener)
+    local.run(failed, progress, listener, retry=True)
+    listener(progress.event("finished"))
     return progress
 
 
-def _silent(event: Mapping[str, Any]) -> None:
-    pass
-
-
 def _warn_of_size(places: int, embedder: RemoteClipEmbedder) -> None:
-    """Token grids are fifty times the vectors: nobody should find out by a full disk."""
+    # token grids take fifty times the room of the vectors
     size_gb = places * embedder.size.grid**2 * embedder.card.token_dim * 4 / 1e9
     if size_gb >= _LARGE_GB:
         _log.warning(
@@ -229,27 +216,29 @@ def _warn_of_size(places: int, embedder: RemoteClipEmbedder) -> None:
         )
 
 
-def _mine(folder: DatasetFolder, shard: tuple[int, int] | None) -> list[int]:
-    index, count = shard or (0, 1)
-    return [n for n in folder.partitions() if n % count == index]
-
-
 def _check_shard(shard: tuple[int, int] | None) -> None:
     if shard is not None and not 0 <= shard[0] < shard[1]:
         raise SpecError(f"shard {shard[0]}/{shard[1]} must be I/N with 0 <= I < N")
 
 
-def _refuse_small(found: InputPlaces, scale_m: float, allowed: bool) -> None:
-    sides = [2 * row.place.buffer_m / scale_m for row in found.rows if isinstance(row.place, PointBuffer)]
-    if not allowed and sides and min(sides) < _SMALLEST_PX:
+def _loadable(checkpoint: object | None) -> str | None:
+    """Return a checkpoint's path or repo, which a later run can load again."""
+    if checkpoint is None or isinstance(checkpoint, (str, Path)):
+        return None if checkpoint is None else str(checkpoint)
+    kind = type(checkpoint).__qualname__
+    raise SpecError(f"an export needs a checkpoint that a later run can load again: a path or hub repo, got a {kind}")
+
+
+def _check_sizes(inputs: InputPlaces, scale_m: float, allow_small: bool) -> None:
+    """Check that places are not too small for the model, nor the largest one too large for any backend."""
+    places = [row.place for row in inputs.rows if isinstance(row.place, PointBuffer)]
+    if not places:
+        return
+    smallest, largest = (extreme(places, key=lambda place: place.buffer_m) for extreme in (min, max))
+    side_px = 2 * smallest.buffer_m / scale_m
+    if not allow_small and side_px < _SMALLEST_PX:
         raise SpecError(
-            f"places of {min(sides):g} px a side tell a model of 224 px next to nothing: take a --chip of at least "
+            f"places of {side_px:g} px a side tell a model of 224 px next to nothing: take a --chip of at least "
             f"{_SMALLEST_PX * scale_m:g} m, or --allow-small"
         )
-
-
-def _check_size(rows: list[PlannedRow], scale_m: float) -> None:
-    """Refuse places that no backend reads at once, before anything is planned."""
-    largest = max((r.place for r in rows if isinstance(r.place, PointBuffer)), key=lambda p: p.buffer_m, default=None)
-    if largest is not None:
-        place_geobox(largest, scale_m)
+    place_geobox(largest, scale_m)

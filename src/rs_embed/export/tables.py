@@ -6,9 +6,10 @@ https://geoparquet.org/releases/v1.1.0/ · https://huggingface.co/Major-TOM
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -19,71 +20,23 @@ from odc.geo.geobox import GeoBox
 
 from rs_embed.embedding import LOW_VALID_FRAC, Embedding, EmbeddingFailure
 from rs_embed.errors import NoImageryError
-from rs_embed.export.request import ExportRequest
+from rs_embed.export.request import ExportRequest, VectorLengths
 from rs_embed.grid import epsg_of, transformer
 from rs_embed.inspection import PatchSummary
 
 SPATIAL_BLOCK_M = 10_000
 SOURCE_DATA = "https://documentation.dataspace.copernicus.eu/Data/SentinelMissions/Sentinel2.html"
-"""What descriptions of a dataset link to as its source."""
+"""Page that descriptions of a dataset link to as its source."""
 _TIME = pa.timestamp("ms", tz="UTC")
 _BOX = pa.struct([(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")])
 _COVERING = {name: ["bbox", name] for name in ("xmin", "ymin", "xmax", "ymax")}
 
-_MAJOR_TOM = (
-    ("unique_id", pa.string()),
-    ("embedding", None),
-    ("timestamp", _TIME),
-    ("product_id", pa.string()),
-    ("grid_cell", pa.string()),
-    ("grid_row_u", pa.int64()),
-    ("grid_col_r", pa.int64()),
-    ("geometry", pa.binary()),
-    ("centre_lat", pa.float64()),
-    ("centre_lon", pa.float64()),
-    ("utm_footprint", pa.string()),
-    ("utm_crs", pa.string()),
-    ("pixel_bbox", pa.list_(pa.int32())),
-)
-_OURS = (
-    ("id", pa.string()),
-    ("input_row", pa.int64()),
-    ("status", pa.string()),
-    ("error", pa.string()),
-    ("warnings", pa.list_(pa.string())),
-    ("datetime_start", _TIME),
-    ("datetime_end", _TIME),
-    ("embedding_projected", None),
-    ("norm", pa.float32()),
-    ("band_means", pa.list_(pa.float32())),
-    ("spatial_block", pa.string()),
-    ("backend", pa.string()),
-    ("collection", pa.string()),
-    ("scene_ids", pa.list_(pa.string())),
-    ("dn_offsets", pa.list_(pa.float32())),
-    ("n_scenes", pa.int32()),
-    ("cloud", pa.float32()),
-    ("valid_frac", pa.float32()),
-    ("clear_frac", pa.float32()),
-    ("n_clear", pa.float32()),
-    ("composite", pa.string()),
-    ("model", pa.string()),
-    ("checkpoint", pa.string()),
-    ("weights_sha256", pa.string()),
-    ("activation", pa.string()),
-    ("preprocess", pa.string()),
-    ("precision", pa.string()),
-    ("pooling", pa.string()),
-    ("request_id", pa.string()),
-    ("bbox", _BOX),
-)
 _THUMBNAILS = pa.schema([("unique_id", pa.string()), ("id", pa.string()), ("thumbnail", pa.binary())])
-OUR_COLUMNS = tuple(name for name, _ in (*_MAJOR_TOM, *_OURS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportedRow:
-    """A planned row and what became of it."""
+    """A planned row and its result."""
 
     input_row: int
     id: str
@@ -100,74 +53,146 @@ class ExportedRow:
 
     @property
     def status(self) -> str:
-        """`ok`, `partial` (under 80 % of the pixels observed), `no_imagery` or `failed`."""
+        """Status of the row: `ok`, `partial` (under 80 % of the pixels observed), `no_imagery` or `failed`."""
         if isinstance(self.result, Embedding):
             return "ok" if self.result.meta["valid_frac"] >= LOW_VALID_FRAC else "partial"
         return "no_imagery" if isinstance(self.result.error, NoImageryError) else "failed"
 
 
-def tables(
-    rows: Sequence[ExportedRow], user: pa.Table, request: ExportRequest, dims: tuple[int, int]
+_ValueOf = Callable[[ExportedRow], Any]
+
+
+def _meta(key: str) -> _ValueOf:
+    return lambda row: row.result.meta[key] if isinstance(row.result, Embedding) else None
+
+
+def _scenes(key: str) -> _ValueOf:
+    """Return a function that takes one value of each scene, newest first; None for a failure."""
+    return lambda row: [s[key] for s in row.result.meta["scenes"] or ()] if isinstance(row.result, Embedding) else None
+
+
+def _newest(row: ExportedRow) -> datetime | None:
+    times = _scenes("datetime")(row)
+    return max(map(datetime.fromisoformat, times)) if times else None
+
+
+def _mean_cloud(row: ExportedRow) -> float | None:
+    known = [cloud for cloud in _scenes("cloud_pct")(row) or () if cloud is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _day(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def _in_bulk(row: ExportedRow) -> None:
+    """Mark a column that is computed for all rows at once, or is not used."""
+
+
+_TEXT, _TEXTS, _FLOAT, _FLOATS = pa.string(), pa.list_(pa.string()), pa.float32(), pa.list_(pa.float32())
+_MAJOR_TOM: tuple[tuple[str, pa.DataType, _ValueOf], ...] = (
+    ("unique_id", _TEXT, attrgetter("unique_id")),
+    ("embedding", None, _in_bulk),
+    ("timestamp", _TIME, _newest),
+    ("product_id", _TEXT, lambda row: (_scenes("id")(row) or [None])[0]),
+    ("grid_cell", _TEXT, _in_bulk),  # this and the next two are Major TOM's own cells, which our places are not
+    ("grid_row_u", pa.int64(), _in_bulk),
+    ("grid_col_r", pa.int64(), _in_bulk),
+    ("geometry", pa.binary(), _in_bulk),
+    ("centre_lat", pa.float64(), lambda row: row.lonlat[1] if row.lonlat else None),
+    ("centre_lon", pa.float64(), lambda row: row.lonlat[0] if row.lonlat else None),
+    ("utm_footprint", _TEXT, _in_bulk),
+    ("utm_crs", _TEXT, _in_bulk),
+    ("pixel_bbox", pa.list_(pa.int32()), _in_bulk),
+)
+_OURS: tuple[tuple[str, pa.DataType, _ValueOf], ...] = (
+    ("id", _TEXT, attrgetter("id")),
+    ("input_row", pa.int64(), attrgetter("input_row")),
+    ("status", _TEXT, attrgetter("status")),
+    ("error", _TEXT, lambda row: str(row.result.error) if isinstance(row.result, EmbeddingFailure) else None),
+    ("warnings", _TEXTS, _meta("warnings")),
+    ("datetime_start", _TIME, lambda row: _day(row.start)),
+    ("datetime_end", _TIME, lambda row: _day(row.end)),
+    ("embedding_projected", None, _in_bulk),
+    ("norm", _FLOAT, _in_bulk),
+    ("band_means", _FLOATS, lambda row: row.summary.band_means if row.summary else None),
+    ("spatial_block", _TEXT, _in_bulk),
+    ("backend", _TEXT, _meta("backend")),
+    ("collection", _TEXT, _meta("source")),
+    ("scene_ids", _TEXTS, _scenes("id")),
+    ("dn_offsets", _FLOATS, _scenes("dn_offset")),
+    ("n_scenes", pa.int32(), _meta("n_scenes")),
+    ("cloud", _FLOAT, _mean_cloud),
+    ("valid_frac", _FLOAT, _meta("valid_frac")),
+    ("clear_frac", _FLOAT, _meta("clear_frac")),
+    ("n_clear", _FLOAT, _meta("n_clear")),
+    ("composite", _TEXT, _meta("composite")),
+    ("model", _TEXT, _meta("model")),
+    ("checkpoint", _TEXT, _meta("ckpt")),
+    ("weights_sha256", _TEXT, _meta("weights_sha256")),
+    ("activation", _TEXT, _meta("activation")),
+    ("preprocess", _TEXT, _meta("preprocess")),
+    ("precision", _TEXT, _meta("precision")),
+    ("pooling", _TEXT, _meta("pooling")),
+    ("request_id", _TEXT, attrgetter("request_id")),
+    ("bbox", _BOX, _in_bulk),
+)
+_COLUMNS = (*_MAJOR_TOM, *_OURS)
+_OUR_NAMES = {name for name, _, _ in _COLUMNS}
+
+
+def partition_tables(
+    rows: Sequence[ExportedRow], user: pa.Table, request: ExportRequest, lengths: VectorLengths
 ) -> dict[str, pa.Table]:
-    """The partition's tables by kind.
+    """Return the tables of a partition by kind: "embeddings", "failures", and "thumbnails" where they are wanted.
 
     Args:
         rows: in the order of their partition.
         user: the user's columns, of as many rows.
-        request: what the dataset was asked for.
-        dims: lengths of `embedding` and of `embedding_projected`.
+        request: the dataset's request.
+        lengths: lengths of the vectors.
     """
-    good = [i for i, row in enumerate(rows) if isinstance(row.result, Embedding)]
-    bad = [i for i, row in enumerate(rows) if not isinstance(row.result, Embedding)]
-    found = {}
-    for kind, members in (("embeddings", good), ("failures", bad)):
-        some = [rows[i] for i in members]
-        table = pa.table(_columns(some, request, dims))
-        found[kind] = _with_geo(_with_user(table, user.take(pa.array(members, pa.int64()))), request, dims)
+    tables = {}
+    embedded = [isinstance(row.result, Embedding) for row in rows]
+    for kind, wanted in (("embeddings", True), ("failures", False)):
+        members = [i for i, good in enumerate(embedded) if good is wanted]
+        table = pa.table(_columns([rows[i] for i in members], request, lengths))
+        tables[kind] = _add_footer(_add_user(table, user.take(pa.array(members, pa.int64()))), request, lengths)
     if request.thumbnails:
-        seen = [
-            (r.unique_id, r.id, r.summary.thumbnail)
-            for r in rows
-            if r.summary and r.summary.thumbnail and isinstance(r.result, Embedding)
+        pictures = [
+            {"unique_id": row.unique_id, "id": row.id, "thumbnail": row.summary.thumbnail}
+            for row, good in zip(rows, embedded, strict=True)
+            if good and row.summary and row.summary.thumbnail
         ]
-        found["thumbnails"] = pa.Table.from_pylist(
-            [dict(zip(_THUMBNAILS.names, row, strict=True)) for row in seen], schema=_THUMBNAILS
-        )
-    return found
+        tables["thumbnails"] = pa.Table.from_pylist(pictures, schema=_THUMBNAILS)
+    return tables
 
 
-def _with_user(table: pa.Table, user: pa.Table) -> pa.Table:
-    """The user's columns keep their names, but for one of ours, which becomes `user_<name>`."""
+def _add_user(table: pa.Table, user: pa.Table) -> pa.Table:
+    """Append the user's columns by their own names; one with a name of ours becomes `user_<name>`."""
     for name in user.column_names:
-        own = name.removeprefix("user_")
-        table = table.append_column(name if own in OUR_COLUMNS else own, user[name])
+        short = name.removeprefix("user_")
+        table = table.append_column(name if short in _OUR_NAMES else short, user[name])
     return table
 
 
-def _columns(rows: Sequence[ExportedRow], request: ExportRequest, dims: tuple[int, int]) -> dict[str, pa.Array]:
-    geometry = _geometry(rows)
-    vectors = _vectors(rows, request, dims)
-    found: dict[str, pa.Array] = {}
-    for name, kind in (*_MAJOR_TOM, *_OURS):
-        if name in vectors:
-            found[name] = vectors[name]
-        elif name in geometry:
-            found[name] = pa.array(geometry[name], kind)
-        else:
-            take = _VALUES.get(name) or _from_meta(name)
-            found[name] = pa.array([take(row) for row in rows], kind)
-    return found
+def _columns(rows: Sequence[ExportedRow], request: ExportRequest, lengths: VectorLengths) -> dict[str, pa.Array]:
+    bulk = _geometry(rows) | _vectors(rows, request, lengths)
+    return {
+        name: bulk[name] if kind is None else pa.array(bulk[name] if name in bulk else map(value_of, rows), kind)
+        for name, kind, value_of in _COLUMNS
+    }
 
 
-def _vectors(rows: Sequence[ExportedRow], request: ExportRequest, dims: tuple[int, int]) -> dict[str, pa.Array]:
-    """Fixed-size lists; null for a failure, whose table is not for stacking."""
+def _vectors(rows: Sequence[ExportedRow], request: ExportRequest, lengths: VectorLengths) -> dict[str, Any]:
+    """Return the vectors as fixed-size lists, null for a failure, and their norms."""
     raw = [np.asarray(r.result.data) if isinstance(r.result, Embedding) else None for r in rows]
     norms = [None if v is None else float(np.linalg.norm(v)) for v in raw]
     unit = [None if v is None or n is None else v / max(n, 1e-12) for v, n in zip(raw, norms, strict=True)]
     return {
-        "embedding": _fixed(unit if request.normalise else raw, dims[0], request.dtype),
-        "embedding_projected": _fixed([r.projected for r in rows], dims[1], "float16"),
-        "norm": pa.array(norms, pa.float32()),
+        "embedding": _fixed(unit if request.normalise else raw, lengths.embedding, request.dtype),
+        "embedding_projected": _fixed([r.projected for r in rows], lengths.projected, "float16"),
+        "norm": norms,
     }
 
 
@@ -180,17 +205,17 @@ def _fixed(vectors: Sequence[npt.NDArray[Any] | None], dim: int, dtype: str) -> 
 
 
 def _geometry(rows: Sequence[ExportedRow]) -> dict[str, list[Any]]:
-    """Footprints: in longitude and latitude, in UTM, and what follows from them; all of a zone at once."""
+    """Return the columns that follow from the footprints; all places of a zone are transformed at once."""
     names = ("geometry", "bbox", "utm_footprint", "utm_crs", "spatial_block", "pixel_bbox")
-    found: dict[str, list[Any]] = {name: [None] * len(rows) for name in names}
+    columns: dict[str, list[Any]] = {name: [None] * len(rows) for name in names}
     boxes = {i: row.geobox for i, row in enumerate(rows) if row.geobox is not None}
     zones = {i: epsg_of(geobox) for i, geobox in boxes.items()}
     for epsg in sorted(set(zones.values())):
         members = [i for i, zone in zones.items() if zone == epsg]
         for name, values in _footprints([boxes[i] for i in members], epsg).items():
             for i, value in zip(members, values, strict=True):
-                found[name][i] = value
-    return found
+                columns[name][i] = value
+    return columns
 
 
 def _footprints(geoboxes: Sequence[GeoBox], epsg: int) -> dict[str, Sequence[Any]]:
@@ -210,59 +235,8 @@ def _footprints(geoboxes: Sequence[GeoBox], epsg: int) -> dict[str, Sequence[Any
     }
 
 
-def _from_meta(name: str) -> Callable[[ExportedRow], Any]:
-    key = {"checkpoint": "ckpt", "collection": "source"}.get(name, name)
-    return lambda row: row.result.meta[key] if isinstance(row.result, Embedding) else None
-
-
-def _scenes(row: ExportedRow, key: str) -> list[Any] | None:
-    """One fact of each scene, newest first as they were read."""
-    return [s[key] for s in row.result.meta["scenes"] or ()] if isinstance(row.result, Embedding) else None
-
-
-def _newest(row: ExportedRow) -> datetime | None:
-    times = _scenes(row, "datetime")
-    return max(datetime.fromisoformat(t) for t in times) if times else None
-
-
-def _mean_cloud(row: ExportedRow) -> float | None:
-    known = [c for c in _scenes(row, "cloud_pct") or () if c is not None]
-    return float(np.mean(known)) if known else None
-
-
-def _day(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text).replace(tzinfo=UTC)
-
-
-def _error(row: ExportedRow) -> str | None:
-    return str(row.result.error) if isinstance(row.result, EmbeddingFailure) else None
-
-
-_VALUES: Mapping[str, Callable[[ExportedRow], Any]] = {
-    "unique_id": lambda row: row.unique_id,
-    "timestamp": _newest,
-    "product_id": lambda row: (_scenes(row, "id") or [None])[0],
-    "grid_cell": lambda row: None,  # Major TOM's own cells, which these places are not
-    "grid_row_u": lambda row: None,
-    "grid_col_r": lambda row: None,
-    "centre_lat": lambda row: row.lonlat[1] if row.lonlat else None,
-    "centre_lon": lambda row: row.lonlat[0] if row.lonlat else None,
-    "id": lambda row: row.id,
-    "input_row": lambda row: row.input_row,
-    "status": lambda row: row.status,
-    "error": _error,
-    "datetime_start": lambda row: _day(row.start),
-    "datetime_end": lambda row: _day(row.end),
-    "band_means": lambda row: row.summary.band_means if row.summary else None,
-    "scene_ids": lambda row: _scenes(row, "id"),
-    "dn_offsets": lambda row: _scenes(row, "dn_offset"),
-    "cloud": _mean_cloud,
-    "request_id": lambda row: row.request_id,
-}
-
-
-def _with_geo(table: pa.Table, request: ExportRequest, dims: tuple[int, int]) -> pa.Table:
-    """The footer: GeoParquet's `geo`, and what the vectors are by the names of the STAC Embeddings extension."""
+def _add_footer(table: pa.Table, request: ExportRequest, lengths: VectorLengths) -> pa.Table:
+    """Set the file's metadata: GeoParquet's `geo`, and the fields of the STAC Embeddings extension."""
     boxes = [b for b in table["bbox"].to_pylist() if b is not None]
     column: dict[str, Any] = {"encoding": "WKB", "geometry_types": ["Polygon"], "covering": {"bbox": _COVERING}}
     if boxes:
@@ -271,12 +245,12 @@ def _with_geo(table: pa.Table, request: ExportRequest, dims: tuple[int, int]) ->
         )
         column["bbox"] = [*low, *high]
     geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
-    footer = {"geo": json.dumps(geo), **{k: json.dumps(v) for k, v in emb_facts(request, dims[0]).items()}}
-    return table.replace_schema_metadata(footer)
+    fields = {"geo": geo, **embedding_fields(request, lengths.embedding)}
+    return table.replace_schema_metadata({name: json.dumps(value) for name, value in fields.items()})
 
 
-def emb_facts(request: ExportRequest, dim: int) -> dict[str, Any]:
-    """What the vectors are (STAC Embeddings extension v0.0.1)."""
+def embedding_fields(request: ExportRequest, dim: int) -> dict[str, Any]:
+    """Return the fields of the STAC Embeddings extension v0.0.1 that describe the vectors."""
     return {
         "emb:type": "chip",
         "emb:dimensions": dim,

@@ -1,0 +1,163 @@
+"""One partition in memory: its planned rows are opened as requests, and its results are written to the folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rs_embed.embedding import Embedding, EmbeddingFailure, Request
+from rs_embed.errors import RSEmbedError, SpecError
+from rs_embed.export.folder import DatasetFolder, PartitionCounts
+from rs_embed.export.grids import read_grid, write_grids
+from rs_embed.export.partitions import PLAN_COLUMNS, parse_place
+from rs_embed.export.progress import Progress
+from rs_embed.export.request import ExportRequest, VectorLengths
+from rs_embed.export.tables import ExportedRow, partition_tables
+from rs_embed.grid import place_geobox
+from rs_embed.pipeline import Outcome
+from rs_embed.providers.base import PatchRequest
+from rs_embed.specs import TemporalSpec
+
+
+@dataclass(slots=True, kw_only=True)
+class Partition:
+    """Rows of one partition, their requests, and the results so far; dictionaries are keyed by row."""
+
+    number: int
+    table: pa.Table
+    ids: list[str]
+    """Ids from the input."""
+    patches: dict[int, PatchRequest]
+    requests: dict[int, Request]
+    bad_rows: dict[int, RSEmbedError]
+    """Errors of the rows that are not places, which have no request."""
+    earlier: pa.Table | None = None
+    """Rows with vectors from an earlier run, when failures are tried again."""
+    outcomes: dict[int, Outcome[Any]] = field(default_factory=dict)
+    started_s: float = field(default_factory=time.perf_counter)
+
+    @property
+    def is_complete(self) -> bool:
+        """True once every request has its result."""
+        return len(self.outcomes) == len(self.patches)
+
+    def add(self, row: int, outcome: Outcome[Any], progress: Progress) -> None:
+        """Keep the result of a row, and count it."""
+        self.outcomes[row] = outcome
+        if isinstance(outcome.result, Embedding):
+            progress.count_vector(self.ids[row], time.perf_counter() - self.started_s)
+        else:
+            progress.count_failure(self.ids[row], outcome.result.error)
+
+
+def open_partition(folder: DatasetFolder, request: ExportRequest, number: int, *, retry: bool = False) -> Partition:
+    """Read the rows of a partition and make their requests; with `retry`, only of the rows that failed."""
+    table = folder.rows(number)
+    earlier = None
+    if retry and folder.is_done(number):
+        earlier = _read_if_there(folder, "embeddings", number)
+        table = table.filter(_failed_rows(folder, table, number, earlier))
+    partition = Partition(
+        number=number,
+        table=table,
+        ids=table["id"].to_pylist(),
+        patches={},
+        requests={},
+        bad_rows={},
+        earlier=earlier,
+    )
+    for row, planned in enumerate(table.select(PLAN_COLUMNS).to_pylist()):
+        try:
+            if planned["error"] is not None:
+                raise SpecError(planned["error"])
+            place, temporal = parse_place(planned["place"]), TemporalSpec.range(planned["start"], planned["end"])
+            geobox = place_geobox(place, request.sensor.scale_m)
+            partition.patches[row] = PatchRequest(geobox, temporal, request.sensor)
+            partition.requests[row] = request.for_place(place, temporal)
+        except SpecError as error:
+            partition.bad_rows[row] = error
+    return partition
+
+
+def _read_if_there(folder: DatasetFolder, kind: str, number: int) -> pa.Table | None:
+    path = folder.part(kind, number)
+    return pq.read_table(path) if path.is_file() else None
+
+
+def _failed_rows(folder: DatasetFolder, table: pa.Table, number: int, earlier: pa.Table | None) -> pa.Array:
+    """Return True for each row that failed and has no vector; rows without imagery are not tried again."""
+    failures = _read_if_there(folder, "failures", number)
+    status = {}
+    if failures is not None:
+        status = dict(zip(failures["unique_id"].to_pylist(), failures["status"].to_pylist(), strict=True))
+    embedded = set() if earlier is None else set(earlier["unique_id"].to_pylist())
+    return pa.array([status.get(u) == "failed" and u not in embedded for u in table["unique_id"].to_pylist()])
+
+
+def write_partition(
+    folder: DatasetFolder, request: ExportRequest, partition: Partition, lengths: VectorLengths, progress: Progress
+) -> None:
+    """Write the results of a complete partition, and count its bad rows."""
+    for row, error in partition.bad_rows.items():
+        progress.count_failure(partition.ids[row], error)
+    planned = partition.table.select(PLAN_COLUMNS).to_pylist()
+    rows = [_exported_row(partition, row, values) for row, values in enumerate(planned)]
+    tables = partition_tables(rows, partition.table.drop_columns(PLAN_COLUMNS), request, lengths)
+    if partition.earlier is not None or folder.is_done(partition.number):
+        tables = _merge_earlier(folder, partition, tables)
+    if request.grid:
+        _write_grids(folder, partition, rows)
+    folder.finish(partition.number, tables, _count(tables))
+
+
+def _exported_row(partition: Partition, row: int, planned: Mapping[str, Any]) -> ExportedRow:
+    outcome, patch = partition.outcomes.get(row), partition.patches.get(row)
+    place = parse_place(planned["place"]) if planned["place"] else None
+    failure = EmbeddingFailure(place, partition.bad_rows.get(row) or SpecError("no result"))
+    return ExportedRow(
+        **{name: planned[name] for name in ("input_row", "id", "unique_id", "request_id", "start", "end")},
+        geobox=patch.geobox if patch else None,
+        lonlat=place.centre if place else None,
+        result=outcome.result if outcome else failure,
+        projected=outcome.projected if outcome else None,
+        summary=outcome.summary if outcome else None,
+    )
+
+
+def _write_grids(folder: DatasetFolder, partition: Partition, rows: Sequence[ExportedRow]) -> None:
+    """Write the token grids of a partition, together with those of an earlier run."""
+    path = folder.grids(partition.number)
+    old_ids = [] if partition.earlier is None else partition.earlier["unique_id"].to_pylist()
+    stored = ((unique_id, read_grid(path, unique_id, "tokens")) for unique_id in old_ids)
+    grids = {unique_id: grid for unique_id, grid in stored if grid is not None}
+    for i, outcome in partition.outcomes.items():
+        if outcome.tokens is not None:
+            grids[rows[i].unique_id] = outcome.tokens
+    if grids:
+        write_grids(path, grids, folder.scratch)
+
+
+def _merge_earlier(folder: DatasetFolder, partition: Partition, tables: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
+    """Return the new tables with the stored rows that were not tried again, in the order of the plan."""
+    tried = set(partition.table["unique_id"].to_pylist())
+    order = {u: i for i, u in enumerate(folder.rows(partition.number)["unique_id"].to_pylist())}
+    merged = {}
+    for kind, table in tables.items():
+        stored = _read_if_there(folder, kind, partition.number)
+        if stored is not None:
+            kept = stored.filter(pa.array([u not in tried for u in stored["unique_id"].to_pylist()]))
+            table = pa.concat_tables([kept.cast(table.schema), table])
+            table = table.take(pa.array(np.argsort([order[u] for u in table["unique_id"].to_pylist()])))
+        merged[kind] = table
+    return merged
+
+
+def _count(tables: Mapping[str, pa.Table]) -> PartitionCounts:
+    statuses = [s for kind in ("embeddings", "failures") for s in tables[kind]["status"].to_pylist()]
+    return PartitionCounts(*map(statuses.count, ("ok", "partial", "failed", "no_imagery")))

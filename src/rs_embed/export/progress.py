@@ -1,0 +1,139 @@
+"""Progress of an export run: counts, rates, and the events that a listener receives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal, NotRequired, TypedDict, TypeVar
+
+from rs_embed.errors import NoImageryError, RSEmbedError
+from rs_embed.export.folder import PartitionCounts
+
+T = TypeVar("T")
+
+_LISTED_FAILURES = 20
+_LISTED_SLOWEST = 3
+
+
+class ProgressEvent(TypedDict):
+    """Counts and rate of a run, about once a second and once in the end."""
+
+    event: Literal["progress", "finished"]
+    done: int
+    failed: int
+    no_imagery: int
+    total: int
+    per_s: float
+    eta_s: float | None
+    seconds: float
+    waiting_for: NotRequired[dict[str, float]]
+    """Seconds spent in "fetch", "embed" and "write", where the stages run in this process."""
+    bottleneck: NotRequired[str]
+    """Stage that took most of the time."""
+
+
+class WaitingEvent(TypedDict):
+    """Notice that a run cannot go on at the moment."""
+
+    event: Literal["waiting"]
+    partitions: list[int]
+    why: str
+
+
+ExportEvent = ProgressEvent | WaitingEvent
+ProgressListener = Callable[[ExportEvent], None]
+
+
+@dataclass(slots=True)
+class Progress:
+    """Counts and times of a run."""
+
+    total: int
+    finished_before: int = 0
+    """Places finished by earlier runs, which do not count for the rate."""
+    staged: bool = True
+    """True where the stages run in this process, so that their times are known."""
+    done: int = 0
+    failed: int = 0
+    no_imagery: int = 0
+    wait_s: float = 0.0
+    """Time spent waiting for imagery."""
+    write_s: float = 0.0
+    started_s: float = field(default_factory=time.perf_counter)
+    slowest: list[tuple[float, str]] = field(default_factory=list)
+    """Ids of the slowest places, with the seconds from the start of their partition to the vector."""
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    """Ids and reasons of the first failures."""
+
+    @property
+    def finished(self) -> int:
+        """Number of places with a result, failures included."""
+        return self.done + self.failed + self.no_imagery
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the run began."""
+        return time.perf_counter() - self.started_s
+
+    def event(self, name: Literal["progress", "finished"] = "progress") -> ProgressEvent:
+        """Return the state of the run as an event."""
+        seconds = self.seconds
+        rate = (self.finished - self.finished_before) / seconds if seconds > 0 else 0.0
+        event: ProgressEvent = {
+            "event": name,
+            "done": self.done,
+            "failed": self.failed,
+            "no_imagery": self.no_imagery,
+            "total": self.total,
+            "per_s": round(rate, 3),
+            "eta_s": round((self.total - self.finished) / rate, 1) if rate else None,
+            "seconds": round(seconds, 1),
+        }
+        if self.staged:
+            embed_s = max(0.0, seconds - self.wait_s - self.write_s)
+            stages = {"fetch": self.wait_s, "embed": embed_s, "write": self.write_s}
+            event["waiting_for"] = {stage: round(spent, 2) for stage, spent in stages.items()}
+            event["bottleneck"] = max(stages, key=stages.__getitem__)
+        return event
+
+    def count_vector(self, name: str, seconds: float) -> None:
+        """Count a place that was embedded so many seconds after its partition was started."""
+        self.done += 1
+        self.slowest = sorted([*self.slowest, (seconds, name)], reverse=True)[:_LISTED_SLOWEST]
+
+    def count_failure(self, name: str, error: RSEmbedError) -> None:
+        """Count a place without a vector."""
+        if isinstance(error, NoImageryError):
+            self.no_imagery += 1
+        else:
+            self.failed += 1
+        if len(self.failures) < _LISTED_FAILURES:
+            self.failures.append((name, str(error)))
+
+    def count_partition(self, counts: PartitionCounts) -> None:
+        """Count the places of a partition that is finished already."""
+        self.done += counts.ok + counts.partial
+        self.failed += counts.failed
+        self.no_imagery += counts.no_imagery
+
+    def merge(self, other: Progress) -> None:
+        """Add the counts of one partition that ran in another process."""
+        self.done += other.done
+        self.failed += other.failed
+        self.no_imagery += other.no_imagery
+        self.failures = [*self.failures, *other.failures][:_LISTED_FAILURES]
+        self.slowest = sorted([*self.slowest, *other.slowest], reverse=True)[:_LISTED_SLOWEST]
+
+    def time_waits(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield the same items, and add the time spent waiting for them to `wait_s`."""
+        iterator = iter(items)
+        while True:
+            started = time.perf_counter()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self.wait_s += time.perf_counter() - started
+            yield item

@@ -1,1 +1,1 @@
-"""Where imagery comes from. `rs_embed.providers.registry.resolve` turns a backend's name into a provider."""
+"""Sources of imagery. `rs_embed.providers.registry.resolve` turns a backend's name into a provider."""

@@ -1,7 +1,7 @@
-"""Patches kept on disk: the same request, also for another model, reads no network the second time.
+"""Cache of patches on disk: the same request, also for another model, uses no network the second time.
 
-One file a patch, which appears whole or not at all, so that any number of processes may share a folder and may die at
-any moment. A file that does not check out is read again from the source.
+Each patch is one file, written atomically, so that any number of processes may share a folder and die at any time.
+A damaged file is fetched again.
 """
 
 from __future__ import annotations
@@ -29,23 +29,25 @@ from rs_embed.providers.archive import NO_VALID_PIXEL
 from rs_embed.providers.base import FetchPlan, PatchRequest, Provider
 
 _FORMAT = 2
-"""Changes when the same request would give other pixels."""
+"""Version of the cache, raised when the same request would give other pixels."""
 _SETTLED = timedelta(days=7)
-"""Scenes of a day may still be added to a catalog for so long."""
+"""Time in which a catalog may still add scenes of a day."""
 _TRIM_TO = 0.9
-_TRIM_EVERY = 256
-_LEFT_OVER_S = 3600.0
+"""Share of the limit that remains after trimming."""
+_PATCHES_PER_TRIM = 256
+_ABANDONED_S = 3600.0
+"""Age from which an unfinished file counts as that of a killed process."""
 
 _log = logging.getLogger("rs_embed")
 
 
 class CachedProvider:
-    """A provider that asks another one only for what is not in a folder yet.
+    """Provider that fetches from another one only the patches that a folder does not hold yet.
 
     Args:
-        provider: where patches come from.
-        folder: where they are kept; made when the first one is.
-        limit_bytes: the patches used longest ago make room beyond it.
+        provider: source of the patches.
+        folder: the cache; created with the first patch.
+        limit_bytes: size of the folder from which the least recently used patches are removed.
     """
 
     def __init__(self, provider: Provider, folder: Path, limit_bytes: int) -> None:
@@ -54,15 +56,15 @@ class CachedProvider:
 
     @property
     def name(self) -> str:
-        """The name of the provider behind it: the patches are the same."""
+        """Name of the wrapped provider: the patches are the same."""
         return self._provider.name
 
     def plan(self, requests: Sequence[PatchRequest]) -> FetchPlan:
-        """What the provider behind it would read for all of them."""
+        """Return the plan of the wrapped provider, as if the cache were empty."""
         return self._provider.plan(requests)
 
     def fetch(self, requests: Sequence[PatchRequest]) -> Iterator[tuple[int, Patch | ProviderError]]:
-        """Yield what is kept, then fetch the rest and keep it."""
+        """Yield the patches of the cache, then fetch and keep the others."""
         paths = [self._path(request) for request in requests]
         missing = []
         for position, (path, request) in enumerate(zip(paths, requests, strict=True)):
@@ -81,7 +83,7 @@ class CachedProvider:
         self._trim()
 
     def _path(self, request: PatchRequest) -> Path | None:
-        """Where a request's patch is kept; None while its time range may still get scenes."""
+        """Return the file of a request's patch; None while its time range may still get scenes."""
         if request.temporal.end > (datetime.now(UTC) - _SETTLED).date().isoformat():
             return None
         digest = hashlib.sha256(_canonical(self.name, request).encode()).hexdigest()
@@ -98,23 +100,23 @@ class CachedProvider:
             with suppress(OSError):
                 part.unlink()
         self._written += 1
-        if self._written % _TRIM_EVERY == 0:
+        if self._written % _PATCHES_PER_TRIM == 0:
             self._trim()
 
     def _trim(self) -> None:
-        """Remove what was used longest ago beyond the limit, and what a killed process left."""
+        """Remove the least recently used patches beyond the limit, and files of killed processes."""
         found = sorted((s.st_mtime, s.st_size, path) for path, s in _files(self._folder))
         now, total = datetime.now(UTC).timestamp(), sum(size for _, size, _ in found)
         room_needed = total > self._limit_bytes
         for used_at, size, path in found:
-            left_over = path.suffix == ".part" and now - used_at > _LEFT_OVER_S
-            if left_over or (room_needed and total > _TRIM_TO * self._limit_bytes):
+            is_abandoned = path.suffix == ".part" and now - used_at > _ABANDONED_S
+            if is_abandoned or (room_needed and total > _TRIM_TO * self._limit_bytes):
                 path.unlink(missing_ok=True)
                 total -= size
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Our own files in a folder, those that other processes remove meanwhile left out."""
+    """Yield the cache's files, except those that another process removes meanwhile."""
     for pattern in ("??/*.npz", "??/*.npz.*.part"):
         for path in folder.glob(pattern):
             try:
@@ -124,7 +126,7 @@ def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 
 def _canonical(provider: str, request: PatchRequest) -> str:
-    """What decides the pixels of a patch: neither the model, nor what is filled in or checked later."""
+    """Return the parts of a request that decide the pixels of its patch: not the model, nor `fill_value`."""
     sensor = request.sensor
     facts = {
         "format": _FORMAT,
@@ -146,7 +148,7 @@ def _describe(geobox: GeoBox) -> list[float]:
 
 
 def _is_whole(patch: Patch) -> bool:
-    """Whether no scene was lost to a fault that may be gone tomorrow."""
+    """Return True where no scene was lost to a fault, which may be temporary."""
     return all(dropped.reason == NO_VALID_PIXEL for dropped in patch.dropped)
 
 
@@ -159,7 +161,7 @@ def _write(path: Path, patch: Patch) -> None:
 
 
 def _read(path: Path, request: PatchRequest) -> Patch | None:
-    """A kept patch; None where there is none, or none that checks out (the archive has a checksum)."""
+    """Return a patch of the cache; None where it is missing or damaged (the zip file has checksums)."""
     try:
         with zipfile.ZipFile(path) as archive:
             with archive.open("dn.npy") as stream:

@@ -1,8 +1,8 @@
-"""A folder of rasters, or a static STAC catalog, as an archive of scenes.
+"""Provider of the rasters in a folder, or of a static STAC catalog.
 
-Scenes come from the STAC items of a folder where it has any. Otherwise rasters are grouped by name:
-one file a band (`…_B04.tif`, also in the R10m folders of a SAFE product), or one file with all bands,
-found by their descriptions. Dates come from product names or a date in the name or folder.
+Scenes come from the STAC items of a folder, if it has any. Otherwise rasters are grouped by name: one file per band
+(`…_B04.tif`, also in the R10m folders of a SAFE product), or one file with all bands, which their descriptions name.
+Dates come from product names, or from a date in the name of the file or folder.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _stac_scenes(root: Path) -> tuple[list[Scene], list[str]]:
 
 
 def _stac_items(root: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """Items of a catalog file by its links, or all item files below a folder."""
+    """Yield the items that a catalog links to, or all item files below a folder."""
     start = next((p for n in ("catalog.json", "collection.json") if (p := root / n).is_file()), root)
     if start.is_file():
         yield from _linked_items(start, seen=set())
@@ -107,7 +107,7 @@ def _linked_items(path: Path, seen: set[Path]) -> Iterator[tuple[Path, Mapping[s
 
 
 def _features(document: object) -> list[Mapping[str, Any]]:
-    """STAC items in a JSON document: the item itself, or those of a feature collection."""
+    """Return the STAC items of a JSON document: the item itself, or those of a feature collection."""
     if not isinstance(document, dict):
         return []
     if document.get("type") == "Feature" and "stac_version" in document:
@@ -130,7 +130,7 @@ def _raster_path(href: str, folder: Path) -> str | None:
 
 
 def _local_path(href: str, folder: Path) -> Path | None:
-    """The file that an href names, or None when it is not on this machine."""
+    """Return the file of an href; None when it is not on this machine."""
     parsed = urlparse(href)
     if parsed.scheme == "file":
         return Path(unquote(parsed.path))
@@ -143,19 +143,19 @@ def _local_path(href: str, folder: Path) -> Path | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Named:
-    """One raster and what its name says."""
+class _NamedRaster:
+    """One raster, and the band, scene and resolution in its name."""
 
     path: Path
     band: str | None
-    """None for a file that holds several bands."""
+    """Band of the file; None where it holds several."""
     scene: str
     resolution: int
-    """Metres in the name, or 0."""
+    """Metres; 0 where the name states none."""
 
 
 def _named_scenes(root: Path, problems: list[str]) -> tuple[list[Scene], list[str]]:
-    groups: dict[str, list[_Named]] = defaultdict(list)
+    groups: dict[str, list[_NamedRaster]] = defaultdict(list)
     for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in _RASTERS and p.is_file()):
         named = _read_name(path, root)
         groups[named.scene].append(named)
@@ -168,7 +168,7 @@ def _named_scenes(root: Path, problems: list[str]) -> tuple[list[Scene], list[st
     return scenes, problems
 
 
-def _read_name(path: Path, root: Path) -> _Named:
+def _read_name(path: Path, root: Path) -> _NamedRaster:
     folder = path.parent.parent if _RESOLUTION_FOLDER.match(path.parent.name) else path.parent
     resolution = _RESOLUTION.search(path.stem)
     stem = _RESOLUTION.sub("", path.stem)
@@ -177,10 +177,10 @@ def _read_name(path: Path, root: Path) -> _Named:
     key = stem if match is None else (stem[: match.start()] + stem[match.end() :]).strip("_.- ")
     prefix = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else ""
     name = "/".join(part for part in (prefix if prefix != "." else "", key) if part) or root.name
-    return _Named(path, band, name, int(resolution[1]) if resolution else 0)
+    return _NamedRaster(path, band, name, int(resolution[1]) if resolution else 0)
 
 
-def _scene_of_files(key: str, files: Sequence[_Named], root: Path) -> Scene:
+def _scene_of_files(key: str, files: Sequence[_NamedRaster], root: Path) -> Scene:
     names = (key, root.name, str(root))
     acquired = _acquired(names)
     if acquired is None:
@@ -195,7 +195,7 @@ def _scene_of_files(key: str, files: Sequence[_Named], root: Path) -> Scene:
 
 
 def _bands_of_stack(path: Path, header: RasterHeader) -> tuple[dict[str, BandFile], tuple[str, ...]]:
-    """Bands of one file with several, by their descriptions; three without names are taken as B4, B3, B2."""
+    """Return the bands of a file by their descriptions, with warnings; three without are taken as B4, B3, B2."""
     names = [canonical_band(d) if d else None for d in header.descriptions]
     if any(names):
         return {n: BandFile(str(path), i) for i, n in enumerate(names, start=1) if n}, ()
@@ -215,5 +215,5 @@ def _acquired(names: Sequence[str]) -> datetime | None:
             try:
                 return datetime.strptime("".join(match.groups()), "%Y%m%d").replace(tzinfo=UTC)
             except ValueError:
-                continue  # eight digits that are no date
+                continue  # eight digits, but not a date
     return None

@@ -1,4 +1,4 @@
-"""From a backend's name to its provider."""
+"""The table of backends: resolves a name to its provider."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ OFFSET_OPTION = "?offset="
 
 
 def resolve(backend: str | Provider, cache_dir: Path | None = None) -> Provider:
-    """The provider that a backend's name means; an object that is a provider is itself.
+    """Return the provider of a backend.
 
     Args:
-        backend: the name.
-        cache_dir: keep patches that come over a network there; `RS_EMBED_CACHE_DIR` when None.
+        backend: one of `BACKENDS`, `"auto"`, or a provider, which is returned unchanged.
+        cache_dir: folder that keeps patches fetched over a network; `RS_EMBED_CACHE_DIR` when None.
 
     Raises:
-        ProviderError: for a name that is none, with the names that are, or a cache where there is no network.
+        ProviderError: for an unknown name, or a cache folder with a backend that uses no network.
     """
     if not isinstance(backend, str):
         if isinstance(backend, Provider):
@@ -38,7 +38,7 @@ def resolve(backend: str | Provider, cache_dir: Path | None = None) -> Provider:
     name = settings.default_backend() if backend == "auto" else backend
     if name.partition("?")[0] in ("earth-search", "planetary-computer") or name.startswith("stac:"):
         return _cached(_open_stac(name), cache_dir or settings.cache_dir())
-    if name == "gee" or name.startswith("gee:"):
+    if name.partition(":")[0] == "gee":
         return _cached(_open_gee(name), cache_dir or settings.cache_dir())
     if cache_dir is not None:
         raise ProviderError(f"backend {name!r} reads no network: leave out the cache {cache_dir}")
@@ -50,7 +50,8 @@ def resolve(backend: str | Provider, cache_dir: Path | None = None) -> Provider:
         from rs_embed.providers.local import LocalProvider
 
         return LocalProvider(name.removeprefix("local:"))
-    raise ProviderError(_unknown(name, asked=backend))
+    meaning = f" (what 'auto' means; {settings.BACKEND} changes it)" if backend == "auto" else ""
+    raise ProviderError(f"unknown backend {name!r}{meaning}; usable: {', '.join(BACKENDS)}")
 
 
 def _cached(provider: Provider, folder: Path | None) -> Provider:
@@ -63,7 +64,7 @@ def _cached(provider: Provider, folder: Path | None) -> Provider:
 
 @lru_cache(maxsize=8)
 def _open_stac(name: str) -> Provider:
-    """One provider a catalog: it remembers what it searched, its tokens, and what it learnt of scenes."""
+    """Return one provider per catalog, which remembers its searches, tokens and checked offsets."""
     from rs_embed.providers.stac.provider import StacProvider
 
     catalog, _, option = name.partition(OFFSET_OPTION)
@@ -74,12 +75,7 @@ def _open_stac(name: str) -> Provider:
 
 @lru_cache(maxsize=8)
 def _open_gee(name: str) -> Provider:
-    """One provider a project: it remembers what it listed."""
+    """Return one provider per project, which remembers its listings."""
     from rs_embed.providers.gee.provider import EarthEngineProvider
 
     return EarthEngineProvider(name.removeprefix("gee").removeprefix(":") or None)
-
-
-def _unknown(name: str, asked: str) -> str:
-    meaning = f" (what 'auto' means; {settings.BACKEND} changes it)" if asked == "auto" else ""
-    return f"unknown backend {name!r}{meaning}; usable: {', '.join(BACKENDS)}"

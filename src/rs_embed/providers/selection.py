@@ -1,4 +1,4 @@
-"""Selection of the scenes of a place by time range, footprint and cloud cover, and the errors of an empty one."""
+"""Selection of the scenes of a place by time range, footprint and cloud cover, and the errors where none is left."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What does this place look like, as a vector: RemoteCLIP embeddings of Sentinel-2 imagery.
+"""RemoteCLIP embeddings of Sentinel-2 imagery, for any place and time range.
 
-Names are imported when they are first used, so that `import rs_embed` costs next to nothing.
+Names are imported when they are first used, so that `import rs_embed` takes little time.
 """
 
 from importlib import import_module

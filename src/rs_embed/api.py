@@ -120,12 +120,7 @@ def get_embeddings_batch(
         raise SpecError(f"output must be an OutputSpec such as OutputSpec.pooled(), got {output!r}")
     provider, pixels, patches = None, None, []
     if input_chws is None:
-        provider = resolve(backend)
-        patches = [
-            PatchRequest(place_geobox(place, sensor.scale_m), time, sensor)
-            for place, time in zip(places, times, strict=True)
-            if place is not None and time is not None
-        ]
+        provider, patches = resolve(backend), _patch_requests(places, times, sensor)
     else:
         alone = len(input_chws) == 1
         pixels = [check_input_chw(array, None if alone else i) for i, array in enumerate(input_chws)]
@@ -195,11 +190,8 @@ def fetch_patch(
         (10.0, 1)
     """
     sensor = DEFAULT_SENSOR if sensor is None else sensor
-    [place], [time] = _places_and_times("fetching imagery", [spatial], temporal, None)
-    assert place is not None
-    assert time is not None
-    request = PatchRequest(place_geobox(place, sensor.scale_m), time, sensor)
-    [(_, result)] = fetch_patches(resolve(backend), [request])
+    places, times = _places_and_times("fetching imagery", [spatial], temporal, None)
+    [(_, result)] = fetch_patches(resolve(backend), _patch_requests(places, times, sensor))
     if isinstance(result, Exception):
         raise result
     assert isinstance(result, Patch)
@@ -304,6 +296,16 @@ def _places_and_times(
             got = "no temporal" if time is None else repr(time)
             raise ModelError(f"{caller} needs temporal=TemporalSpec.range('YYYY-MM-DD', 'YYYY-MM-DD'), got {got}")
     return places, times
+
+
+def _patch_requests(
+    places: Sequence[Place | None], times: Sequence[TemporalSpec | None], sensor: SensorSpec
+) -> list[PatchRequest]:
+    return [
+        PatchRequest(place_geobox(place, sensor.scale_m), time, sensor)
+        for place, time in zip(places, times, strict=True)
+        if place is not None and time is not None
+    ]
 
 
 def _digest(array: AnyArray) -> str:

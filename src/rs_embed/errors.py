@@ -39,7 +39,7 @@ class CheckpointError(ModelError):
 
 
 class UnknownModelError(ModelError):
-    """Name of no known model."""
+    """Model name that is not in the table of cards."""
 
 
 def pip_line(extra: str | None = None) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 HARMONIZED_COLLECTION = "COPERNICUS/S2_SR_HARMONIZED"
 COLLECTIONS = (HARMONIZED_COLLECTION, "COPERNICUS/S2_SR", "sentinel-2-l2a", "sentinel-2-c1-l2a")
-"""Names that all mean the product Sentinel-2 L2A; each backend maps them to its own."""
+"""Names of the product Sentinel-2 L2A; each backend maps them to its collection."""
 
 RGB_BANDS = ("B4", "B3", "B2")
 REFLECTANCE_DN = 10_000.0
@@ -119,8 +119,8 @@ def radiometry(
         properties: the STAC item's properties.
         raster_bands: the asset's `raster:bands` (or `bands`), if any.
         names: names that may hold the product's (item id, product URI, file name).
-        file_scale: the file's own scale tag, 1.0 when it has none.
-        file_offset: the file's own offset tag, 0.0 when it has none.
+        file_scale: the file's scale tag, 1.0 when it has none.
+        file_offset: the file's offset tag, 0.0 when it has none.
         acquired: time of sensing.
     """
     facts = properties or {}

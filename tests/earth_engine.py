@@ -1,9 +1,9 @@
-"""A loopback Earth Engine: it evaluates the expressions that the real client sends, over scenes on disk.
+"""Loopback Earth Engine, which evaluates the expressions that the real client sends, over scenes on disk.
 
 It is **our model of the service**, written from its documentation (developers.google.com/earth-engine), not a recording
-of it: how images are filtered, masked, reduced and put on a grid, which sizes it refuses and with which words. The
-discovery document and the list of algorithms are those that ship with the client. A function that our own requests do
-not use is refused by name.
+of it. It models the filtering, masking, reduction and gridding of images, the size limits and their error messages. The
+discovery document and the list of algorithms come from the client's package. A function that our requests do not use is
+refused by name.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MAX_BYTES, MAX_SIDE, MAX_ELEMENTS, MAX_IN_FLIGHT = 50_331_648, 32_768, 5000, 40
 
 
 class Refused(Exception):
-    """What the service answers with a status and a message."""
+    """Refusal of a request, with a status and a message."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -51,7 +51,7 @@ class Refused(Exception):
 
 @dataclass
 class Band:
-    """Values on the grid that was asked for, and how far there are any: 0 to 1, between where copies were averaged."""
+    """Values on the requested grid, and their mask: 0 to 1, fractional where overviews were averaged."""
 
     values: np.ndarray
     mask: np.ndarray
@@ -59,7 +59,7 @@ class Band:
 
 @dataclass
 class Picture:
-    """An image: named bands; `scene` where it is one of the collection's own."""
+    """Image with named bands; `scene` is set for an image of the collection."""
 
     bands: dict[str, Band]
     scene: Scene | None = None
@@ -75,14 +75,14 @@ class Feature:
 
 @dataclass
 class Function:
-    """A function of an expression, with what its names stood for."""
+    """Function of an expression, with its argument names."""
 
     arguments: list[str]
     body: str
 
 
 class Service:
-    """Scenes, and the evaluation of expressions over them."""
+    """Evaluator of expressions over scenes."""
 
     def __init__(self, folder: Path) -> None:
         self.scenes: dict[str, Scene] = {}
@@ -90,9 +90,9 @@ class Service:
             self.scenes[index_of(scene, taken=self.scenes)] = scene
         self.max_elements, self.max_bytes = MAX_ELEMENTS, MAX_BYTES
         self.partly = 1.0
-        """Mask of observed pixels; under 1 it is that of averaged copies, at the edge of what was seen."""
+        """Mask value of observed pixels; below 1, it is that of averaged overviews at the edge of the observed area."""
 
-    # --- evaluation: of a node, with what names stand for, on a grid (None where no pixels are asked for)
+    # --- evaluation: a node with bound names, on a grid (None if no pixels are requested)
 
     def evaluate(self, expression: dict[str, Any], grid: GeoBox | None) -> Any:
         values, memo = expression["values"], {}
@@ -198,7 +198,7 @@ class Service:
         return Picture(dict(zip(names or wanted, found, strict=True)))
 
     def _read(self, scene: Scene, name: str, grid: GeoBox) -> Band:
-        """A band of a scene on the grid: nearest neighbour, as the service does without resample()."""
+        """Return a band of a scene on the grid by nearest neighbour, like the service without resample()."""
         if name not in scene.files:
             raise Refused(
                 400, f"Image.select: Band pattern '{name}' did not match any bands. Available: {list(scene.files)}"
@@ -250,7 +250,7 @@ class Service:
 
 
 def index_of(scene: Scene, taken: Container[str] = ()) -> str:
-    """The `system:index` of a scene, as in S2_SR_HARMONIZED: sensing time, the product's time (the next free), tile."""
+    """Return the `system:index` of a scene as in S2_SR_HARMONIZED: sensing time, next free product time, tile."""
     tile = re.search(r"_T(\d\d[A-Z]{3})", " ".join((scene.id, *scene.names)))
     assert tile is not None, scene.id
     times = (scene.acquired + timedelta(seconds=s) for s in count())
@@ -259,7 +259,7 @@ def index_of(scene: Scene, taken: Container[str] = ()) -> str:
 
 
 def properties(element: Any) -> dict[str, Any]:
-    """What the collection's images have, under its own names."""
+    """Return the properties of an image, under the names of the collection."""
     if isinstance(element, Feature):
         return element.properties
     scene = element.scene
@@ -276,7 +276,7 @@ def _copied(destination: Feature, source: Any, names: list[str]) -> Feature:
 
 
 def _named(made: Feature, source: Any) -> Feature:
-    """An element that was mapped keeps its index."""
+    """Give a mapped element the index of its source."""
     return Feature(made.geometry, made.properties, properties(source)["system:index"])
 
 
@@ -370,7 +370,7 @@ def _cast(kind: str) -> Callable[..., Picture]:
 
 @dataclass
 class EarthEngine:
-    """A running service, and what it was asked."""
+    """Running service, with a record of its requests."""
 
     service: Service
     url: str = ""
@@ -378,9 +378,9 @@ class EarthEngine:
     pixel_sizes: list[tuple[int, int]] = field(default_factory=list)
     most_in_flight: int = 0
     start_fault: int | None = None
-    """Status of what is asked to begin with."""
+    """Status of the response to the first request of a client."""
     faults: list[Any] = field(default_factory=list)
-    """Statuses (or "cut") to answer the next requests with, in this order."""
+    """Statuses (or "cut") of the next responses, in this order."""
     delay_s: float = 0.0
     _now: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -411,7 +411,7 @@ _MESSAGES = {
 
 @contextmanager
 def serving(folder: Path) -> Iterator[EarthEngine]:
-    """A service over a folder of Sentinel-2 products, on a free port of loopback."""
+    """Run a service over a folder of Sentinel-2 products, on a free loopback port."""
     engine = EarthEngine(Service(folder))
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Earth Engine by its real client, against a loopback service of our making (see `earth_engine.py`)."""
+"""Earth Engine through its real client, against our loopback service (see `earth_engine.py`)."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def engine(archive) -> Iterator[EarthEngine]:
 
 
 def at(x: float, y: float, half_m: float = 320) -> PointBuffer:
-    """A place by metres east and south of the tile's corner."""
+    """Return a place by metres east and south of the tile's corner."""
     lon, lat = transformer(HOME.epsg, 4326).transform(HOME.left + x, HOME.top - y)
     return PointBuffer(lon, lat, half_m)
 
@@ -89,7 +89,7 @@ def patches(
 
 
 PLACES = [at(2000, 2000), at(3000, 2500, 800), at(200, 150), at(8000, 9000, 400)]
-"""The third lies across the corner that no scene observed."""
+"""Four places; the third lies across a corner that no scene observed."""
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_mosaic_names_the_scenes_that_lie_on_top(engine):
 
 @pytest.mark.parametrize("composite", ["median", "mosaic"])
 def test_what_the_service_saw_a_part_of_was_observed(engine, composite):
-    """Above 10 m it reads copies whose masks are means, between 0 and 1 at the edge of what was seen."""
+    """Above 10 m the service reads overviews with averaged masks, between 0 and 1 at the edge of the observed area."""
     sensor = SensorSpec(scale_m=20, composite=composite, cloudy_pct=100)
     [whole] = patches(resolve("gee"), [PLACES[0]], sensor)
     engine.service.partly = 0.4

@@ -22,6 +22,7 @@ from rs_embed.errors import ModelError, NoImageryError, SpecError
 from rs_embed.files import atomic_write
 from rs_embed.grid import epsg_of, place_geobox, transformer
 from rs_embed.inspection import inspect_array, save_quicklook
+from rs_embed.patch import Patch
 from rs_embed.providers.base import Provider
 from rs_embed.providers.registry import resolve
 from rs_embed.search.query import word_probabilities, word_query
@@ -136,14 +137,11 @@ def heat_map(
     geobox = place_geobox(spatial, sensor.scale_m)
     window = _window_px(window_m, sensor.scale_m, geobox)
     texts = load_text_embedder(find_card(model), checkpoint=checkpoint, device=device)
-    remarks = [remark for words in (*wanted, *unwanted) for remark in texts.remarks(words)]
     if not any(texts.reads(words) for words in wanted):
         raise ModelError(f"{texts.model} knows no word of {', '.join(map(repr, wanted))}: use other words")
+    remarks = [remark for words in (*wanted, *unwanted) for remark in texts.remarks(words)]
     provider = resolve(backend)
     patch = fetch_patch(spatial, temporal, sensor, provider)
-    report = inspect_array(patch.dn, name="heat_map", fill_value=sensor.fill_value, bands=sensor.bands)
-    if sensor.check_save_dir is not None:
-        save_quicklook(patch.dn[:3], sensor.check_save_dir, "provider_patch")
     corners = _window_corners(patch.valid, window)
     # Gaps are filled here, so that one warning about the place replaces one for each window.
     filled = np.where(np.isnan(patch.dn), np.float32(sensor.fill_value), patch.dn)
@@ -178,7 +176,7 @@ def heat_map(
             "backend": provider.name,
             "temporal": asdict(temporal),
             "scenes": [asdict(scene) for scene in patch.scenes],
-            "warnings": [*remarks, *report["warnings"], *patch.warnings, *_warnings(patch.valid, window)],
+            "warnings": [*remarks, *_inspect(patch, sensor), *patch.warnings, *_warnings(patch.valid, window)],
         },
     )
 
@@ -201,6 +199,15 @@ def _window_px(window_m: float, scale_m: float, geobox: GeoBox) -> int:
             "take a larger place or a smaller window_m"
         )
     return pixels
+
+
+def _inspect(patch: Patch, sensor: SensorSpec) -> list[str]:
+    """Return the warnings of an inspection, and save its quicklook if the sensor asks for one."""
+    if sensor.check_save_dir is not None:
+        save_quicklook(patch.dn[:3], sensor.check_save_dir, "provider_patch")
+    report = inspect_array(patch.dn, name="heat_map", fill_value=sensor.fill_value, bands=sensor.bands)
+    warnings: list[str] = report["warnings"]
+    return warnings
 
 
 def _warnings(valid: BoolArray, window: int) -> Iterator[str]:

@@ -59,13 +59,8 @@ class SearchResults:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the results as JSON-ready values."""
-        return {
-            "results": [asdict(hit) for hit in self.hits],
-            "notice": self.notice,
-            "searched": self.searched,
-            "exact": self.exact,
-            "recall": self.recall,
-        }
+        fields = asdict(self)
+        return {"results": list(fields.pop("hits")), **fields}
 
     def to_geojson(self) -> dict[str, Any]:
         """Return the footprints as a GeoJSON FeatureCollection."""

@@ -1,15 +1,15 @@
 // The map: quicklooks at their footprints, footprints coloured by percentile, one numbered pin a result.
 import * as maplibregl from "./vendor/maplibre-gl.mjs";
 
-const QUICKLOOKS = 1200; // images drawn at a time; where more places are in view, they are squares
-const DIM = 0.45; // of quicklooks that are no result
+const QUICKLOOKS = 1200; // images drawn at a time; more places in view are drawn as squares
+const DIM = 0.45; // opacity of quicklooks outside the results
 const PINS = 50;
-const DOT_PX = 5; // a footprint less wide than this is a dot
-const QUICKLOOK_PX = 14; // and one this wide its quicklook; between the two it is a square of one colour
-const NEAR_PX = 60; // a footprint this wide has its pin in the corner
-const LATITUDES = [-80, 84]; // of UTM: no place is beyond
-const LOOK_PX = 120; // and one this wide can be looked at
-// Viridis; the best results of a large dataset differ only behind the comma, so the steps are shares that are left.
+const DOT_PX = 5; // a narrower footprint is drawn as a dot
+const QUICKLOOK_PX = 14; // a wider one shows its quicklook; between the two it is a square of one colour
+const NEAR_PX = 60; // a wider footprint has its pin in the corner
+const LATITUDES = [-80, 84]; // limits of UTM, beyond which there is no place
+const LOOK_PX = 120; // a wider footprint is large enough to look at, without zooming in
+// Viridis. The best results of a large dataset differ only in decimals, so the steps narrow towards 100 %.
 export const STEPS = [
   { from: 99.9, colour: "#fde725", label: "99.9 %", radius: 7 },
   { from: 99, colour: "#7ad151", label: "99 %", radius: 6 },
@@ -50,7 +50,7 @@ export class PlaceMap {
     this.hits = [];
     this.places = [];
     this.scored = false;
-    this.thumbnails = true; // whether there are any
+    this.thumbnails = true; // false for a dataset without thumbnails
     const colour = (property) => ["get", property];
     this.map = new maplibregl.Map({
       container,
@@ -122,7 +122,7 @@ export class PlaceMap {
     if (this.map.getLayer("basemap")) this.map.setLayoutProperty("basemap", "visibility", on ? "visible" : "none");
   }
 
-  // What lies around the results; `scored` where each has a percentile, and is drawn in its colour.
+  // Draw the places around the results; with `scored`, each in the colour of its percentile.
   setPlaces(places, scored) {
     this.places = places;
     this.scored = scored;
@@ -142,7 +142,7 @@ export class PlaceMap {
     this.map.getSource("area").setData(bbox ? ringOf(bbox) : none);
   }
 
-  // Results, best first: coloured, numbered, and their quicklooks drawn.
+  // Draw the results, best first: coloured and numbered, with their quicklooks.
   setHits(hits, onPick) {
     this.hits = hits;
     const features = hits.map(feature).reverse(); // the best on top
@@ -153,7 +153,7 @@ export class PlaceMap {
       const colour = colourOf(hit.percentile);
       element.className = "pin";
       element.type = "button";
-      element.tabIndex = -1; // the list is the way for the keyboard
+      element.tabIndex = -1; // the keyboard uses the list
       element.textContent = hit.rank;
       element.style.background = colour;
       element.style.color = inkOn(colour);
@@ -167,9 +167,9 @@ export class PlaceMap {
     this.#settle();
   }
 
-  // Quicklooks at their footprints, results bright, what lies around them dim; those out of view go.
+  // Draw quicklooks at their footprints, results bright and others dim; remove those out of view.
   #draw() {
-    if (!this.map.getLayer("squares")) return; // the style is not there yet
+    if (!this.map.getLayer("squares")) return; // the style is not loaded yet
     const wanted = this.#wanted();
     const bright = new Set(this.hits.map((hit) => hit.unique_id));
     for (const [id, name] of this.quicklooks) {
@@ -192,7 +192,7 @@ export class PlaceMap {
     }
   }
 
-  // Places whose quicklooks are drawn: all in view, or where they are too many the results, or what is in the middle.
+  // Return the places whose quicklooks are drawn: all in view, or if they are too many, the results or the central ones.
   #wanted() {
     const inView = (places) => places.filter((place) => this.#inView(place));
     const large = (places) => (this.thumbnails ? places.filter((place) => this.#width(place) > QUICKLOOK_PX) : []);
@@ -220,7 +220,7 @@ export class PlaceMap {
     return left < east && right > west && bottom < north && top > south;
   }
 
-  // A pin sits on its place, or in the corner of one that is large enough to be looked at.
+  // Put each pin on its place, or in the corner of a place that is large enough to look at.
   #settle() {
     for (const { marker, hit } of this.pins) {
       const near = this.#width(hit) > NEAR_PX;
@@ -240,7 +240,7 @@ export class PlaceMap {
     this.map.fitBounds(box, { padding: 60, maxZoom: 14, animate: !still, duration: 600 });
   }
 
-  // Outline a place, bring it into view when it is out of it, and say what it is.
+  // Outline a place, pan to it if it is out of view, and open its popup.
   pick(place, content) {
     this.popup?.remove();
     this.map.getSource("picked").setData(place ? feature(place) : none);
@@ -253,7 +253,7 @@ export class PlaceMap {
       .setLngLat([(left + right) / 2, top]).setDOMContent(content).addTo(this.map);
   }
 
-  // Near enough to see the place, with its neighbours around it.
+  // Zoom in until the place and its neighbours can be seen.
   zoomTo(place) {
     const [northWest, , southEast] = place.footprint;
     if (this.#width(place) > LOOK_PX) return this.map.easeTo({ center: [place.lon, place.lat], animate: !still });

@@ -1,22 +1,22 @@
-// The page: what is asked lives in the address, so that a link shows the same; everything else follows from it.
+// The page. The query is kept in the address, so that a link shows the same results; everything else follows from it.
 import { PlaceMap, STEPS, colourOf, thumbnail } from "./map.mjs";
 
-const ALL_AT_ONCE = 6000; // places drawn without a search; of a larger dataset those in view
-const MARKS = 50; // a side, as the server has it
+const ALL_AT_ONCE = 6000; // places drawn at once; of a larger dataset only those in view
+const MARKS = 50; // limit a side, the same as the server's
 const $ = (id) => document.getElementById(id);
 const LISTS = ["id", "unlike"];
 const WORDS = ["text", "negative", "start", "end", "concept", "bbox", "k"];
 
-let facts; // what /api/dataset says
+let facts; // response of /api/dataset
 let map;
-let shown = new Map(); // places that the page knows, by unique_id
+let shown = new Map(); // places received so far, by unique_id
 let hits = [];
 let picked = null;
-let asked = 0; // only the last answer counts
-let looked = 0; // and only the last look around
-let lit; // the question by which all places are coloured
+let asked = 0; // number of the last request: older responses are dropped
+let looked = 0; // the same for requests of surrounding places
+let lit; // the query by which all places are coloured
 
-// ---- what is asked
+// ---- query and address
 
 function readAddress() {
   const params = new URLSearchParams(location.search);
@@ -36,7 +36,7 @@ function go(changes, { keepView = false } = {}) {
   return answer({ keepView });
 }
 
-// Both ends of a time range, as the API wants them: a missing one is that of the dataset.
+// The API needs both ends of a time range: a missing one is taken from the dataset.
 function toRequest(query) {
   const params = toParams(query);
   if (query.start || query.end) {
@@ -99,7 +99,7 @@ async function answer({ keepView = false } = {}) {
   }
 }
 
-// Nothing asked: the dataset itself.
+// Without a query: show the dataset itself.
 async function showAll(query, keepView, number) {
   hits = [];
   list([]);
@@ -114,7 +114,7 @@ async function showAll(query, keepView, number) {
   else say("Ask in words, or click a place and ask for more like it.", true);
 }
 
-// Footprints to click on, coloured by what was asked: all of a small dataset, those in view of a large one.
+// Draw footprints to click on, coloured by the query: all of a small dataset, those in view of a large one.
 async function surroundings(question = NOTHING) {
   lit = question;
   const number = ++looked;
@@ -126,7 +126,7 @@ async function surroundings(question = NOTHING) {
   params.set("limit", ALL_AT_ONCE);
   const empty = box && (box[0] >= box[2] || box[1] >= box[3]);
   const found = empty ? { results: [], searched: 0 } : await get(`api/places?${params}`).catch((error) => {
-    say(error.message); // what was found stays: only the map around it is missing
+    say(error.message); // the results stay: only the places around them are missing
     return { results: [], searched: 0 };
   });
   if (number !== looked) return [];
@@ -138,7 +138,7 @@ async function surroundings(question = NOTHING) {
   return drawn;
 }
 
-// What two boxes have in common.
+// Intersect two boxes, either of which may be missing.
 function inside(one, other) {
   if (!one || !other) return one ?? other;
   return [Math.max(one[0], other[0]), Math.max(one[1], other[1]), Math.min(one[2], other[2]), Math.min(one[3], other[3])];
@@ -167,7 +167,7 @@ function markButtons(place) {
   return line;
 }
 
-// ---- what is shown
+// ---- list, chips, legend and popup
 
 function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -272,7 +272,7 @@ function fillForm(query) {
   if (query.start || query.end || query.concept) $("filters").open = true;
 }
 
-// ---- a person's hands
+// ---- keyboard and start
 
 function step(by) {
   const items = [...$("results").children];
@@ -301,7 +301,7 @@ async function copyLink() {
     await navigator.clipboard.writeText(location.href);
     $("share").textContent = "Copied";
   } catch {
-    $("share").textContent = "Copy it from the address bar"; // a browser may refuse outside of https
+    $("share").textContent = "Copy it from the address bar"; // a browser may refuse without https
   }
   setTimeout(() => ($("share").textContent = "Copy link"), 2000);
 }
@@ -324,7 +324,7 @@ async function start() {
     event.preventDefault();
     const given = Object.fromEntries(new FormData($("search")));
     const words = { text: given.text.trim(), negative: given.negative.trim() };
-    const chosen = given.concept && given.concept !== readAddress().concept; // a concept stands for itself
+    const chosen = given.concept && given.concept !== readAddress().concept; // a concept replaces words and examples
     go({ ...given, ...(chosen ? { text: "", negative: "", id: [], unlike: [] } : { ...words, concept: words.text ? "" : given.concept }) });
   });
   for (const name of ["start", "end", "k", "concept"]) $(name).addEventListener("change", () => $("search").requestSubmit());

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from affine import Affine
 
 from fakes import write_raster
-from rs_embed import NoImageryError, PointBuffer, ProviderError, SensorSpec, TemporalSpec
+from rs_embed import LocalProvider, NoImageryError, PointBuffer, ProviderError, SensorSpec, TemporalSpec
 from rs_embed.grid import place_geobox
 from rs_embed.patch import Patch
 from rs_embed.providers.base import PatchRequest
@@ -274,3 +275,14 @@ def test_a_plan_counts_scenes_and_bytes_without_reading(tmp_path):
     plan = provider.plan(requests)
     assert (plan.places, plan.scenes, plan.places_without_scene) == (2, 1, (1,))
     assert plan.read_bytes == 60 * 60 * (3 * 2 + 1)  # three bands of two bytes and the scene classification
+
+
+def test_a_provider_can_be_built_as_an_object_and_travels_to_other_processes(tmp_path):
+    write_safe(tmp_path, "S2A_MSIL2A_20220603T101031_N0400_R022_T33UVP_20220603T140000")
+    provider = LocalProvider(tmp_path)
+    assert repr(provider) == f"LocalProvider({str(tmp_path)!r})"
+    assert resolve(provider) is provider
+    asked = [PatchRequest(GEOBOX, JUNE, SensorSpec())]
+    for source in (provider, pickle.loads(pickle.dumps(provider))):
+        [(_, patch)] = source.fetch(asked)
+        assert medians(patch) == medians(fetch(tmp_path))

@@ -260,6 +260,7 @@ def test_doctor_says_what_works_and_the_remedy_for_the_rest(run, monkeypatch):
         assert text in out
     findings = json.loads(run("doctor", "--json")[1])
     assert {"name", "ok", "found", "remedy", "needed"} == set(findings[0])
+    assert {"extra gee", "extra ray", "extra search", "extra web", "extra zarr"} <= {f["name"] for f in findings}
     monkeypatch.setenv("RS_EMBED_REMOTECLIP_BATCH_SIZE", "many")
     code, out, _ = run("doctor")
     assert code == 1
@@ -326,6 +327,42 @@ def test_every_command_has_help(run, command):
     code, out, _ = run(*([command] if command else []), "--help")
     assert code == 0
     assert "Usage" in out
+
+
+@pytest.mark.parametrize("words", [[], ["--help"]])
+def test_the_bare_command_shows_its_help(run, words):
+    code, out, err = run(*words)
+    assert code == 0
+    assert err == ""
+    assert "Usage: rs-embed [OPTIONS] COMMAND" in out
+    assert "Commands:" in out
+
+
+def test_the_module_is_the_command():
+    line = [sys.executable, "-m", "rs_embed", "--version"]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"rs-embed-remoteclip \d+\.\d+\.\d+\n", done.stdout)
+
+
+def test_a_negative_coordinate_is_a_value_not_an_option(run):
+    code, _, err = run("embed", *MODEL, "--point", "-8.2132", "-39.3638", "--buffer-m", "600", *WHEN)
+    assert code == 1
+    assert "39.3638°S 8.2132°W" in err
+    assert (
+        run("plan", "--bbox", "-8.22", "39.36", "-8.21", "39.37", "--chip", "320", "--backend", "sample", *YEAR)[0] == 0
+    )
+
+
+def test_the_shell_completes_commands_and_choices():
+    def completed(words: str, position: int) -> list[str]:
+        script = {"_RS_EMBED_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(position)}
+        line = [sys.executable, "-m", "rs_embed"]
+        done = subprocess.run(line, capture_output=True, text=True, env=os.environ | script, check=False)
+        return done.stdout.split()
+
+    assert completed("rs-embed e", 1) == ["embed", "export"]
+    assert completed("rs-embed embed --composite ", 3) == ["median", "mosaic"]
+    assert "--cloud-mask" in completed("rs-embed inspect --cl", 2)
 
 
 def test_the_installed_command_runs_and_tells_its_version():

@@ -19,10 +19,8 @@ _BAR_WIDTH = 24
 
 def classify(
     labels: Annotated[str, Option(help='"forest,river,houses"; with synonyms "water=river|lake,forest".')],
-    place: options.PlaceOptions,
-    time: options.TimeOptions,
-    source: options.SourceOptions,
-    sensor: options.SensorOptions,
+    request: options.RequestOptions,
+    imagery: options.ImageryOptions,
     model: options.ModelOptions,
     file: options.PlacesFile = None,
     template: Annotated[str, Option(help="rs, none, or a sentence with {}.")] = "rs",
@@ -37,8 +35,8 @@ def classify(
     from rs_embed.texts import zero_shot
 
     words = read_labels(labels)
-    places = read_places(place, file)
-    results = embed_places(places, OutputSpec.pooled("projected"), time, source, sensor, model)
+    places = read_places(request, file)
+    results = embed_places(places, OutputSpec.pooled("projected"), request, imagery, model)
     records = [record_head(p, r) for p, r in zip(places, results, strict=True)]
     done = [(i, r) for i, r in enumerate(results) if isinstance(r, Embedding)]
     if done:

@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata, util
 from itertools import groupby
@@ -44,18 +44,22 @@ def doctor(as_json: options.Json = False) -> None:
 
     The exit code is 1 if something fails that every command needs.
     """
-    findings = list(_findings())
+    checks = (
+        _import_name,
+        _device,
+        _sample,
+        _page,
+        _weights,
+        _hub,
+        _hub_login,
+        _earth_search,
+        _earth_engine,
+        _settings,
+    )
+    findings = [*_packages(), *(check() for check in checks)]
     typer.echo(json.dumps([asdict(f) for f in findings], indent=1) if as_json else "\n".join(map(_line, findings)))
     if any(f.needed and not f.ok for f in findings):
         raise typer.Exit(1)
-
-
-def _findings() -> Iterator[Finding]:
-    yield from _packages()
-    checks: tuple[Callable[[], Finding], ...] = (
-        *(_import_name, _device, _sample, _page, _weights, _hub, _hub_login, _earth_search, _earth_engine, _settings),
-    )
-    yield from (check() for check in checks)
 
 
 def _line(finding: Finding) -> str:
@@ -85,13 +89,8 @@ def _installed(packages: list[str], extra: str | None) -> Finding:
         except metadata.PackageNotFoundError:
             missing.append(package)
     more = f" and {len(installed) - 4} more" if len(installed) > 4 else ""
-    return Finding(
-        name=f"extra {extra}" if extra else "packages",
-        ok=not missing,
-        found=f"missing: {', '.join(missing)}" if missing else ", ".join(installed[:4]) + more,
-        remedy=pip_line(extra),
-        needed=extra is None,
-    )
+    found = f"missing: {', '.join(missing)}" if missing else ", ".join(installed[:4]) + more
+    return Finding(f"extra {extra}" if extra else "packages", not missing, found, pip_line(extra), needed=not extra)
 
 
 def _import_name() -> Finding:
@@ -141,12 +140,8 @@ def _weights() -> Finding:
     cached = try_to_load_from_cache(repo, "model.safetensors", cache_dir=settings.hub_cache_dir())
     if isinstance(cached, str) and Path(cached).exists():
         return Finding("RemoteCLIP", True, f"{repo} is in the cache")
-    return Finding(
-        "RemoteCLIP",
-        False,
-        f"{repo} (605 MB) is not in the cache",
-        "the first use downloads it; or pass --checkpoint FOLDER",
-    )
+    remedy = "the first use downloads it; or pass --checkpoint FOLDER"
+    return Finding("RemoteCLIP", False, f"{repo} (605 MB) is not in the cache", remedy)
 
 
 def _hub() -> Finding:

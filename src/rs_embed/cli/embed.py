@@ -19,10 +19,8 @@ if TYPE_CHECKING:
 
 
 def embed(
-    place: options.PlaceOptions,
-    time: options.TimeOptions,
-    source: options.SourceOptions,
-    sensor: options.SensorOptions,
+    request: options.RequestOptions,
+    imagery: options.ImageryOptions,
     model: options.ModelOptions,
     file: options.PlacesFile = None,
     output: Annotated[
@@ -37,7 +35,7 @@ def embed(
     from rs_embed.cli.write import check_suffix, write
     from rs_embed.embedding import EmbeddingFailure
 
-    places = read_places(place, file)
+    places = read_places(request, file)
     spec = OutputSpec(output, pooling)
     if out is not None:
         check_suffix(out, spec)
@@ -47,7 +45,7 @@ def embed(
             "`rs-embed export` writes results as they come, and goes on where it stopped",
             file=sys.stderr,
         )
-    results = embed_places(places, spec, time, source, sensor, model, input_prep)
+    results = embed_places(places, spec, request, imagery, model, input_prep)
     done = sum(not isinstance(r, EmbeddingFailure) for r in results)
     if out is not None and done:
         write(out, places, results)
@@ -60,9 +58,8 @@ def embed(
 def embed_places(
     places: Sequence[NamedPlace],
     output: OutputSpec,
-    time: options.TimeOptions,
-    source: options.SourceOptions,
-    sensor: options.SensorOptions,
+    request: options.RequestOptions,
+    imagery: options.ImageryOptions,
     model: options.ModelOptions,
     input_prep: InputPrep = "resize",
 ) -> list[Result]:
@@ -72,10 +69,10 @@ def embed_places(
     return get_embeddings_batch(
         model.name,
         spatials=[named.place for named in places],
-        temporal=time.spec(),
-        sensor=sensor.spec(),
+        temporal=request.time_range(),
+        sensor=imagery.sensor(),
         output=output,
-        backend=source.provider(),
+        backend=imagery.provider(),
         device=model.device,
         precision=model.precision,
         input_prep=input_prep,

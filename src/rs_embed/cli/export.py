@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,8 +26,7 @@ def export(
     out: Annotated[Path, Option(help="Folder of the dataset.")],
     rows: RowOptions,
     time: options.OptionalTimeOptions,
-    source: options.SourceOptions,
-    sensor: options.SensorOptions,
+    imagery: options.ImageryOptions,
     model: options.ModelOptions,
     pooling: options.Vector = None,
     input_prep: options.Prep = "resize",
@@ -55,10 +55,10 @@ def export(
             model.name,
             rows.places(),
             out,
-            temporal=time.spec(),
-            sensor=sensor.spec(),
+            temporal=time.time_range(),
+            sensor=imagery.sensor(),
             output=OutputSpec("pooled", pooling),
-            backend=source.provider(),
+            backend=imagery.provider(),
             device=model.device,
             precision=model.precision,
             input_prep=input_prep,
@@ -95,15 +95,10 @@ def _shard(text: str | None) -> tuple[int, int] | None:
 def _summary_facts(summary: ExportSummary) -> dict[str, Any]:
     return {
         "event": "summary",
+        **asdict(summary),
         "folder": str(summary.folder),
-        "places": summary.places,
-        "done": summary.done,
-        "failed": summary.failed,
-        "no_imagery": summary.no_imagery,
-        "seconds": summary.seconds,
         "slowest": [{"id": name, "seconds": round(seconds, 2)} for seconds, name in summary.slowest],
         "failures": [{"id": name, "error": error} for name, error in summary.failures],
-        "bad_rows": list(summary.bad_rows),
     }
 
 

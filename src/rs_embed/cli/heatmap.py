@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 
 def heatmap(
     text: Annotated[str, Argument(metavar="TEXT", help='Words, such as "river".')],
-    place: options.PlaceOptions,
-    time: options.TimeOptions,
-    source: options.SourceOptions,
-    sensor: options.SensorOptions,
+    request: options.RequestOptions,
+    imagery: options.ImageryOptions,
     model: options.ModelOptions,
     negative: options.Negative = None,
     window_m: Annotated[float, Option(help="Side of the compared windows; under 64 px, results are guesses.")] = 640,
@@ -40,16 +38,16 @@ def heatmap(
     if out is not None:
         options.check_ending("--out", out, (".tif", ".tiff"))
     _make_folders(plot, out)
-    [named] = read_places(place)
+    [named] = read_places(request)
     heat = heat_map(
         model.name,
         text,
         spatial=named.place,
-        temporal=time.spec(),
+        temporal=request.time_range(),
         negative=negative or (),
         window_m=window_m,
-        sensor=sensor.spec(),
-        backend=source.provider(),
+        sensor=imagery.sensor(),
+        backend=imagery.provider(),
         device=model.device,
         checkpoint=model.checkpoint,
         precision=model.precision,

@@ -14,10 +14,8 @@ from rs_embed.cli.places import describe, read_places
 
 
 def inspect(
-    place: options.PlaceOptions,
-    time: options.TimeOptions,
-    source: options.SourceOptions,
-    sensor: options.SensorOptions,
+    request: options.RequestOptions,
+    imagery: options.ImageryOptions,
     save_dir: Annotated[Path | None, Option(help="Write a quicklook PNG to this folder.")] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -27,9 +25,9 @@ def inspect(
     """
     from rs_embed.api import inspect_provider_patch
 
-    [named] = read_places(place)
+    [named] = read_places(request)
     result = inspect_provider_patch(
-        spatial=named.place, temporal=time.spec(), sensor=sensor.spec(save_dir), backend=source.provider()
+        spatial=named.place, temporal=request.time_range(), sensor=imagery.sensor(save_dir), backend=imagery.provider()
     )
     typer.echo(json.dumps(result, indent=1) if as_json else "\n".join([describe(named.place), *_lines(result)]))
     if not result["ok"]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from typer import Argument, Option
 
@@ -36,9 +36,6 @@ PlacesFile = Annotated[Path | None, Argument(metavar="[FILE]", help="Places: CSV
 Box = Annotated[tuple[float, float, float, float] | None, Option(metavar="W S E N", help="A box in degrees.")]
 BufferM = Annotated[float | None, Option(help="Half the side of the square, in ground metres.")]
 Chip = Annotated[float | None, Option(help="The whole side: --chip M equals --buffer-m M/2.")]
-Backend = Annotated[
-    str, Option(help="sample, local:<folder>, earth-search (auto), planetary-computer, gee, stac:<api>#<collection>.")
-]
 Model = Annotated[str, Option("--model", help="A name that `rs-embed models` lists.")]
 Prep = Annotated[InputPrep, choice(InputPrep, "Resize the whole place, or tile it into chips of 224 px.")]
 Vector = Annotated[Pooling | None, choice(Pooling, "Mean of the tokens (768 numbers) or CLIP projection (512).")]
@@ -49,35 +46,29 @@ Json = Annotated[bool, Option("--json", help="Print JSON for programs.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlaceOptions:
-    """One place on the command line."""
+class RequestOptions:
+    """One place and its time range; a command may read the places from a file instead."""
 
     point: Annotated[tuple[float, float] | None, Option(metavar="LON LAT", help="A point, longitude first.")] = None
     buffer_m: BufferM = None
     chip: Chip = None
     bbox: Box = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TimeOptions:
-    """A time range that must be given."""
-
     start: Annotated[str, Option(metavar="YYYY-MM-DD", help="First day.")]
     end: Annotated[str, Option(metavar="YYYY-MM-DD", help="Day after the last.")]
 
-    def spec(self) -> TemporalSpec:
+    def time_range(self) -> TemporalSpec:
         """Return the time range."""
         return TemporalSpec.range(self.start, self.end)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class OptionalTimeOptions:
     """A time range that may be left out."""
 
     start: Annotated[str | None, Option(metavar="YYYY-MM-DD", help="First day.")] = None
     end: Annotated[str | None, Option(metavar="YYYY-MM-DD", help="Day after the last.")] = None
 
-    def spec(self) -> TemporalSpec | None:
+    def time_range(self) -> TemporalSpec | None:
         """Return the time range, or None where neither day is given.
 
         Raises:
@@ -90,31 +81,20 @@ class OptionalTimeOptions:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class SourceOptions:
-    """The source of the imagery."""
-
-    backend: Backend = "auto"
-    cache: Annotated[Path | None, Option(help="Keep fetched imagery in this folder and reuse it next time.")] = None
-
-    def provider(self) -> str | Provider:
-        """Return the value for `backend=`: the backend's name, or a provider that caches."""
-        from rs_embed.providers.registry import resolve
-
-        return self.backend if self.cache is None else resolve(self.backend, self.cache)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SensorOptions:
-    """The fields of a `SensorSpec`."""
+class SourceOptions:
+    """The source of the imagery, and the fields of a `SensorSpec`."""
 
+    backend: Annotated[
+        str, Option(help="sample, local:FOLDER, earth-search (auto), planetary-computer, gee, stac:API#COLLECTION.")
+    ] = "auto"
     scale_m: Annotated[float, Option(help="Ground metres per pixel.")] = 10
     cloudy_pct: Annotated[float, Option(help="Leave out scenes with more cloud than this.")] = 30
     composite: Annotated[Composite, choice(Composite, "Way to merge scenes into one image.")] = "median"
     cloud_mask: Annotated[CloudMask | None, choice(CloudMask, "Leave out the pixels that SCL calls cloudy.")] = None
     max_scenes: Annotated[int | None, Option(help="Use only the N least cloudy scenes.")] = None
 
-    def spec(self, check_save_dir: Path | None = None) -> SensorSpec:
+    def sensor(self, check_save_dir: Path | None = None) -> SensorSpec:
         """Return the sensor; a bad value is its SpecError."""
         return SensorSpec(
             scale_m=self.scale_m,
@@ -124,6 +104,19 @@ class SensorOptions:
             max_scenes=self.max_scenes,
             check_save_dir=None if check_save_dir is None else str(check_save_dir),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageryOptions(SourceOptions):
+    """A source of imagery that a command fetches from."""
+
+    cache: Annotated[Path | None, Option(help="Keep fetched imagery in this folder and reuse it next time.")] = None
+
+    def provider(self) -> str | Provider:
+        """Return the value for `backend=`: the backend's name, or a provider that caches."""
+        from rs_embed.providers.registry import resolve
+
+        return self.backend if self.cache is None else resolve(self.backend, self.cache)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,35 +145,18 @@ def expand_groups(command: Callable[..., None]) -> Callable[..., None]:
     Typer derives options from a function's signature and knows no dataclasses. The returned function has the fields
     in its signature and builds the dataclasses when it is called.
     """
-    hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    declared = inspect.signature(command, eval_str=True).parameters.values()
+    groups: dict[str, Any] = {p.name: p.annotation for p in declared if is_dataclass(p.annotation)}
     parameters: list[inspect.Parameter] = []
-    for parameter in inspect.signature(command).parameters.values():
-        if parameter.name in groups:
-            parameters += _field_parameters(groups[parameter.name])
-        else:
-            kind = inspect.Parameter.KEYWORD_ONLY
-            parameters.append(parameter.replace(kind=kind, annotation=hints[parameter.name]))
+    for parameter in declared:
+        group = groups.get(parameter.name)
+        parameters += [parameter] if group is None else inspect.signature(group, eval_str=True).parameters.values()
 
     def run(**values: Any) -> None:
         built = {name: group(**{f.name: values.pop(f.name) for f in fields(group)}) for name, group in groups.items()}
         command(**built, **values)
 
     typed: Any = run
-    typed.__signature__ = inspect.Signature(parameters)
-    typed.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    typed.__signature__ = inspect.Signature([p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters])
     typed.__doc__ = command.__doc__
     return run
-
-
-def _field_parameters(group: Any) -> list[inspect.Parameter]:
-    hints = get_type_hints(group, include_extras=True)
-    return [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if field.default is MISSING else field.default,
-            annotation=hints[field.name],
-        )
-        for field in fields(group)
-    ]

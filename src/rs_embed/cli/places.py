@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from rs_embed.cli.options import PlaceOptions
+from rs_embed.cli.options import RequestOptions
 from rs_embed.errors import SpecError
 from rs_embed.specs import BBox, Place, PointBuffer
 
@@ -29,7 +29,7 @@ class NamedPlace:
     place: Place
 
 
-def read_places(options: PlaceOptions, file: Path | None = None) -> list[NamedPlace]:
+def read_places(options: RequestOptions, file: Path | None = None) -> list[NamedPlace]:
     """Return the places of exactly one of a file, a point or a box.
 
     Raises:

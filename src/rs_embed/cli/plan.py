@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 def plan(
     rows: RowOptions,
     time: options.OptionalTimeOptions,
-    sensor: options.SensorOptions,
+    source: options.SourceOptions,
     model: options.Model = "remoteclip_s2rgb",
-    backend: options.Backend = "auto",
     pooling: options.Vector = None,
     grid: Grid = False,
     mbit_s: Annotated[float, Option(help="Rate of the network in megabits per second.")] = 200,
@@ -36,11 +35,11 @@ def plan(
 
     found = plan_export(
         rows.places(),
-        temporal=time.spec(),
-        sensor=sensor.spec(),
+        temporal=time.time_range(),
+        sensor=source.sensor(),
         model=model,
         output=OutputSpec("pooled", pooling),
-        backend=backend,
+        backend=source.backend,
         chip_m=rows.chip_m,
         every=rows.every,
         read=rows.reading(),

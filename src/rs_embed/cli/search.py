@@ -50,7 +50,7 @@ def search(
         concept=concept,
         negative=negative or (),
         bbox=bbox,
-        time=time.spec(),
+        time=time.time_range(),
         k=k,
         every_window=every_window,
         exact=exact or None,

@@ -18,7 +18,7 @@ def demo(
         tuple[float, float] | None,
         Option(metavar="LON LAT", help="Search the 20 km around this point, last summer, on a map."),
     ] = None,
-    backend: options.Backend = "auto",
+    backend: Annotated[str, Option(help="With --at: a backend as `rs-embed embed --help` lists them.")] = "auto",
     port: options.Port = 8000,
     page: Annotated[bool, Option(help="With --at: serve the web page at the end.")] = True,
 ) -> None:

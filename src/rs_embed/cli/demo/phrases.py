@@ -37,12 +37,8 @@ class Chip:
     """CLIP projection of length 1, in the space of texts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ranking:
-    """The chips for one phrase, best first."""
-
-    phrase: str
-    chips: tuple[Chip, ...]
+Rankings = dict[str, list[Chip]]
+"""Chips for each phrase, best first."""
 
 
 def cut_chips(places: Sequence[SamplePlace], model: str) -> list[Chip]:
@@ -70,11 +66,11 @@ def _quarter(look: Image.Image, row: int, col: int) -> Image.Image:
     return look.crop((left, top, left + look.width // 2, top + look.height // 2))
 
 
-def rank(chips: Sequence[Chip], model: str) -> list[Ranking]:
+def rank(chips: Sequence[Chip], model: str) -> Rankings:
     """Return the chips for each phrase, best first."""
     vectors = np.stack([chip.vector for chip in chips])
     orders = {phrase: np.argsort(-(vectors @ text_query(model, phrase)), kind="stable") for phrase in PHRASES}
-    return [Ranking(phrase, tuple(chips[i] for i in order)) for phrase, order in orders.items()]
+    return {phrase: [chips[i] for i in order] for phrase, order in orders.items()}
 
 
 def count_right(chips: Sequence[Chip], model: str) -> dict[int, int]:
@@ -86,17 +82,17 @@ def count_right(chips: Sequence[Chip], model: str) -> dict[int, int]:
     return right
 
 
-def draw(rankings: Sequence[Ranking], model: str) -> Sheet:
+def draw(rankings: Rankings, model: str) -> Sheet:
     """Draw one row per phrase, the best chips first."""
     sheet = Sheet.titled(
         (LEFT + _SHOWN * (_SIDE + GAP), 90 + len(rankings) * _STEP),
         f"Places by words, ranked by {model}",
         "chips of 600 m, Sentinel-2 L2A  |  best match on the left  |  numbers are those of the places",
     )
-    for row, ranking in enumerate(rankings):
+    for row, (phrase, chips) in enumerate(rankings.items()):
         y = 90 + row * _STEP
-        sheet.write((LEFT, y), f"“{ranking.phrase}”", size=20)
-        for column, chip in enumerate(ranking.chips[:_SHOWN]):
+        sheet.write((LEFT, y), f"“{phrase}”", size=20)
+        for column, chip in enumerate(chips[:_SHOWN]):
             x = LEFT + column * (_SIDE + GAP)
             sheet.paste(chip.picture, (x, y + 30), _SIDE)
             sheet.write((x, y + 34 + _SIDE), str(chip.place), GREY)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -127,8 +127,8 @@ def read_places(
     places: Sequence[PlaceLayers],
     *,
     in_flight: int,
-    tokens: SasTokens | None = None,
-    dark_pixels: MutableMapping[str, DarkPixels | None] | None = None,
+    tokens: SasTokens | None,
+    dark_pixels: MutableMapping[str, DarkPixels | None],
 ) -> Iterator[PlaceLayers]:
     """Read all blocks that some places need in one sweep, and yield each place when it is complete.
 
@@ -139,7 +139,7 @@ def read_places(
         dark_pixels: files whose histogram is read as well, by address; values that are None are filled in.
     """
     channel: Channel[PlaceLayers] = Channel(limit=2 * in_flight)
-    sweep = _Sweep(channel, in_flight, tokens, {} if dark_pixels is None else dark_pixels)
+    sweep = _Sweep(channel, in_flight, tokens, dark_pixels)
     return channel.consume([lambda: asyncio.run(sweep.run(places))])
 
 
@@ -244,21 +244,16 @@ def _block_runs(cog: Cog, targets: Sequence[_Target]) -> Iterator[_BlockRun]:
         for block in cog.grid.blocks_under(target.place.request.geobox):
             needed[block].append(target)
             target.place.pending += 1
-    run: list[tuple[int, int]] = []
+    runs: list[list[tuple[int, int]]] = []
     for row, col in sorted(needed):
-        joins = bool(run) and run[-1] == (row, col - 1) and len(run) < _BLOCKS_PER_REQUEST
-        if run and not (joins and cog.is_contiguous(*run[-1])):
-            yield _block_run(cog, run, needed)
-            run = []
-        run.append((row, col))
-    if run:
-        yield _block_run(cog, run, needed)
-
-
-def _block_run(
-    cog: Cog, blocks: Sequence[tuple[int, int]], needed: Mapping[tuple[int, int], Sequence[_Target]]
-) -> _BlockRun:
-    return _BlockRun(cog, blocks[0][0], tuple(col for _, col in blocks), tuple(needed[block] for block in blocks))
+        last = runs[-1] if runs else []
+        joins = bool(last) and last[-1] == (row, col - 1) and len(last) < _BLOCKS_PER_REQUEST
+        if joins and cog.is_contiguous(*last[-1]):
+            last.append((row, col))
+        else:
+            runs.append([(row, col)])
+    for run in runs:
+        yield _BlockRun(cog, run[0][0], tuple(col for _, col in run), tuple(needed[block] for block in run))
 
 
 def _copy_pixels(target: _Target, cog: Cog, row: int, col: int, values: AnyArray) -> None:

@@ -98,15 +98,7 @@ class RangeReader:
     faults: dict[str, str] = field(default_factory=dict)
     """Last error of each address, for callers behind a library that replaces our error by one of its own."""
     beginnings: dict[str, bytes] = field(default_factory=dict)
-    """Beginnings of files that were read ahead; ranges inside them cause no request."""
-
-    async def read_ahead(self, path: str, length: int) -> None:
-        """Fetch the beginning of a file, and keep it until the caller drops it from `beginnings`.
-
-        Raises:
-            FetchError: when it cannot be fetched.
-        """
-        self.beginnings[path] = await self.get_range_async(path, start=0, length=length)
+    """Beginnings of files that a caller has read ahead; ranges inside them cause no request."""
 
     async def get_range_async(
         self, path: str, *, start: int, end: int | None = None, length: int | None = None

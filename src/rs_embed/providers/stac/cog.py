@@ -84,7 +84,7 @@ async def open_cog(reader: RangeReader, url: str, *, with_overview: bool = False
     for _ in range(COG_BLOCK.attempts):
         try:
             if with_overview:
-                await reader.read_ahead(url, _OVERVIEW_BYTES)
+                reader.beginnings[url] = await reader.get_range_async(url, start=0, length=_OVERVIEW_BYTES)
             tiff = await TIFF.open(url, store=reader, prefetch=_HEADER_BYTES)
             return _read_header(url, tiff)
         except FetchError:

@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from rs_embed.embedders.cards import LOWER_PRECISIONS
+
 ROOT = Path(__file__).parents[1]
 _BEGIN, _END = "<!-- figures: written by python -m benchmarks.quote -->", "<!-- end of figures -->"
 
@@ -115,11 +117,8 @@ class Figures:
             "cold_peer": self.find(r"one cold embedding: .*\*\*([\d.]+)\*\* times as fast"),
             "share": self.find(r"batch 32, images/s: .*float32 at (\d+)%"),
             "busy": 100 - int(self.find(r"the busiest \(network\) idles (\d+)%")),
-            **{f"{p}_cosine": self.find(rf"^\* {p}, bundled.*fp32 at least ([\d.]+)") for p in ("bf16", "int8")},
-            **{
-                f"{p}_words": self.find(rf"^\* {p}, bundled.* ([\d.]+)% of the ten best for w")
-                for p in ("bf16", "int8")
-            },
+            **{f"{p}_cosine": measured.cosine for p, measured in LOWER_PRECISIONS.items()},
+            **{f"{p}_words": measured.words_pct for p, measured in LOWER_PRECISIONS.items()},
             "row_ms": self.find(r"^\* 100,000 rows.* ([\d.]+) ms a row"),
             "search_ms": float(self.find(r"1,000,000 clustered vectors of 512: ([\d.]+) ms")),
         }

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from fakes import SMALL, SMALL_JSON, small_config, state_dict, towers, write_checkpoint
 from rs_embed import CheckpointError
 from rs_embed.clip.checkpoint import open_checkpoint, save_checkpoint
-from rs_embed.clip.reference import find_file
+from rs_embed.clip.weights import find_file
 from rs_embed.digest import digest_of
 
 PIXELS = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))

@@ -23,8 +23,7 @@ from rs_embed import (
 )
 from rs_embed.cli.main import main
 from rs_embed.embedders.cards import find_card
-from rs_embed.embedders.loading import load_text_embedder
-from rs_embed.embedders.text import unit
+from rs_embed.embedders.text import load_text_embedder, unit
 from rs_embed.search.heatmap import _spread
 from rs_embed.search.query import text_query, word_probabilities
 from rs_embed.search.results import NOTHING_LIKE_IT

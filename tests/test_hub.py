@@ -159,7 +159,7 @@ def test_a_path_wins_over_a_repo_of_the_same_name(files, tmp_path, monkeypatch):
 )
 def test_a_reference_that_is_nothing_is_refused_without_a_request(reference, says):
     from rs_embed import CheckpointError
-    from rs_embed.clip.reference import resolve
+    from rs_embed.clip.weights import resolve
 
     with pytest.raises(CheckpointError, match=says):
         resolve(reference)

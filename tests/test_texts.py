@@ -28,8 +28,8 @@ from rs_embed import (
 from rs_embed.cli.main import main
 from rs_embed.clip.tokenizer import Tokenizer
 from rs_embed.embedders.cards import find_card
-from rs_embed.embedders.loading import find_weights, load_text_embedder
-from rs_embed.embedders.text import RS_TEMPLATES
+from rs_embed.embedders.loading import find_weights
+from rs_embed.embedders.text import RS_TEMPLATES, load_text_embedder
 from rs_embed.search.query import background_words, query_vector, text_query
 from test_clip import oracle
 

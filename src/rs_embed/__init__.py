@@ -63,8 +63,8 @@ _HOME = {
     "providers.stac.provider": ("StacProvider",),
     "search.heatmap": ("heat_map",),
     "search.index": ("EmbeddingIndex",),
-    "search.query": ("text_query",),
     "texts": ("embed_text", "zero_shot"),
+    "search.query": ("text_query",),
     "specs": ("BBox", "OutputSpec", "PointBuffer", "SensorSpec", "TemporalSpec"),
 }
 _MODULES = {name: module for module, names in _HOME.items() for name in names}

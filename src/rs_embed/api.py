@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rs_embed.arrays import AnyArray
-from rs_embed.embedders.checks import check_input_chw
+from rs_embed.embedders.cards import check_input_chw
 from rs_embed.embedding import Embedding, Request, Result
 from rs_embed.errors import ModelError, SpecError
 from rs_embed.grid import place_geobox

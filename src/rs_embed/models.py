@@ -7,10 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rs_embed.clip.reference import local_file
+from rs_embed.clip.weights import local_file
 from rs_embed.digest import digest_of
-from rs_embed.embedders.cards import ModelCard, find_card, shipped_folder
-from rs_embed.embedders.checks import check_bands
+from rs_embed.embedders.cards import ModelCard, check_bands, find_card, shipped_folder
 from rs_embed.errors import CheckpointError, NoImageryError, ProviderError, missing_core
 from rs_embed.providers.base import PatchRequest, Provider
 from rs_embed.specs import DEFAULT_SENSOR, OutputSpec, SensorSpec

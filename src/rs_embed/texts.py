@@ -1,4 +1,4 @@
-"""The text side: words into the space of `pooled("projected")`, and places sorted into labels."""
+"""Public functions of the text side: words into the space of `pooled("projected")`, and places sorted into labels."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rs_embed.arrays import FloatArray
 from rs_embed.embedders.cards import find_card
-from rs_embed.embedders.loading import load_text_embedder
-from rs_embed.embedders.text import TextEmbedder, check_texts, frames_of, unit
+from rs_embed.embedders.text import TextEmbedder, check_texts, frames_of, likelihoods, load_text_embedder, unit
 from rs_embed.embedding import Embedding, EmbeddingFailure
 from rs_embed.errors import ModelError
 
-FloatArray = npt.NDArray[np.float32]
 Labels = Sequence[str] | Sequence[Sequence[str]] | Mapping[str, Sequence[str]]
 """Names; or names with synonyms, as a mapping or as one list a label whose first is its name."""
 
@@ -31,13 +30,13 @@ def embed_text(
     checkpoint: str | Path | None = None,
     device: str = "auto",
 ) -> FloatArray:
-    """Texts to vectors in the space of `OutputSpec.pooled("projected")`; compare the two by cosine.
+    """Embed texts in the space of `OutputSpec.pooled("projected")`; compare the two by cosine.
 
-    Words that the model's vocabulary does not have are a warning of the logger "rs_embed".
+    The logger "rs_embed" warns of words that the model's vocabulary lacks.
 
     Args:
         model: a name of `list_models()`.
-        texts: what to look for, such as "river" or "houses with gardens".
+        texts: words to look for, such as "river" or "houses with gardens".
         template: "rs" averages eight remote-sensing sentences; None takes each text as it is; or sentences with `{}`.
         checkpoint: hub repo or path; the model's own when None.
         device: "auto", "cpu", "cuda", …
@@ -47,11 +46,11 @@ def embed_text(
         one as the network gives them.
 
     Raises:
-        ModelError: for an empty text, or weights that cannot be had.
+        ModelError: for an empty text, or weights that are missing.
         SpecError: for a template without `{}`.
     """
     frames, asked = frames_of(template), check_texts(texts)
-    embedder = _load(model, checkpoint, device)
+    embedder = load_text_embedder(find_card(model), checkpoint=checkpoint, device=device)
     for text in asked:
         for remark in embedder.remarks(text):
             _log.warning("%s", remark)
@@ -67,7 +66,7 @@ def zero_shot(
     checkpoint: str | Path | None = None,
     device: str = "auto",
 ) -> FloatArray:
-    """How likely each label is for each place, if one of them is right: softmax over the labels.
+    """Return the probability of each label for each place, if one of them is right: a softmax over the labels.
 
     Args:
         embeddings: results of `OutputSpec.pooled("projected")` by the same model, or their vectors (n, d).
@@ -81,13 +80,13 @@ def zero_shot(
         (n, labels) float32, rows sum to 1, columns in the order of the labels.
 
     Raises:
-        ModelError: for embeddings of another model or output, fewer than two labels, or a label none of whose words
-            the model knows.
+        ModelError: for embeddings of another model or output, fewer than two labels, or a label without any word
+            that the model knows.
     """
     names = label_names(labels)
     if len(names) < 2:
         raise ModelError(f"zero_shot needs at least two labels to choose from, got {names}")
-    embedder, frames = _load(model, checkpoint, device), frames_of(template)
+    embedder, frames = load_text_embedder(find_card(model), checkpoint=checkpoint, device=device), frames_of(template)
     prototypes = np.stack([_prototype(embedder, words, frames) for words in _synonyms(labels)])
     images = unit(_vectors(embeddings, embedder))
     if images.shape[1] != prototypes.shape[1]:
@@ -98,16 +97,8 @@ def zero_shot(
     return likelihoods(images, prototypes, embedder.logit_scale)
 
 
-def likelihoods(images: FloatArray, texts: FloatArray, scale: float) -> FloatArray:
-    """Softmax over unit texts (t, d) for each unit image (n, d) at a model's scale: (n, t), rows sum to 1."""
-    logits = scale * images @ texts.T
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    shares: FloatArray = odds / odds.sum(axis=1, keepdims=True)
-    return shares
-
-
 def label_names(labels: Labels) -> list[str]:
-    """The names of labels, without their synonyms."""
+    """Return the names of labels, without their synonyms."""
     if isinstance(labels, Mapping):
         return list(labels)
     return [label if isinstance(label, str) else str(next(iter(label), "")) for label in labels]
@@ -119,7 +110,7 @@ def _synonyms(labels: Labels) -> list[list[str]]:
 
 
 def _prototype(embedder: TextEmbedder, words: Sequence[str], frames: Sequence[str] | None) -> FloatArray:
-    """One unit vector a label: the mean of its synonyms that the model can read."""
+    """Return one unit vector for a label: the mean of its synonyms that the model can read."""
     readable = [word for word in words if embedder.reads(word)]
     for word in words:
         for remark in embedder.remarks(word):
@@ -133,7 +124,7 @@ def _prototype(embedder: TextEmbedder, words: Sequence[str], frames: Sequence[st
 
 
 def _vectors(embeddings: Sequence[Embedding] | npt.ArrayLike, embedder: TextEmbedder) -> FloatArray:
-    """(n, d) of results, each checked to be of this model and output, or of an array as it is."""
+    """Return vectors (n, d), of results of this model and output, or of an array as it is."""
     rows: Any = [embeddings] if isinstance(embeddings, Embedding) else embeddings
     if isinstance(rows, Sequence):
         results = (Embedding, EmbeddingFailure)
@@ -162,7 +153,3 @@ def _vector(result: Embedding | EmbeddingFailure, position: int, embedder: TextE
             f"those of {embedder.model}: pass the same model and checkpoint"
         )
     return np.asarray(result.data, dtype=np.float32)
-
-
-def _load(model: str, checkpoint: str | Path | None, device: str) -> TextEmbedder:
-    return load_text_embedder(find_card(model), checkpoint=checkpoint, device=device)

@@ -1,1 +1,1 @@
-"""CLIP in plain torch: network, pixels, tokens, checkpoints. Knows nothing of the earth."""
+"""CLIP in plain torch: network, pixels, tokens, checkpoints. Nothing here depends on Earth observation."""

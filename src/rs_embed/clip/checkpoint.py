@@ -1,6 +1,6 @@
-"""Weights files: opened without reading the weights, one tower read by memory map, everything checked.
+"""Weights files: keys and shapes are checked when a file is opened, and one tower is read by memory map.
 
-Files are known by their first bytes, never by their suffix, and a pickle is only ever read with `weights_only=True`.
+The first bytes of a file tell its format, not its suffix. A pickle is always read with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rs_embed.clip.formats import Shape, Source, check_keys, infer_config, normal_names
 from rs_embed.clip.model import ClipConfig, TextTower, VisionTower
-from rs_embed.clip.reference import PREFERRED
+from rs_embed.clip.weights import PREFERRED
 from rs_embed.errors import CheckpointError
 
 _VISION = "visual."
@@ -29,7 +29,7 @@ Tower = TypeVar("Tower", VisionTower, TextTower)
 
 
 class _Tensors(Protocol):
-    """The tensors of one file, none of them read yet."""
+    """Tensors of one file, not read yet."""
 
     @property
     def shapes(self) -> Mapping[str, Shape]:
@@ -37,7 +37,7 @@ class _Tensors(Protocol):
         ...
 
     def read(self, keys: Sequence[str]) -> list[Tensor]:
-        """Those tensors, backed by the file where the format allows it."""
+        """Read tensors, mapped from the file if its format allows that."""
         ...
 
 
@@ -48,11 +48,11 @@ class Checkpoint:
     file: Path
     config: ClipConfig
     sources: Mapping[str, Source]
-    """open_clip's name of each parameter to its keys in the file."""
+    """Keys in the file by open_clip's name of the parameter."""
     tensors: _Tensors
 
     def load_vision(self) -> VisionTower:
-        """The image tower in float32, ready to use; the text tower is not read.
+        """Load the image tower in float32, ready to use; the text tower is not read.
 
         Raises:
             CheckpointError: naming a key that holds NaN, infinity or no numbers.
@@ -62,7 +62,7 @@ class Checkpoint:
         return self._filled(tower, _VISION)
 
     def load_text(self) -> TextTower:
-        """The text tower in float32, ready to use; the image tower is not read.
+        """Load the text tower in float32, ready to use; the image tower is not read.
 
         Raises:
             CheckpointError: naming a key that holds NaN, infinity or no numbers.
@@ -96,7 +96,7 @@ def open_checkpoint(file: Path) -> Checkpoint:
         file: safetensors or a torch archive, with the keys of open_clip, a hub wrapper or transformers.
 
     Raises:
-        CheckpointError: when it is none of these, cut short, unsafe, or not a whole CLIP ViT.
+        CheckpointError: for another format, a file cut short, an unsafe pickle, or an incomplete CLIP ViT.
     """
     tensors = _open(file)
     try:
@@ -112,13 +112,13 @@ def save_checkpoint(folder: Path, vision: VisionTower, text: TextTower, facts: M
     """Write both towers as a RemoteCLIP checkpoint folder in float16: `model.safetensors` and `config.json`.
 
     Args:
-        folder: made where it does not exist.
+        folder: created if it does not exist.
         vision: the image tower.
         text: the text tower.
         facts: further entries of `config.json`.
 
     Returns:
-        The weights file; it appears whole or not at all.
+        The weights file, which is complete or absent.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {f"model.{_VISION}{k}": v for k, v in vision.state_dict().items()}
@@ -127,7 +127,7 @@ def save_checkpoint(folder: Path, vision: VisionTower, text: TextTower, facts: M
     save_file({k: v.detach().cpu().half().contiguous() for k, v in state.items()}, part)
     heads = {"vision_cfg": {"heads": vision.config.heads}, "text_cfg": {"heads": text.config.heads}}
     (folder / "config.json").write_text(json.dumps({**facts, **heads}, indent=1) + "\n", encoding="utf-8")
-    part.chmod(0o644)  # the library makes it readable by its owner alone
+    part.chmod(0o644)  # the library writes it readable by its owner alone
     part.replace(file)
     return file
 
@@ -141,7 +141,7 @@ def _expected_shapes(config: ClipConfig) -> dict[str, Shape]:
 
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
-    """The folder's `config.json` or `open_clip_config.json`; empty where there is none."""
+    """Read the folder's `config.json` or `open_clip_config.json`; empty if it has neither."""
     for name in ("config.json", "open_clip_config.json"):
         file = folder / name
         if file.is_file():
@@ -156,7 +156,7 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
 
 
 def _open(file: Path) -> _Tensors:
-    """The file's tensors, by what its first bytes say it is."""
+    """Open a file in the format that its first bytes tell."""
     try:
         with file.open("rb") as stream:
             head = stream.read(64)
@@ -229,7 +229,7 @@ def _torch_fault(error: Exception) -> str:
 
 
 def _state_dict(content: object) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a state dict, also when a training script wrapped it."""
+    """Yield the tensors of a state dict, also of one inside a training checkpoint."""
     if not isinstance(content, Mapping):
         return
     inner = next((content[k] for k in ("state_dict", "model") if isinstance(content.get(k), Mapping)), content)

@@ -1,4 +1,4 @@
-"""Checkpoint formats: any published key layout to open_clip's names, and the sizes that the shapes tell.
+"""Checkpoint formats: published key layouts mapped to open_clip's names, and the network's sizes from the shapes.
 
 Three layouts are known: open_clip's own names, the same behind a prefix (`model.` from a hub wrapper, `module.` from
 distributed training), and those of transformers' `CLIPModel`.
@@ -35,18 +35,18 @@ _KNOWN = {
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a parameter of ours comes from in a file."""
+    """Location of a parameter in a file."""
 
     keys: tuple[str, ...]
-    """One key, or query, key and value to be put on top of each other."""
+    """One key, or those of query, key and value, which are concatenated."""
     transpose: bool = False
 
 
 def normal_names(shapes: Mapping[str, Shape]) -> tuple[dict[str, Source], dict[str, Shape]]:
-    """open_clip's name of each parameter to its source in the file, and to its shape.
+    """Map open_clip's name of each parameter to its source in the file, and to its shape.
 
     Raises:
-        CheckpointError: for a ResNet, or a file of something else.
+        CheckpointError: for a ResNet, or a file that holds no CLIP.
     """
     kept = {key: shape for key, shape in shapes.items() if not _HARMLESS.search(key)}
     if any("vision_model." in key for key in kept):
@@ -69,7 +69,7 @@ def _from_transformers(shapes: Mapping[str, Shape]) -> tuple[dict[str, Source], 
     for key in shapes:
         name = _open_clip_name(key)
         if name is None:
-            sources[key] = Source((key,))  # left as it is, and refused as unexpected
+            sources[key] = Source((key,))  # kept, and refused later as unexpected
         elif "{qkv}" in name:
             parts = tuple(key.replace("q_proj", f"{p}_proj") for p in "qkv")
             missing = [p for p in parts if p not in shapes]
@@ -113,7 +113,7 @@ _TRANSFORMERS_PARTS = {
 
 
 def _open_clip_name(key: str) -> str | None:
-    """open_clip's name for a key of transformers; `{qkv}` stands for the three that are fused; None if unknown."""
+    """Return open_clip's name for a key of transformers, with `{qkv}` for the three that are fused; None if unknown."""
     block = _TRANSFORMERS_BLOCK.fullmatch(key)
     if block is not None:
         tower, layer, part, kind = block.groups()
@@ -128,7 +128,7 @@ def _open_clip_name(key: str) -> str | None:
 
 
 def infer_config(shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> ClipConfig:
-    """Sizes of the network from the shapes of its parameters; heads and activation from `config.json`.
+    """Infer the network's sizes from the shapes of its parameters; heads and activation from `config.json`.
 
     Raises:
         CheckpointError: when a deciding key is missing, or the config contradicts the shapes.
@@ -175,7 +175,7 @@ def _layers(shapes: Mapping[str, Shape], stem: str) -> int:
 
 
 def _heads(width: int, config: Mapping[str, Any], tower: str) -> int:
-    """Attention heads: the config's, else width / 64 for the widths that CLIPs have."""
+    """Return the number of heads: the config's, else width / 64 for the widths that CLIPs have."""
     section = {**config.get(f"{tower}_config", {}), **config.get(f"{tower}_cfg", {})}
     heads = section.get("heads", section.get("num_attention_heads"))
     if heads is None and "head_width" in section:
@@ -183,7 +183,7 @@ def _heads(width: int, config: Mapping[str, Any], tower: str) -> int:
     if heads is None:
         if width not in _WIDTHS_WITHOUT_CONFIG:
             raise CheckpointError(
-                f"its {tower} tower is {width} wide, and how many heads that has is in no config.json beside it: add "
+                f"its {tower} tower is {width} wide, and no config.json beside it gives its number of heads: add "
                 f'one with {{"{tower}_cfg": {{"heads": N}}}}'
             )
         heads = width // _HEAD_WIDTH
@@ -203,7 +203,7 @@ def _check_name(name: str, vision: VisionConfig) -> None:
 
 
 def _activation(config: Mapping[str, Any]) -> Activation:
-    """GELU, unless the config says QuickGELU."""
+    """Return GELU, unless the config says QuickGELU."""
     hidden = [config.get(section, {}).get("hidden_act") for section in ("vision_config", "text_config")]
     says_quick = (
         str(config.get("model_name", "")).endswith("-quickgelu")
@@ -215,7 +215,7 @@ def _activation(config: Mapping[str, Any]) -> Activation:
 
 
 def check_keys(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
-    """Refuse a missing, unexpected or misshapen key.
+    """Check that no key is missing, unexpected or misshapen.
 
     Raises:
         CheckpointError: naming the first ones.

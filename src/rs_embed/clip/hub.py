@@ -1,11 +1,10 @@
-"""Weights of a hub repo, `repo[@revision][:file]`, cached or downloaded. What is cached is used without a request."""
+"""Files of a hub repo, `repo[@revision][:file]`, cached or downloaded. A cached file is used without a request."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import huggingface_hub
@@ -13,18 +12,14 @@ from huggingface_hub import constants, errors
 from huggingface_hub.file_download import repo_folder_name
 
 from rs_embed import settings
-from rs_embed.clip.reference import choose_file, find_file
 from rs_embed.clip.tokenizer import Tokenizer
 from rs_embed.errors import CheckpointError
 from rs_embed.retry import HUB
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 CLIP_TOKENIZER_REPO = "openai/clip-vit-base-patch32"
 _TOKENIZER = "tokenizer.json"
 _COMPANIONS = ("config.json", "open_clip_config.json", _TOKENIZER)
-"""Files that say how the weights are to be used; brought along where the repo has them."""
+"""Files that configure the weights, downloaded with them if the repo has them."""
 
 _REPO = re.compile(r"(?P<id>[\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?:@(?P<revision>[^:@]+))?(?::(?P<file>[^:]+))?")
 
@@ -42,42 +37,36 @@ class HubRepo:
         return self.id + (f"@{self.revision}" if self.revision != "main" else "")
 
 
-def fetch(text: str) -> Path:
-    """The weights file of a repo, downloaded where it is not on this machine yet.
-
-    Raises:
-        CheckpointError: when it cannot be had, with how to get it.
-    """
-    repo = _parse(text)
-    return _cached_weights(repo) or _download_weights(repo)
-
-
 def resolve_tokenizer(weights: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint: beside its weights, else CLIP's from the hub, else from an installed open_clip.
+    """Load the tokenizer beside a checkpoint's weights, else CLIP's from the hub, else from an installed open_clip.
 
     Raises:
-        CheckpointError: when none of these is there.
+        CheckpointError: when none of these exists.
     """
     beside = weights.parent / _TOKENIZER
     if beside.is_file():
         return Tokenizer.from_file(beside)
     repo = HubRepo(CLIP_TOKENIZER_REPO)
-    cached = _cached(repo, _TOKENIZER)
-    if cached is not None:
-        return Tokenizer.from_file(cached)
+    if (file := _cached(repo, _TOKENIZER)) is not None:
+        return Tokenizer.from_file(file)
     try:
         return Tokenizer.from_file(_download(repo, _TOKENIZER))
     except CheckpointError as error:
         tokenizer = Tokenizer.from_open_clip_merges()
         if tokenizer is None:
             raise CheckpointError(
-                f"no {_TOKENIZER} beside {weights}, and CLIP's cannot be had ({error}); copy one there, or "
+                f"no {_TOKENIZER} beside {weights}, and CLIP's is not available ({error}); copy one there, or "
                 "`pip install open-clip-torch`, whose vocabulary is then used"
             ) from error
         return tokenizer
 
 
-def _parse(text: str) -> HubRepo:
+def parse(text: str) -> HubRepo:
+    """Parse `owner/name[@revision][:file]`.
+
+    Raises:
+        CheckpointError: for any other text.
+    """
     match = _REPO.fullmatch(text)
     if match is None:
         raise CheckpointError(
@@ -89,52 +78,40 @@ def _parse(text: str) -> HubRepo:
     return HubRepo(match["id"], match["revision"] or "main", file)
 
 
-def _cached_weights(repo: HubRepo) -> Path | None:
-    snapshot = _snapshot(repo)
-    if snapshot is None:
-        return None
-    if repo.file is not None:
-        return _cached(repo, repo.file)
-    try:
-        return find_file(snapshot)
-    except CheckpointError:
-        return None  # only its companions were downloaded so far
-
-
 def _cached(repo: HubRepo, name: str) -> Path | None:
-    snapshot = _snapshot(repo)
-    file = snapshot / name if snapshot else None
+    """Return a file of a repo if it is cached."""
+    folder = snapshot(repo)
+    file = folder / name if folder else None
     return file if file is not None and file.is_file() else None
 
 
-def _snapshot(repo: HubRepo) -> Path | None:
-    """The cache's folder of a repo at a revision, as the client lays it out: `refs/` name commits."""
+def snapshot(repo: HubRepo) -> Path | None:
+    """Return the client's cache folder of a repo at a revision, if it exists; files in `refs/` name commits."""
     root = settings.hub_cache_dir() or Path(constants.HF_HUB_CACHE)
     folder = root / repo_folder_name(repo_id=repo.id, repo_type="model")
     ref = folder / "refs" / repo.revision
     commit = ref.read_text().strip() if ref.is_file() else repo.revision
-    snapshot = folder / "snapshots" / commit
-    return snapshot if snapshot.is_dir() else None
+    found = folder / "snapshots" / commit
+    return found if found.is_dir() else None
 
 
-def _download_weights(repo: HubRepo) -> Path:
-    names = _list_files(repo)
-    wanted = repo.file if repo.file is not None else choose_file(names, str(repo))
-    if wanted not in names:
-        raise CheckpointError(f"the hub repo {repo} has no file {wanted!r} (it has {', '.join(sorted(names)[:8])})")
-    for companion in _companions(wanted, names):
-        _download(repo, companion)
-    return _download(repo, wanted)
+def download_weights(repo: HubRepo, name: str, names: list[str]) -> Path:
+    """Download one weights file of a repo and the files that belong to it, among the `names` that it has.
+
+    Raises:
+        CheckpointError: when the repo lacks the file, or the hub does not answer.
+    """
+    if name not in names:
+        raise CheckpointError(f"the hub repo {repo} has no file {name!r} (it has {', '.join(sorted(names)[:8])})")
+    folder = PurePosixPath(name).parent
+    for companion in _COMPANIONS:
+        if str(folder / companion) in names:
+            _download(repo, str(folder / companion))
+    return _download(repo, name)
 
 
-def _companions(weights: str, names: list[str]) -> Iterator[str]:
-    folder = PurePosixPath(weights).parent
-    for name in _COMPANIONS:
-        if str(folder / name) in names:
-            yield str(folder / name)
-
-
-def _list_files(repo: HubRepo) -> list[str]:
+def list_files(repo: HubRepo) -> list[str]:
+    """Return the names of the files of a repo, from one request."""
     try:
         answer = huggingface_hub.HfApi().model_info(repo.id, revision=repo.revision, timeout=HUB.read_timeout_s)
     except (errors.HfHubHTTPError, errors.HTTPError, errors.HFValidationError, OSError) as error:  # type: ignore[attr-defined]
@@ -161,7 +138,7 @@ _WITHOUT = "; a local copy passed as checkpoint='FOLDER' works without the hub, 
 
 
 def _fault(repo: HubRepo, error: Exception, name: str | None = None) -> str:
-    """What went wrong and what to do; built from the status alone, since the client's own texts hold URLs."""
+    """Return an error text with its remedy, built from the status alone, because the client's texts hold URLs."""
     what = f"{name} of the hub repo {repo}" if name else f"the hub repo {repo}"
     hub = urlsplit(constants.ENDPOINT).hostname
     if isinstance(error, errors.OfflineModeIsEnabled):

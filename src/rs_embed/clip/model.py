@@ -138,7 +138,7 @@ class Block(nn.Module):
         self.mlp = Mlp(width, activation)
 
     def forward(self, x: Tensor, *, causal: bool, first: bool = False) -> Tensor:
-        """With `first`, only the first token is computed: (n, 1, w)."""
+        """Transform tokens (n, t, w); with `first`, compute the first token alone: (n, 1, w)."""
         x = (x[:, :1] if first else x) + self.attn(self.ln_1(x), causal=causal, first=first)
         out: Tensor = x + self.mlp(self.ln_2(x))
         return out
@@ -150,7 +150,7 @@ class Transformer(nn.Module):
         self.resblocks = nn.ModuleList(Block(width, heads, activation) for _ in range(layers))
 
     def forward(self, x: Tensor, *, causal: bool = False, first: bool = False) -> Tensor:
-        """With `first`, the last block computes the first token alone: (n, 1, w)."""
+        """Transform tokens (n, t, w); with `first`, the last block computes the first token alone: (n, 1, w)."""
         *blocks, last = self.resblocks
         for block in blocks:
             x = block(x, causal=causal)
@@ -174,12 +174,12 @@ class VisionTower(nn.Module):
         self.proj = nn.Parameter(torch.empty(width, projection))
 
     def tokens(self, pixels: Tensor) -> Tensor:
-        """Tokens of the last block, CLS first, before `ln_post`: (n, 3, px, px) to (n, 1 + g*g, w)."""
+        """Return the tokens of the last block, CLS first, before `ln_post`: (n, 3, px, px) to (n, 1 + g*g, w)."""
         out: Tensor = self.transformer(self._start(pixels))
         return out
 
     def _start(self, pixels: Tensor) -> Tensor:
-        """What the first block takes: (n, 3, px, px) to (n, 1 + g*g, w)."""
+        """Embed the patches, with CLS and positions, for the first block: (n, 3, px, px) to (n, 1 + g*g, w)."""
         x = self.conv1(pixels).flatten(2).transpose(1, 2)  # (n, g*g, w)
         cls = self.class_embedding.expand(x.shape[0], 1, -1)  # (n, 1, w)
         x = torch.cat([cls, x], dim=1) + self.positional_embedding  # (n, 1 + g*g, w)
@@ -187,12 +187,12 @@ class VisionTower(nn.Module):
         return out
 
     def project(self, tokens: Tensor) -> Tensor:
-        """CLS through `ln_post` and the CLIP projection, not normalised: (n, 1 + g*g, w) to (n, d)."""
+        """Project CLS through `ln_post` and the CLIP projection, not normalised: (n, 1 + g*g, w) to (n, d)."""
         out: Tensor = self.ln_post(tokens[:, 0]) @ self.proj
         return out
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """CLIP image embedding, not L2-normalised: (n, 3, px, px) to (n, d). The last block computes CLS alone."""
+        """Return the CLIP projection, not L2-normalised, with CLS alone in the last block: (n, 3, px, px) to (n, d)."""
         return self.project(self.transformer(self._start(pixels), first=True))
 
 
@@ -221,7 +221,7 @@ class TextTower(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(2.6592))  # ln(1 / 0.07), CLIP's start
 
     def encode_text(self, ids: Tensor) -> Tensor:
-        """CLIP text embedding at the end-of-text token (the highest id): (n, context) to (n, d)."""
+        """Return the CLIP projection of the end-of-text token (the highest id): (n, context) to (n, d)."""
         x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]  # (n, t, w)
         x = self.ln_final(self.transformer(x, causal=True))  # (n, t, w)
         end = x[torch.arange(x.shape[0], device=x.device), ids.argmax(dim=-1)]  # (n, w)
@@ -230,7 +230,7 @@ class TextTower(nn.Module):
 
 
 def initialise(tower: VisionTower | TextTower, seed: int) -> None:
-    """Random weights as CLIP starts training from (normal, scaled by width and depth), from a seed."""
+    """Fill a tower with the random weights that CLIP starts training from: normal, scaled by width and depth."""
     rng = torch.Generator().manual_seed(seed)
     width, layers = tower.config.width, tower.config.layers
     residual = width**-0.5 * (2 * layers) ** -0.5

@@ -1,4 +1,4 @@
-"""Raw digital numbers to the network's input, equal to Pillow's path bit for bit.
+"""Conversion of raw digital numbers to the network's input, equal to Pillow's bit for bit.
 
 DN (3, y, x) → uint8 (y, x, 3) → shorter side to 224, bicubic with antialiasing → centre crop → (3, 224, 224) f32.
 Source: open_clip's `image_transform` for inference (Resize, CenterCrop, ToTensor, Normalize).
@@ -20,7 +20,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _STRIP_ROWS = 128
 _LONGEST_PX = 16 * 224
-"""A resized strip longer than this is cut to its centre while it is resized: same pixels, bounded memory."""
+"""A resized strip longer than this is cropped while it is resized: the same pixels in bounded memory."""
 
 
 def to_uint8(dn: npt.NDArray[np.generic], dn_range: tuple[float, float]) -> npt.NDArray[np.uint8]:
@@ -48,7 +48,7 @@ def to_uint8(dn: npt.NDArray[np.generic], dn_range: tuple[float, float]) -> npt.
 
 
 def resize_and_crop(rgb: npt.NDArray[np.uint8], side_px: int) -> npt.NDArray[np.uint8]:
-    """Shorter side to `side_px` (bicubic, antialiased), then the centre: (y, x, 3) to (side, side, 3)."""
+    """Resize the shorter side to `side_px` (bicubic, antialiased) and crop the centre: (y, x, 3) to (side, side, 3)."""
     height, width = rgb.shape[:2]
     new_width, new_height = resized_size(width, height, side_px)
     left, top = round((new_width - side_px) / 2.0), round((new_height - side_px) / 2.0)
@@ -64,21 +64,16 @@ def resize_and_crop(rgb: npt.NDArray[np.uint8], side_px: int) -> npt.NDArray[np.
 
 
 def resized_size(width: int, height: int, side_px: int) -> tuple[int, int]:
-    """(width, height) once the shorter side is `side_px`; the longer one is truncated, as torchvision does."""
+    """Return (width, height) for a shorter side of `side_px`; the longer side is truncated, as in torchvision."""
     if width <= height:
         return side_px, int(side_px * height / width)
     return int(side_px * width / height), side_px
 
 
-def cropped_fraction(width: int, height: int) -> float:
-    """Share of an image that the centre crop leaves out, 0 for a square."""
-    return 1.0 - min(width, height) / max(width, height)
-
-
 def normalise(chips: Sequence[npt.NDArray[np.uint8]], device: torch.device | None = None) -> Tensor:
-    """CLIP's mean and standard deviation: n chips (side, side, 3) uint8 to (n, 3, side, side) f32.
+    """Standardise chips by CLIP's mean and standard deviation: n chips (side, side, 3) uint8 to (n, 3, side, side) f32.
 
-    On CUDA the bytes are sent, a quarter of the floats, and made into floats there: the same numbers.
+    CUDA receives the bytes, a quarter of the size of floats, and converts them to the same numbers.
     """
     return _standardised(_on_device(chips, device).to(torch.float32, memory_format=torch.contiguous_format))
 
@@ -91,12 +86,12 @@ def resize_on_device(
     torch's antialiased bicubic filter instead of Pillow's: under 2 % of the grey levels differ, by one, or by two.
     """
     found: list[Tensor] = [torch.empty(0)] * len(images)
-    for shape in {image.shape for image in images}:  # those of one shape together
+    for shape in {image.shape for image in images}:  # images of one shape are resized together
         members = [i for i, image in enumerate(images) if image.shape == shape]
         width, height = resized_size(shape[1], shape[0], side_px)
         left, top = round((width - side_px) / 2.0), round((height - side_px) / 2.0)
         grey = _on_device([images[i] for i in members], device).to(torch.float32)
-        for size in ((shape[0], width), (height, width)):  # along rows, then along columns, whole levels between
+        for size in ((shape[0], width), (height, width)):  # along rows, then along columns, rounded in between
             if size != tuple(grey.shape[2:]):
                 grey = F.interpolate(grey, size, mode="bicubic", antialias=True).round_().clamp_(0, 255)
         for i, chip in zip(members, grey[:, :, top : top + side_px, left : left + side_px], strict=True):
@@ -105,7 +100,7 @@ def resize_on_device(
 
 
 def _on_device(images: Sequence[npt.NDArray[np.uint8]], device: torch.device | None) -> Tensor:
-    """Images of one shape, (n, 3, y, x) uint8; to CUDA from pinned memory, while the device works on those before."""
+    """Copy images of one shape to the device, (n, 3, y, x) uint8; to CUDA on a stream beside the computation."""
     batch = torch.from_numpy(np.stack(images))
     if device is not None and device.type == "cuda":
         copies, work = _copy_stream(device), torch.cuda.current_stream(device)

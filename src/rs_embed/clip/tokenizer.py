@@ -1,4 +1,4 @@
-"""CLIP's texts to token ids: the cleaning of open_clip, then a `tokenizer.json` of the `tokenizers` library.
+"""CLIP's tokenizer: open_clip's cleaning of a text, then a `tokenizer.json` of the `tokenizers` library.
 
 Source of the cleaning and the vocabulary: https://github.com/openai/CLIP (`simple_tokenizer.py`).
 """
@@ -39,7 +39,7 @@ class Tokenizer:
         """Read a `tokenizer.json`.
 
         Raises:
-            CheckpointError: when it is none.
+            CheckpointError: when it is not readable as one.
         """
         try:
             return cls(tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8")))
@@ -48,13 +48,13 @@ class Tokenizer:
 
     @classmethod
     def from_open_clip_merges(cls) -> Tokenizer | None:
-        """CLIP's vocabulary from an installed open_clip, which is not imported; None where it is not installed."""
+        """Load CLIP's vocabulary from an installed open_clip, which is not imported; None if it is not installed."""
         spec = find_spec("open_clip")
         file = Path(spec.origin).parent / _MERGES_FILE if spec and spec.origin else None
         return cls(clip_rules(file)) if file is not None and file.exists() else None
 
     def encode(self, texts: Sequence[str], context: int) -> Tensor:
-        """Token ids (n, context) int64: start, text, end, zeros; what is too long is cut before its end."""
+        """Encode texts as ids (n, context) int64: start, text, end, zeros; a long text is cut before its end token."""
         ids = torch.zeros(len(texts), context, dtype=torch.int64)
         for row, encoding in zip(ids, self.rules.encode_batch([clean(t) for t in texts]), strict=True):
             tokens = encoding.ids if len(encoding.ids) <= context else [*encoding.ids[: context - 1], encoding.ids[-1]]
@@ -62,11 +62,11 @@ class Tokenizer:
         return ids
 
     def count(self, text: str) -> int:
-        """Number of tokens, start and end included, before anything is cut."""
+        """Count the tokens of a text, start and end included, before it is cut."""
         return len(self.rules.encode(clean(text)).ids)
 
     def unknown_words(self, text: str) -> tuple[str, ...]:
-        """Words that the vocabulary does not have; a byte-pair vocabulary has them all."""
+        """Return the words that the vocabulary lacks; a byte-pair vocabulary lacks none."""
         cleaned, unknown = clean(text), self.rules.token_to_id("[UNK]")
         if unknown is None:
             return ()
@@ -76,15 +76,15 @@ class Tokenizer:
 
 
 def clean(text: str) -> str:
-    """Mend broken Unicode, resolve HTML entities (twice), one space between words, lower case."""
-    import ftfy  # a tenth of a second, which images need not wait for
+    """Repair Unicode, resolve HTML entities (twice), and normalise spaces and case."""
+    import ftfy  # takes a tenth of a second, and only texts need it
 
     unescaped = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", unescaped).strip().lower()
 
 
 def clip_rules(merges_file: Path) -> tokenizers.Tokenizer:
-    """CLIP's byte-pair rules from its published merges, as the hub's `tokenizer.json` has them."""
+    """Build CLIP's byte-pair rules from its published merges, as in the hub's `tokenizer.json`."""
     lines = gzip.decompress(merges_file.read_bytes()).decode("utf-8").split("\n")
     merges = [(a, b) for a, b in (line.split() for line in lines[1 : _MERGES + 1])]
     letters = _byte_letters()
@@ -106,7 +106,7 @@ def clip_rules(merges_file: Path) -> tokenizers.Tokenizer:
 
 
 def _byte_letters() -> list[str]:
-    """A printable letter for each byte, in CLIP's order: printable bytes first, the others moved past 255."""
+    """Return a printable letter for each byte, in CLIP's order: printable bytes, then the others from 256 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [b for b in range(256) if b not in printable]
     return [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]

@@ -1,1 +1,1 @@
-"""Models: what each is (`catalog`), and how patches become vectors (`onthefly_remoteclip`)."""
+"""Models: their table (`cards`), and embedders of patches (`onthefly_remoteclip`) and texts (`text`)."""

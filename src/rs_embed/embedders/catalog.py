@@ -1,4 +1,4 @@
-"""The table of models under the name that the founding document gives it; see `cards`."""
+"""The importable path of the table of models; see `cards`."""
 
 from rs_embed.embedders.cards import CARDS, ModelCard, describe_model, find_card, list_models
 

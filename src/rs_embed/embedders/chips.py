@@ -1,4 +1,4 @@
-"""One patch to model-sized chips, and the tokens of those chips back to one grid.
+"""Chips: a patch cut to model-sized squares, and their tokens stitched to one grid.
 
 `resize` shrinks or enlarges the whole patch to one chip. `tile` cuts it at native resolution from the
 top left; the last row and column of chips are shifted in by whole tokens, so that the stitched grid stays regular.
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from affine import Affine
 
-from rs_embed.clip.preprocess import cropped_fraction, resize_and_crop, resized_size, to_uint8
+from rs_embed.clip.preprocess import resize_and_crop, resized_size, to_uint8
 from rs_embed.errors import ModelError, NoImageryError
 from rs_embed.patch import observed
 from rs_embed.specs import InputPrep
@@ -23,23 +23,23 @@ _MIN_CHIP_VALID = 0.5
 
 @dataclass(frozen=True, slots=True)
 class ChipSize:
-    """Sizes of what a network takes."""
+    """Sizes of a network's input."""
 
     image_px: int
     patch_px: int
 
     @property
     def grid(self) -> int:
-        """Tokens a side of one chip."""
+        """Tokens on a side of one chip."""
         return self.image_px // self.patch_px
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chips:
-    """A patch as the network will see it."""
+    """A patch as the network's input."""
 
     images: tuple[npt.NDArray[np.uint8], ...]
-    """(image_px, image_px, 3) each, unless the network brings its own resizing."""
+    """(image_px, image_px, 3) each, unless the network resizes by itself."""
     corners: tuple[tuple[int, int], ...]
     """Row and column of each image's first token in the grid of the patch."""
     grid_hw: tuple[int, int]
@@ -47,7 +47,7 @@ class Chips:
     token_affine: Affine
     """From (column, row) in the token grid to (column, row) in the patch's pixels."""
     zoom: float
-    """Patch pixels a side under one pixel of the network's input: more than 1 loses detail, less invents it."""
+    """Patch pixels on a side of one input pixel: more than 1 loses detail, less than 1 interpolates."""
     cropped_frac: float
     """Share of the patch that no image shows."""
     valid_frac: float
@@ -56,19 +56,19 @@ class Chips:
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """What turns DN into the chips of one network."""
+    """Conversion of DN to the chips of one network."""
 
     dn_range: tuple[float, float]
     """DN shown as black and as white."""
     size: ChipSize
     unresized: bool = False
-    """Leave the whole patch as it is, for a network that brings its own resizing."""
+    """Keep the whole patch, for a network that resizes by itself."""
 
     def cut(self, dn: npt.NDArray[np.generic], *, fill_value: float, prep: InputPrep) -> Chips:
-        """Chips of one patch: (3, y, x) DN, NaN where not observed.
+        """Cut one patch to chips: (3, y, x) DN, NaN where not observed.
 
         Raises:
-            NoImageryError: when nothing, or with `tile` no chip by half, was observed.
+            NoImageryError: when no pixel was observed, or with `tile` no chip at least by half.
             ModelError: when a patch is too small for `tile`.
         """
         valid = observed(dn)
@@ -85,7 +85,7 @@ class Preparation:
 def _resized(image: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_], size: ChipSize) -> Chips:
     height, width = valid.shape
     new_width, new_height = resized_size(width, height, size.image_px)
-    x, y = width / new_width, height / new_height  # patch pixels a model pixel
+    x, y = width / new_width, height / new_height  # patch pixels per model pixel
     left, top = round((new_width - size.image_px) / 2.0), round((new_height - size.image_px) / 2.0)
     return Chips(
         images=(image,),
@@ -93,7 +93,7 @@ def _resized(image: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_], size: C
         grid_hw=(size.grid, size.grid),
         token_affine=Affine(x * size.patch_px, 0, left * x, 0, y * size.patch_px, top * y),
         zoom=min(width, height) / size.image_px,
-        cropped_frac=cropped_fraction(width, height),
+        cropped_frac=1.0 - min(width, height) / max(width, height),
         valid_frac=float(valid.mean()),
     )
 
@@ -123,7 +123,7 @@ def _tiled(rgb: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_], size: ChipS
 
 
 def _starts(length: int, size: ChipSize) -> list[int]:
-    """First pixels of the chips along one side; the last is shifted in by whole tokens."""
+    """Return the first pixels of the chips along one side; the last is shifted inward by whole tokens."""
     last = length // size.patch_px * size.patch_px - size.image_px
     return [*range(0, last, size.image_px), last]
 
@@ -134,7 +134,7 @@ def _window(array: npt.NDArray[np.generic], corner: tuple[int, int], size: ChipS
 
 
 def stitch(tokens: Sequence[npt.NDArray[np.float32]], chips: Chips) -> npt.NDArray[np.float32]:
-    """Patch tokens of each image, (g, g, w), to one grid (w, rows, cols); NaN where no image was embedded.
+    """Stitch the patch tokens of each image, (g, g, w), to one grid (w, rows, cols); NaN where no image was embedded.
 
     Where images overlap, the first one's tokens count.
     """

@@ -7,19 +7,17 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from rs_embed import settings
+from rs_embed.arrays import FloatArray, GreyArray
 from rs_embed.clip.preprocess import normalise, resize_on_device
-from rs_embed.embedders.base import ImageEncoder, PixelTransform, TokenEncoder
 from rs_embed.embedders.cards import ModelCard
 from rs_embed.embedders.chips import Chips, ChipSize, Preparation, stitch
+from rs_embed.embedders.wrapped import ImageEncoder, PixelTransform, TokenEncoder
 from rs_embed.errors import ModelError
 from rs_embed.specs import OutputSpec
-
-FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,35 +29,35 @@ class RemoteClipEmbedder:
     size: ChipSize
     device: torch.device
     checkpoint: str
-    """What was loaded, as the user would name it."""
+    """Reference of the loaded weights, as the user would write it."""
     digest: Future[str] | None
-    """Of the weights' file; None for a ready object."""
+    """Digest of the weights file; None for a model object."""
     activation: str | None
     transform: PixelTransform | None = None
-    """The network's own preprocessing, preferred to CLIP's."""
+    """The network's own preprocessing, used instead of CLIP's."""
     dtype: torch.dtype = torch.float32
-    """What the network computes in."""
+    """Type that the network computes in."""
     resizes: bool = False
-    """Whether patches are resized on the device, one grey level near to Pillow: on CUDA in half precision."""
+    """True if patches are resized on the device (CUDA in half precision), within two grey levels of Pillow."""
 
     @property
     def weights_sha256(self) -> str | None:
-        """Of the weights' file, hexadecimal; waits until it is computed."""
+        """Hexadecimal digest of the weights file; waits until it is computed."""
         return None if self.digest is None else self.digest.result()
 
     @property
     def preprocess(self) -> str:
-        """What turns grey levels into the network's input."""
+        """Name of the preprocessing, for metadata."""
         if self.transform:
             return "model.transform"
         where = ", on the device" if self.resizes else ""
         return f"clip: resize shorter side (bicubic{where}), centre crop, normalise"
 
     def pooling(self, output: OutputSpec) -> str | None:
-        """How the vector of this output is made, as metadata names it.
+        """Return the name of the pooling for metadata; None for a token grid.
 
         Raises:
-            ModelError: for a token grid from a network that shows no tokens.
+            ModelError: for a token grid from a network that returns no tokens.
         """
         has_tokens = isinstance(self.network, TokenEncoder)
         if output.mode == "grid" and not has_tokens:
@@ -75,15 +73,15 @@ class RemoteClipEmbedder:
 
     @property
     def preparation(self) -> Preparation:
-        """How a patch becomes what the network sees; it needs no weights."""
+        """Conversion of a patch to chips; it needs no weights."""
         return Preparation(self.card.dn_range, self.size, unresized=self.transform is not None or self.resizes)
 
     def embed(self, patches: Sequence[Chips], output: OutputSpec) -> list[FloatArray]:
-        """One array a patch: (d,) for a pooled output, (d, rows, cols) for a token grid."""
+        """Embed each patch as one array: (d,) for a pooled output, (d, rows, cols) for a token grid."""
         return [encoded.array for encoded in self.encode(patches, output)]
 
     def encode(self, patches: Sequence[Chips], output: OutputSpec, *, with_tokens: bool = False) -> list[Encoded]:
-        """What `embed` gives and the CLIP projection, and with `with_tokens` the token grid too, of one forward pass.
+        """Return each patch's output and CLIP projection, and with `with_tokens` its token grid, from one forward pass.
 
         Chips of all patches share batches of `RS_EMBED_REMOTECLIP_BATCH_SIZE`.
         """
@@ -92,14 +90,14 @@ class RemoteClipEmbedder:
     def start(
         self, patches: Sequence[Chips], output: OutputSpec, *, with_tokens: bool = False
     ) -> Callable[[], list[Encoded]]:
-        """Begin what `encode` gives, and return what waits for it: on CUDA the host is free meanwhile."""
+        """Start `encode` and return a function that waits for its results; on CUDA the host is free meanwhile."""
         images = [image for chips in patches for image in chips.images]
         step = settings.batch_size(self.device.type)
         wanted = output.mode == "grid" or with_tokens
         with torch.inference_mode():
             batches = [images[i : i + step] for i in range(0, len(images), step)]
             parts = [part for batch in batches for part in self._fitting(batch, output, wanted)]
-            waits = self.device.type == "cuda"  # for the event below; elsewhere the copy itself waits
+            waits = self.device.type == "cuda"  # the event below waits; on other devices the copy does
             coming = [torch.cat(found).to("cpu", non_blocking=waits) for found in zip(*parts, strict=True)]
         arrived = torch.cuda.current_stream(self.device).record_event() if waits else None
 
@@ -109,17 +107,18 @@ class RemoteClipEmbedder:
             ends = np.cumsum([len(chips.images) for chips in patches])[:-1]
             pooled, projected, tokens = (np.split(found.numpy(), ends) for found in coming)
             grids = [_stitched(t, chips) if wanted else None for t, chips in zip(tokens, patches, strict=True)]
-            return [
-                Encoded(grid if output.mode == "grid" and grid is not None else _mean(a), _mean(b), grid)
-                for a, b, grid in zip(pooled, projected, grids, strict=True)
-            ]
+            found: list[Encoded] = []
+            for a, b, grid in zip(pooled, projected, grids, strict=True):
+                vector, projection = (v.mean(axis=0, dtype=np.float32) for v in (a, b))  # over the patch's chips
+                found.append(Encoded(grid if output.mode == "grid" and grid is not None else vector, projection, grid))
+            return found
 
         return finish
 
     def _fitting(
-        self, images: Sequence[npt.NDArray[np.uint8]], output: OutputSpec, wanted: bool
+        self, images: Sequence[GreyArray], output: OutputSpec, wanted: bool
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """`_encode` of a batch, or of its halves where the device has no memory for it."""
+        """Encode a batch, or its halves if the device runs out of memory."""
         try:
             return [self._encode(images, output, wanted)]
         except torch.OutOfMemoryError:
@@ -131,10 +130,8 @@ class RemoteClipEmbedder:
         middle = len(images) // 2
         return [part for half in (images[:middle], images[middle:]) for part in self._fitting(half, output, wanted)]
 
-    def _encode(
-        self, images: Sequence[npt.NDArray[np.uint8]], output: OutputSpec, wanted: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The pooled vector (n, d), the CLIP projection (n, p), and patch tokens (n, t, w), (n, 0) where not wanted."""
+    def _encode(self, images: Sequence[GreyArray], output: OutputSpec, wanted: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Return pooled vectors (n, d), CLIP projections (n, p), and patch tokens (n, t, w), or (n, 0)."""
         pixels = self._pixels(images).to(self.device, self.dtype)
         network = self.network
         alone = output.pooling == "projected" and not wanted and isinstance(network, ImageEncoder)
@@ -147,7 +144,7 @@ class RemoteClipEmbedder:
         pooled = projected if output.pooling == "projected" else tokens.float().mean(dim=1)
         return pooled, projected, tokens[:, 1:].float() if wanted else pooled[:, :0]
 
-    def _pixels(self, images: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
+    def _pixels(self, images: Sequence[GreyArray]) -> Tensor:
         if self.resizes:
             return resize_on_device(images, self.size.image_px, self.device)
         if self.transform is None:
@@ -159,23 +156,18 @@ class RemoteClipEmbedder:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What one forward pass gives of a patch."""
+    """Results of one forward pass for a patch."""
 
     array: FloatArray
-    """The output that was asked for."""
+    """The requested output."""
     projected: FloatArray
     """The CLIP projection (d,)."""
     tokens: FloatArray | None
-    """The token grid (d, rows, cols), where it was asked for."""
+    """The token grid (d, rows, cols), if requested."""
 
 
 def _stitched(tokens: FloatArray, chips: Chips) -> FloatArray:
-    """Patch tokens of one patch's chips (n, t, w) side by side."""
+    """Stitch the patch tokens of one patch's chips (n, t, w)."""
     n, t, width = tokens.shape
     side = round(t**0.5)
     return stitch(list(tokens.reshape(n, side, side, width)), chips)
-
-
-def _mean(vectors: FloatArray) -> FloatArray:
-    mean: FloatArray = vectors[0].copy() if len(vectors) == 1 else vectors.mean(axis=0, dtype=np.float32)
-    return mean

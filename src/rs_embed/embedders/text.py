@@ -1,19 +1,23 @@
-"""Texts to vectors of the CLIP projection, alone or in a template's frame."""
+"""The text side of a model: its tower with its tokenizer, templates, and their loading."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from rs_embed.arrays import FloatArray
+from rs_embed.clip.checkpoint import open_checkpoint
 from rs_embed.clip.model import TextTower
 from rs_embed.clip.tokenizer import Tokenizer
-from rs_embed.errors import ModelError, SpecError
-
-FloatArray = npt.NDArray[np.float32]
+from rs_embed.digest import digest_of
+from rs_embed.embedders.cards import ModelCard
+from rs_embed.embedders.loading import find_device, find_weights
+from rs_embed.errors import CheckpointError, ModelError, SpecError
+from rs_embed.files import FileMemo
 
 RS_TEMPLATES = (
     "a satellite image of a {}",
@@ -25,7 +29,7 @@ RS_TEMPLATES = (
     "a remote sensing image of a {}",
     "a remote sensing image of the {}",
 )
-"""Eight do as well as a hundred; see `benchmarks/bench_whurs19.py`."""
+"""Eight sentences, which are as good as a hundred: see `benchmarks/bench_whurs19.py`."""
 
 _BATCH = 256
 
@@ -45,34 +49,32 @@ class TextEmbedder:
 
     @property
     def logit_scale(self) -> float:
-        """What the model multiplies a cosine by before a softmax."""
+        """Factor that the model multiplies a cosine by before a softmax."""
         return float(self.tower.logit_scale.exp())
 
     def embed(self, texts: Sequence[str], frames: Sequence[str] | None) -> FloatArray:
-        """(n, d): the text itself where `frames` is None, else the unit mean over its frames."""
+        """Embed texts as they are if `frames` is None, else as the unit mean over the frames: (n, d)."""
         if frames is None:
             return self._encode(texts)
         framed = self._encode([frame.replace("{}", text) for text in texts for frame in frames])
         return unit(unit(framed).reshape(len(texts), len(frames), -1).mean(axis=1))
 
     def unknown_words(self, text: str) -> tuple[str, ...]:
-        """Words of a text that the vocabulary does not have, and that say something of what a place looks like."""
+        """Return the words of a text that the vocabulary lacks, without articles and prepositions."""
         unknown = self.tokenizer.unknown_words(text)
         return tuple(word for word in unknown if word not in _SMALL_WORDS and any(map(str.isalnum, word)))
 
     def reads(self, text: str) -> bool:
-        """Whether the vocabulary has a word of it."""
+        """Return whether the vocabulary has at least one word of a text."""
         return len(self.unknown_words(text)) < len(text.split())
 
     def remarks(self, text: str) -> list[str]:
-        """What is lost of a text, one sentence each."""
+        """Return one sentence for each part of a text that the model cannot read."""
         unknown = self.unknown_words(text)
         found = []
         if unknown:
             words = ", ".join(map(repr, unknown))
-            found.append(
-                f"{self.model} does not know the word(s) {words} of {text!r}: what they mean is not in the vector"
-            )
+            found.append(f"{self.model} does not know the word(s) {words} of {text!r}: the vector ignores them")
         tokens, room = self.tokenizer.count(text), self.tower.config.context
         if tokens > room:
             found.append(f"{self.model} reads {room} tokens, and {text[:40]!r}… has {tokens}: its end is cut off")
@@ -86,7 +88,7 @@ class TextEmbedder:
 
 
 def frames_of(template: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    """The sentences of a template: `"rs"` are eight of remote sensing, None is the text as it is.
+    """Return the sentences of a template: eight of remote sensing for `"rs"`, None for the text as it is.
 
     Raises:
         SpecError: for a sentence without `{}`.
@@ -102,22 +104,77 @@ def frames_of(template: str | Sequence[str] | None) -> tuple[str, ...] | None:
 
 
 def check_texts(texts: str | Sequence[str]) -> list[str]:
-    """One text or several as a list.
+    """Return one text or several as a list.
 
     Raises:
-        ModelError: for an empty text, or something that is no text.
+        ModelError: for an empty text, or a value that is not a text.
     """
     found = [texts] if isinstance(texts, str) else list(texts)
     for position, text in enumerate(found):
         if not isinstance(text, str) or not text.strip():
-            raise ModelError(f"texts[{position}] must be a text that is not empty, got {text!r}")
+            raise ModelError(f"texts[{position}] must be a non-empty text, got {text!r}")
     if not found:
         raise ModelError("texts is empty: give at least one")
     return found
 
 
 def unit(vectors: FloatArray) -> FloatArray:
-    """Each row to length 1; a row of zeros stays."""
+    """Scale each row to length 1; a row of zeros stays."""
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     scaled: FloatArray = (vectors / np.maximum(length, np.finfo(np.float32).tiny)).astype(np.float32)
     return scaled
+
+
+@dataclass(frozen=True, slots=True)
+class _LoadedTexts:
+    """A text tower in memory, with its tokenizer."""
+
+    tower: TextTower
+    sha256: str
+    tokenizer: Tokenizer
+
+
+_loaded: FileMemo[_LoadedTexts] = FileMemo()
+
+
+def load_text_embedder(card: ModelCard, *, checkpoint: str | Path | None, device: str) -> TextEmbedder:
+    """Load the text side of a model, from its default checkpoint or another; the image tower is not read.
+
+    Raises:
+        CheckpointError: when weights or tokenizer are missing or do not fit each other.
+        ModelError: for a device that this machine lacks, or a model object, whose tokenizer is unknown.
+    """
+    if checkpoint is not None and not isinstance(checkpoint, (str, Path)):
+        raise ModelError(
+            f"texts need a checkpoint that is a path or hub repo, got a {type(checkpoint).__qualname__}: its tokenizer "
+            "is unknown"
+        )
+    reference = card.checkpoint if checkpoint is None else str(checkpoint)
+    where = find_device(device)
+    weights = find_weights(reference)
+    loaded = _loaded.get(weights, lambda: _load_texts(weights, where), str(where))
+    return TextEmbedder(
+        model=card.name, tower=loaded.tower, tokenizer=loaded.tokenizer, device=where, weights_sha256=loaded.sha256
+    )
+
+
+def _load_texts(file: Path, device: torch.device) -> _LoadedTexts:
+    from rs_embed.clip.hub import resolve_tokenizer  # its client takes a tenth of a second to import
+
+    digest = digest_of(file)  # beside the reading
+    checkpoint = open_checkpoint(file)
+    tokenizer, vocabulary = resolve_tokenizer(file), checkpoint.config.text.vocabulary
+    if tokenizer.rules.get_vocab_size() != vocabulary:
+        raise CheckpointError(
+            f"{file} has a vocabulary of {vocabulary}, and its tokenizer one of {tokenizer.rules.get_vocab_size()}: "
+            "put the tokenizer.json that belongs to it beside it"
+        )
+    return _LoadedTexts(checkpoint.load_text().to(device), digest.result(), tokenizer)
+
+
+def likelihoods(images: FloatArray, texts: FloatArray, scale: float) -> FloatArray:
+    """Return the softmax over unit texts (t, d) for each unit image (n, d): (n, t), rows sum to 1."""
+    logits = scale * images @ texts.T
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares: FloatArray = odds / odds.sum(axis=1, keepdims=True)
+    return shares

@@ -1,36 +1,66 @@
-"""A ready model object passed as `checkpoint=`: an open_clip model, an `rshf.remoteclip.RemoteCLIP`, anything that
-encodes images.
+"""Model objects passed as `checkpoint=`: an open_clip model, an `rshf.remoteclip.RemoteCLIP`, any image encoder.
 
-What it can do is read from its parts once, when it is wrapped: a ViT image tower with a class embedding shows its
-tokens; everything else gives one vector an image.
+A ViT image tower with a class embedding returns its tokens as well; any other object returns one vector for an image.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from rs_embed.embedders.base import ImageEncoder, PixelTransform, TokenEncoder
+from rs_embed.arrays import GreyArray
 from rs_embed.embedders.chips import ChipSize
 from rs_embed.errors import ModelError
 
 
+@runtime_checkable
+class TokenEncoder(Protocol):
+    """A network that returns its tokens."""
+
+    def tokens(self, pixels: Tensor, /) -> Tensor:
+        """Return the tokens of the last block, CLS first: (n, 3, px, px) to (n, t, w)."""
+        ...
+
+    def project(self, tokens: Tensor, /) -> Tensor:
+        """Return the CLIP projection of those tokens: (n, t, w) to (n, d)."""
+        ...
+
+
+@runtime_checkable
+class ImageEncoder(Protocol):
+    """A network that returns one vector for an image."""
+
+    def encode_image(self, pixels: Tensor, /) -> Tensor:
+        """Return the CLIP projection of images: (n, 3, px, px) to (n, d)."""
+        ...
+
+
+@runtime_checkable
+class PixelTransform(Protocol):
+    """A network with its own preprocessing, which is used instead of CLIP's."""
+
+    def transform(self, rgb: GreyArray, image_size: int, /) -> Tensor:
+        """Preprocess an image: (y, x, 3) uint8 to (3, image_size, image_size) f32."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class WrappedEncoder:
-    """An object that encodes images and shows no tokens."""
+    """An object that encodes images and returns no tokens."""
 
     encoder: ImageEncoder
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """The object's own image embedding: (n, 3, px, px) to (n, d)."""
+        """Return the object's image embedding: (n, 3, px, px) to (n, d)."""
         return self.encoder.encode_image(pixels)
 
 
 @dataclass(frozen=True, slots=True)
 class WrappedViT:
-    """An object whose image tower is a ViT: its tokens are caught where the transformer returns them."""
+    """An object whose image tower is a ViT: a hook on the transformer captures its tokens."""
 
     encoder: ImageEncoder
     transformer: nn.Module
@@ -38,7 +68,7 @@ class WrappedViT:
     proj: Tensor
 
     def tokens(self, pixels: Tensor) -> Tensor:
-        """Tokens of the last block, CLS first: (n, 3, px, px) to (n, t, w)."""
+        """Return the tokens of the last block, CLS first: (n, 3, px, px) to (n, t, w)."""
         caught: list[Tensor] = []
         hook = self.transformer.register_forward_hook(lambda _module, _inputs, output: caught.append(output))
         try:
@@ -48,12 +78,12 @@ class WrappedViT:
         return caught[0]
 
     def project(self, tokens: Tensor) -> Tensor:
-        """CLS through `ln_post` and the CLIP projection: (n, t, w) to (n, d)."""
+        """Project CLS through `ln_post` and the CLIP projection: (n, t, w) to (n, d)."""
         out: Tensor = self.ln_post(tokens[:, 0]) @ self.proj
         return out
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """The object's own image embedding: (n, 3, px, px) to (n, d)."""
+        """Return the object's image embedding: (n, 3, px, px) to (n, d)."""
         return self.encoder.encode_image(pixels)
 
 

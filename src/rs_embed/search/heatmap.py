@@ -15,8 +15,7 @@ import numpy as np
 from rs_embed.api import fetch_patch, get_embeddings_batch
 from rs_embed.arrays import BoolArray, FloatArray
 from rs_embed.embedders.cards import find_card
-from rs_embed.embedders.loading import load_text_embedder
-from rs_embed.embedders.text import check_texts, unit
+from rs_embed.embedders.text import check_texts, load_text_embedder, unit
 from rs_embed.embedding import Embedding
 from rs_embed.errors import ModelError, NoImageryError, SpecError
 from rs_embed.files import atomic_write

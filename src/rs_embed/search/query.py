@@ -21,13 +21,11 @@ import numpy.typing as npt
 from rs_embed.api import get_embedding
 from rs_embed.arrays import FloatArray
 from rs_embed.embedders.cards import find_card
-from rs_embed.embedders.loading import load_text_embedder
-from rs_embed.embedders.text import TextEmbedder, check_texts, frames_of, unit
+from rs_embed.embedders.text import TextEmbedder, check_texts, frames_of, likelihoods, load_text_embedder, unit
 from rs_embed.embedding import Embedding
 from rs_embed.errors import ModelError, SpecError
 from rs_embed.search.concepts import Concepts, fit_direction
 from rs_embed.specs import OutputSpec
-from rs_embed.texts import likelihoods
 
 if TYPE_CHECKING:
     from rs_embed.export.request import ExportRequest

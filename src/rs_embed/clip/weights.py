@@ -1,8 +1,9 @@
-"""From a checkpoint's reference to a file on this machine; an existing path wins over a hub repo of the same name."""
+"""The weights file that a reference names: a path, which wins over a hub repo of the same name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from rs_embed.errors import CheckpointError, missing_core
@@ -12,23 +13,28 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
 def resolve(reference: str) -> Path:
-    """The weights file that a reference names, downloaded where it is not on this machine yet.
+    """Return the weights file that a reference names, downloaded if it is not on this machine yet.
 
     Raises:
-        CheckpointError: when it cannot be had, with how to get it.
+        CheckpointError: when it cannot be found or downloaded, with the remedy.
     """
     if (local := local_file(reference)) is not None:
         return local
     try:
-        from rs_embed.clip.hub import fetch  # its client takes a tenth of a second to import
+        from rs_embed.clip import hub  # its client takes a tenth of a second to import
     except ModuleNotFoundError as error:
         raise missing_core(error) or error from error
-    return fetch(_bare(reference))
+    repo = hub.parse(_without_prefix(reference))
+    if (snapshot := hub.snapshot(repo)) is not None:
+        with suppress(CheckpointError):  # only other files of the repo are cached
+            return find_file(snapshot, repo.file)
+    names = hub.list_files(repo)
+    return hub.download_weights(repo, choose_file(names, str(repo)) if repo.file is None else repo.file, names)
 
 
 def local_file(reference: str) -> Path | None:
-    """The file on this machine that a reference names, or None where it can only be a repo."""
-    text = _bare(reference)
+    """Return the file on this machine that a reference names, or None if it can only be a hub repo."""
+    text = _without_prefix(reference)
     if not text:
         return None  # Path("") would be the working folder
     path = Path(text).expanduser()
@@ -42,15 +48,15 @@ def local_file(reference: str) -> Path | None:
     return None
 
 
-def _bare(reference: str) -> str:
+def _without_prefix(reference: str) -> str:
     return reference.removeprefix("hf:").strip()
 
 
 def choose_file(names: Iterable[str], where: str) -> str:
-    """The weights file among the names of a folder or repo.
+    """Return the weights file among the names of a folder or repo.
 
     Raises:
-        CheckpointError: when there is none, several that could be meant, or only parts of one.
+        CheckpointError: when it has no weights, several files of them, or only parts of a file.
     """
     top = [name for name in names if "/" not in name and name.endswith(_SUFFIXES)]
     for name in PREFERRED:
@@ -66,10 +72,10 @@ def choose_file(names: Iterable[str], where: str) -> str:
 
 
 def find_file(folder: Path, name: str | None = None) -> Path:
-    """The weights file of a folder; `name` chooses one of several and cannot lead out of it.
+    """Return the weights file of a folder; `name` chooses one of several and cannot point outside it.
 
     Raises:
-        CheckpointError: when there is none.
+        CheckpointError: when the folder has none.
     """
     if name is None:
         return folder / choose_file((path.name for path in folder.iterdir()), str(folder))

@@ -13,9 +13,9 @@ from rs_embed.arrays import FloatArray
 from rs_embed.clip.checkpoint import open_checkpoint
 from rs_embed.clip.model import Activation
 from rs_embed.embedders.cards import find_card
-from rs_embed.embedders.loading import find_weights, load_embedder, load_text_embedder
+from rs_embed.embedders.loading import find_weights, load_embedder
 from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
-from rs_embed.embedders.text import RS_TEMPLATES, TextEmbedder, unit
+from rs_embed.embedders.text import RS_TEMPLATES, TextEmbedder, load_text_embedder, unit
 from rs_embed.specs import OutputSpec
 
 PROBE_CHIPS = 5000

@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 S = TypeVar("S")
@@ -28,21 +29,21 @@ class ConsumerGone(Exception):
     """Raised in a producer's thread once nobody takes its items any more."""
 
 
+@dataclass(eq=False, slots=True)
 class Channel(Generic[T]):
-    """Items on their way from background threads to one consumer.
+    """Items on their way from background threads to one consumer."""
 
-    Args:
-        limit: items in the making or waiting; one item always fits.
-        limit_bytes: bytes that they may take; one item always fits, however large.
-    """
-
-    def __init__(self, limit: int, limit_bytes: int = sys.maxsize) -> None:
-        self._limit, self._limit_bytes = limit, limit_bytes
-        self._count = self._bytes = 0
-        self._changed = threading.Condition()
-        self._items: queue.SimpleQueue[tuple[Future[T], int] | None] = queue.SimpleQueue()
-        self.is_closed = False
-        """True once nobody takes items any more."""
+    limit: int
+    """Items in the making or waiting; one item always fits."""
+    limit_bytes: int = sys.maxsize
+    """Bytes that they may take; one item always fits, however large."""
+    is_closed: bool = field(default=False, init=False)
+    """True once nobody takes items any more."""
+    items: queue.SimpleQueue[tuple[Future[T], int] | None] = field(default_factory=queue.SimpleQueue, init=False)
+    """Items that have their room, each with its size; they may still be in the making. None as a producer ends."""
+    _count: int = field(default=0, init=False)
+    _bytes: int = field(default=0, init=False)
+    _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
 
     def enter(self, size: int = 0, *, wait: bool = True) -> bool:
         """Take room for an item of `size` bytes, and wait for it if `wait`; return False if there is none.
@@ -52,7 +53,7 @@ class Channel(Generic[T]):
         """
         with self._changed:
             while not self.is_closed and self._count > 0:
-                if self._count < self._limit and self._bytes + size <= self._limit_bytes:
+                if self._count < self.limit and self._bytes + size <= self.limit_bytes:
                     break
                 if not wait:
                     return False
@@ -78,12 +79,8 @@ class Channel(Generic[T]):
             return False
         done: Future[T] = Future()
         done.set_result(item)
-        self.deliver(done)
+        self.items.put((done, 0))
         return True
-
-    def deliver(self, item: Future[T], size: int = 0) -> None:
-        """Hand over an item that has its room already; it may still be in the making."""
-        self._items.put((item, size))
 
     def consume(self, producers: Sequence[Callable[[], None]]) -> Generator[T, None, None]:
         """Run each producer in a thread, and yield what they hand over until all have returned."""
@@ -92,7 +89,7 @@ class Channel(Generic[T]):
                 threading.Thread(target=self._run, args=(produce,), name="rs-embed-background", daemon=True).start()
             running = len(producers)
             while running:
-                message = self._items.get()
+                message = self.items.get()
                 if message is None:
                     running -= 1
                     continue
@@ -112,9 +109,9 @@ class Channel(Generic[T]):
         except BaseException as error:  # noqa: BLE001  (the consumer raises it)
             failed: Future[T] = Future()
             failed.set_exception(error)
-            self.deliver(failed)
+            self.items.put((failed, 0))
         finally:
-            self._items.put(None)
+            self.items.put(None)
 
 
 def in_background(items: Iterable[T], limit: int) -> Generator[T, None, None]:
@@ -159,13 +156,13 @@ def map_in_background(
                     channel.enter(size)
                     result: Future[T] = Future()
                     if ordered:
-                        channel.deliver(result, size)
+                        channel.items.put((result, size))
                 try:
                     result.set_result(work(item))
                 except BaseException as error:  # noqa: BLE001  (the consumer raises it)
                     result.set_exception(error)
                 if not ordered:
-                    channel.deliver(result, size)
+                    channel.items.put((result, size))
         finally:
             with taking:
                 if isinstance(iterator, Generator):

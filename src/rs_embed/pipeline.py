@@ -90,7 +90,12 @@ def embed_all(
         outcomes = embed_prepared(embedder, by_position, prepared, stop_on_error=stop_on_error)
         for outcome in _with_bar(outcomes, len(requests)) if progress else outcomes:
             results[outcome.position] = outcome.result
-    _log_warnings(results)
+    kinds: dict[str, list[str]] = {}
+    for result in results:
+        for text in result.meta["warnings"] if isinstance(result, Embedding) else ():
+            kinds.setdefault(text.split(":")[0], []).append(text)
+    for first, *more in kinds.values():  # each kind once, whatever the number of places
+        _log.warning("%s%s", first, f" (and {len(more)} more of this kind, see meta['warnings'])" if more else "")
     failures = [r for r in results if isinstance(r, EmbeddingFailure)]
     if failures and stop_on_error:
         error: RSEmbedError = failures[0].error
@@ -230,14 +235,3 @@ def _outcomes(
         result = build_embedding(embedder, request, chips, patch, encoded.array, place.checks)
         grid = token_grid(request, chips, patch, encoded.tokens) if with_tokens and encoded.tokens is not None else None
         yield Outcome(place.position, result, encoded.projected, place.summary, grid)
-
-
-def _log_warnings(results: Iterable[Result | None]) -> None:
-    """Log each kind of warning once for a whole run, with the number of places it applies to."""
-    texts: dict[str, list[str]] = {}
-    for result in results:
-        if isinstance(result, Embedding):
-            for text in result.meta["warnings"]:
-                texts.setdefault(text.split(":")[0], []).append(text)
-    for first, *more in texts.values():
-        _log.warning("%s%s", first, f" (and {len(more)} more of this kind, see meta['warnings'])" if more else "")

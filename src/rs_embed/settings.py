@@ -3,43 +3,63 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from rs_embed.errors import RSEmbedError
 
-FETCH_WORKERS = "RS_EMBED_REMOTECLIP_FETCH_WORKERS"
-BATCH_SIZE = "RS_EMBED_REMOTECLIP_BATCH_SIZE"
 BACKEND = "RS_EMBED_BACKEND"
-CACHE_DIR = "RS_EMBED_CACHE_DIR"
-CACHE_GB = "RS_EMBED_CACHE_GB"
-
-DEFAULT_BACKEND = "earth-search"
 
 
-def fetch_workers() -> int:
-    """Return the number of requests that a provider may have in flight (default 8)."""
-    return _positive_int(FETCH_WORKERS, 8)
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Environment variable that holds a whole number of at least 1."""
+
+    variable: str
+    default: int
+
+    def __call__(self) -> int:
+        """Return its value, or the default where it is not set.
+
+        Raises:
+            RSEmbedError: for any other value.
+        """
+        text = os.environ.get(self.variable, "").strip()
+        try:
+            value = int(text) if text else self.default
+        except ValueError:
+            value = 0
+        if value < 1:
+            raise RSEmbedError(
+                f"{self.variable}={text!r} is not a whole number of at least 1; unset it for {self.default}"
+            )
+        return value
+
+
+fetch_workers = Count("RS_EMBED_REMOTECLIP_FETCH_WORKERS", 8)
+"""Number of requests that a provider may have in flight."""
+_cache_gb = Count("RS_EMBED_CACHE_GB", 20)
 
 
 def batch_size(device_type: str) -> int:
     """Return the number of chips in one forward pass (default 8 on a CPU, 64 on CUDA)."""
-    return _positive_int(BATCH_SIZE, 64 if device_type == "cuda" else 8)
+    return Count("RS_EMBED_REMOTECLIP_BATCH_SIZE", 64 if device_type == "cuda" else 8)()
 
 
 def default_backend() -> str:
     """Return the backend that `"auto"` stands for."""
-    return os.environ.get(BACKEND, "").strip() or DEFAULT_BACKEND
+    return os.environ.get(BACKEND, "").strip() or "earth-search"
 
 
 def cache_dir() -> Path | None:
     """Return the folder where fetched patches are kept; None when they are not kept."""
-    value = os.environ.get(CACHE_DIR, "").strip()
+    value = os.environ.get("RS_EMBED_CACHE_DIR", "").strip()
     return Path(value).expanduser() if value else None
 
 
 def cache_limit_bytes() -> int:
     """Return the size to which that folder may grow, in bytes (default 20 GB)."""
-    return _positive_int(CACHE_GB, 20) * 10**9
+    return _cache_gb() * 10**9
 
 
 def hub_cache_dir() -> Path | None:
@@ -58,16 +78,3 @@ def hub_cache_dir() -> Path | None:
             folder = Path(value).expanduser()
             return folder / child if child else folder
     return None
-
-
-def _positive_int(variable: str, default: int) -> int:
-    text = os.environ.get(variable, "").strip()
-    if not text:
-        return default
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise RSEmbedError(f"{variable}={text!r} is not a whole number of at least 1; unset it for {default}")
-    return value

@@ -12,7 +12,7 @@ import numpy as np
 from rs_embed.arrays import FloatArray
 from rs_embed.cli.options import check_ending
 from rs_embed.cli.places import NamedPlace
-from rs_embed.embedding import Embedding, EmbeddingFailure, describe_place
+from rs_embed.embedding import Embedding, EmbeddingFailure, as_dict
 from rs_embed.errors import SpecError
 from rs_embed.files import atomic_write
 from rs_embed.specs import OutputSpec
@@ -46,7 +46,7 @@ def to_json(places: Sequence[NamedPlace], results: Results) -> str:
 
 def record_head(named: NamedPlace, result: Embedding | EmbeddingFailure) -> dict[str, Any]:
     """Return `{id, place, ok}` of a result, and its `error` if it failed."""
-    head = {"id": named.id, "place": describe_place(named.place)}
+    head = {"id": named.id, "place": as_dict(named.place)}
     if isinstance(result, EmbeddingFailure):
         return {**head, "ok": False, "error": {"type": type(result.error).__name__, "message": str(result.error)}}
     return {**head, "ok": True}

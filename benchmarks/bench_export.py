@@ -66,10 +66,10 @@ class _Embedder(RemoteClipEmbedder):
         return _Preparation((0, 1), ChipSize(32, 32))
 
     def start(
-        self, patches: Sequence[Chips], output: OutputSpec, *, with_tokens: bool = False
+        self, patches: Sequence[Chips], output: OutputSpec, *, step: int, with_tokens: bool = False
     ) -> Callable[[], list[Encoded]]:
         return lambda: [
-            Encoded(np.ones(LENGTHS.embedding, np.float32), np.ones(LENGTHS.projected, np.float32), None)
+            Encoded(np.ones(LENGTHS.embedding, np.float32), np.ones(LENGTHS.projected, np.float32), None, (0, 0, 0))
             for _ in patches
         ]
 

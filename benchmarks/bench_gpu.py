@@ -51,7 +51,7 @@ def _seconds(
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
 
     def run_ours() -> None:
-        ours.encode_image(normalise(chips, device).to(kind)).float().cpu()
+        ours.encode_image(normalise(chips).to(device, kind)).float().cpu()
 
     def run_theirs() -> None:
         pixels = torch.from_numpy(np.stack(chips)).permute(0, 3, 1, 2).float().div_(255)

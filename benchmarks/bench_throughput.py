@@ -78,8 +78,8 @@ def _measure(name: str, provider: Provider, n: int) -> str:
         whole_s = time.perf_counter() - started
         fetch_s, prepared = _fetch_alone(DatasetFolder(out), embedder.preparation, provider)
         started = time.perf_counter()
-        for ready, requests in prepared:
-            list(embed_prepared(embedder, requests, ready))
+        for ready, _ in prepared:
+            list(embed_prepared(embedder, ready, step=8))
         embed_s = time.perf_counter() - started
     serial, slower = n / (fetch_s + embed_s), n / max(fetch_s, embed_s)
     quarters = ", ".join(f"{min(_SEEN, key=lambda s: abs(s[0] - n * k / 4))[1]:.2f}" for k in (1, 2, 3, 4))

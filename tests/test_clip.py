@@ -13,8 +13,19 @@ from PIL import Image
 
 from fakes import SMALL, state_dict, towers
 from rs_embed import OutputSpec
-from rs_embed.clip.model import ClipConfig, TextConfig, VisionConfig
-from rs_embed.clip.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize_and_crop, resize_on_device, to_uint8
+from rs_embed.clip.device import chips_of, histograms_of, pin
+from rs_embed.clip.kernels import fuse_gelu
+from rs_embed.clip.model import ClipConfig, TextConfig, VisionConfig, VisionTower, initialise
+from rs_embed.clip.preprocess import (
+    CLIP_MEAN,
+    CLIP_STD,
+    grey_histogram,
+    normalise,
+    resize_and_crop,
+    standardise,
+    to_uint8,
+)
+from rs_embed.clip.resample import resize_and_crop_levels
 from rs_embed.clip.tokenizer import Tokenizer, clip_rules
 from rs_embed.embedders.cards import find_card
 from rs_embed.embedders.loading import load_embedder
@@ -214,31 +225,88 @@ def test_the_merges_are_those_of_open_clip(open_clip):
     assert ours == {k: i for k, i in theirs.items() if not k.startswith(("<start_of", "<end_of", "<|"))}
 
 
-def test_resizing_on_the_device_is_near_to_pillow():
+SHAPES = (
+    *((410, 410), (64, 96), (224, 300), (300, 224), (224, 224), (120, 121), (1, 1), (3, 7), (700, 231), (231, 700)),
+    *((809, 269), (1400, 500), (1300, 1299), (30, 500), (500, 30), (4000, 40), (9, 1000), (2600, 700)),
+)
+"""Heights and widths: enlarged and reduced, of all aspects, with few and many coefficients a pixel."""
+
+
+def pillow_chip(rgb, side=224):
+    """Return what torchvision's Resize and CenterCrop give of a PIL image, whatever its aspect."""
+    height, width = rgb.shape[:2]
+    size = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
+    left, top = round((size[0] - side) / 2.0), round((size[1] - side) / 2.0)
+    image = Image.fromarray(rgb).resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(image.crop((left, top, left + side, top + side)))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize("contrast", ["noise", "black and white"])
+def test_products_resize_as_pillow_does_bit_for_bit(shape, contrast):
+    rgb = np.random.default_rng(shape).integers(0, 256, (*shape, 3)).astype(np.uint8)
+    if contrast == "black and white":  # overshoots on both sides
+        rgb = (rgb > 127).astype(np.uint8) * 255
+    got = resize_and_crop_levels(torch.from_numpy(rgb).permute(2, 0, 1), 224).permute(1, 2, 0)
+    np.testing.assert_array_equal(got.numpy(), pillow_chip(rgb))
+    np.testing.assert_array_equal(resize_and_crop(rgb, 224), pillow_chip(rgb))
+
+
+@pytest.mark.parametrize("dn_range", [(0.0, 10_000.0), (0.0, 2750.0), (500.0, 3000.0)])
+def test_the_device_stretches_every_value_as_the_host_does(dn_range):
+    dn = np.arange(3 * 160 * 160, dtype=np.float32).reshape(3, 160, 160) * 0.5 - 1000
+    for values in (dn, dn.clip(0).astype(np.uint16), dn.astype(np.int16), dn.astype(np.int64)):
+        got = chips_of([pin(values, pinned=False)], dn_range, 160, torch.device("cpu"))[0]
+        np.testing.assert_array_equal(got.permute(1, 2, 0).numpy(), to_uint8(values, dn_range))
+
+
+def test_patches_of_many_shapes_and_types_keep_their_order_on_the_device():
     rng = np.random.default_rng(0)
-    images = [
-        rng.integers(0, 256, (h, w, 3)).astype(np.uint8) for h, w in ((410, 410), (224, 300), (410, 410), (64, 96))
+    dn = [
+        rng.integers(0, 12_000, (3, *shape)).astype(kind)
+        for shape, kind in zip(SHAPES[:7] * 2, [np.uint16, np.float32] * 7, strict=True)
     ]
-    exact = normalise([resize_and_crop(image, 224) for image in images])
-    near = resize_on_device(images, 224)
-    assert near.shape == exact.shape
-    level = 1 / 255 / torch.tensor(CLIP_STD).view(1, 3, 1, 1)
-    apart = ((near - exact).abs() / level).round()
-    assert apart.max() <= 2
-    assert (apart > 0).float().mean() < 0.02
-    torch.testing.assert_close(resize_on_device([images[1]], 224)[0], near[1])
+    levels = chips_of([pin(values, pinned=False) for values in dn], (0, 10_000), 224, torch.device("cpu"))
+    chips = [resize_and_crop(to_uint8(values, (0, 10_000)), 224) for values in dn]
+    np.testing.assert_array_equal(levels.permute(0, 2, 3, 1).numpy(), np.stack(chips))
+    counts = [np.bincount(chip.ravel(), minlength=256) for chip in chips]
+    np.testing.assert_array_equal(histograms_of(levels).numpy(), np.stack(counts))
+    np.testing.assert_array_equal(grey_histogram(chips), np.sum(counts, axis=0))
+    torch.testing.assert_close(standardise(levels), normalise(chips), rtol=0, atol=0)
 
 
-def test_an_embedder_that_resizes_on_its_device_gives_nearly_the_same(small):
+@pytest.mark.parametrize("prep", ["resize", "tile"])
+@pytest.mark.parametrize("output", [OutputSpec.pooled(), OutputSpec.pooled("projected"), OutputSpec.grid()], ids=str)
+def test_an_embedder_that_is_given_dn_sees_the_same_chips(small, prep, output):
     card = find_card("remoteclip_s2rgb")
-    exact = load_embedder(card, checkpoint=small, device="cpu", precision="fp32")
-    near = replace(exact, resizes=True)
-    dn = np.random.default_rng(0).integers(1, 5000, (3, 410, 300)).astype(np.uint16)
-    vectors = [
-        e.embed([e.preparation.cut(dn, fill_value=0.0, prep=prep)], OutputSpec.pooled("projected"))[0]
-        for e in (exact, near)
-        for prep in ("resize", "tile")
-    ]
-    cosine = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(vectors[:2], vectors[2:], strict=True)]
-    assert min(cosine) > 0.999
-    assert "on the device" in near.preprocess
+    embedder = load_embedder(card, checkpoint=small, device="cpu", precision="fp32")
+    dn = np.random.default_rng(0).integers(1, 5000, (3, 410, 300)).astype(np.float32)
+    dn[:, :60, :60] = np.nan
+    found = []
+    for stage in ("chips", "dn"):
+        preparation = replace(embedder.preparation, stage=stage)
+        [encoded] = embedder.encode([preparation.cut(dn, fill_value=0.0, prep=prep)], output)
+        found.append(encoded)
+    np.testing.assert_array_equal(found[0].array, found[1].array)
+    assert found[0].levels == found[1].levels
+    assert found[0].levels[2] > found[0].levels[1] > 0
+
+
+def test_the_epilogue_of_cuda_computes_gelu_within_half_precision():
+    config = VisionConfig(width=192, layers=2, heads=3, patch_px=32, image_px=64)
+    exact, fused = (VisionTower(config, 64, "gelu") for _ in range(2))
+    initialise(exact, 0)
+    fused.load_state_dict(exact.state_dict())
+    fuse_gelu(fused)
+    pixels = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        a, b = exact.encode_image(pixels), fused.encode_image(pixels)
+    assert torch.nn.functional.cosine_similarity(a, b).min() > 0.999999
+
+
+def test_quick_gelu_is_not_fused():
+    tower = VisionTower(VisionConfig(width=192, layers=1, heads=3, patch_px=32, image_px=64), 64, "quick_gelu")
+    initialise(tower, 0)
+    before = tower.encode_image(torch.ones(1, 3, 64, 64))
+    fuse_gelu(tower)
+    assert torch.equal(tower.encode_image(torch.ones(1, 3, 64, 64)), before)

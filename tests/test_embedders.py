@@ -364,10 +364,10 @@ class OnCuda:
     def __getattr__(self, name: str) -> object:
         return getattr(self.embedder, name)
 
-    def start(self, chips, output, *, with_tokens):
+    def start(self, chips, output, *, step, with_tokens):
         number = sum(event.startswith("start") for event in self.events)
         self.events.append(f"start {number}")
-        finish = self.embedder.start(chips, output, with_tokens=with_tokens)
+        finish = self.embedder.start(chips, output, step=step, with_tokens=with_tokens)
 
         def noted():
             self.events.append(f"finish {number}")
@@ -384,7 +384,7 @@ def test_a_gpu_is_given_the_next_group_before_the_last_is_waited_for(small, monk
 
     def run(subject: object) -> list[np.ndarray]:
         ready = prepare_all(embedder.preparation, requests, enumerate(patches))
-        outcomes = list(embed_prepared(subject, requests, ready))
+        outcomes = list(embed_prepared(subject, ready, step=2))
         assert [o.position for o in outcomes] == list(range(5))
         return [o.result.data for o in outcomes]
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
-
-from rs_embed.arrays import AnyArray
+from rs_embed.embedders.cards import check_input_chw
 from rs_embed.embedding import Embedding, Request, Result
 from rs_embed.errors import ModelError, SpecError
 from rs_embed.grid import place_geobox
 from rs_embed.inspection import inspect_array, save_quicklook
 from rs_embed.models import check_model, load_model
-from rs_embed.patch import Patch, check_input_chw
+from rs_embed.patch import Patch
 from rs_embed.providers.base import PatchRequest, Provider, fetch_patches
 from rs_embed.providers.registry import resolve
 from rs_embed.specs import (
@@ -144,9 +141,8 @@ def get_embeddings_batch(
             model=card.name,
             precision=precision,
             weights_sha256=embedder.digest,
-            pixels_sha256=None if pixels is None else _digest(pixels[i]),
         )
-        for i, (place, time) in enumerate(zip(places, times, strict=True))
+        for place, time in zip(places, times, strict=True)
     ]
     from rs_embed.pipeline import embed_all
 
@@ -305,9 +301,3 @@ def _patch_requests(
         for place, time in zip(places, times, strict=True)
         if place is not None and time is not None
     ]
-
-
-def _digest(array: AnyArray) -> str:
-    found = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
-    found.update(np.ascontiguousarray(array).data)
-    return found.hexdigest()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from rs_embed.embedders.chips import Chips
-    from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
+    from rs_embed.embedders.onthefly_remoteclip import Encoded, RemoteClipEmbedder
 
 FEW_SCENES = 3
 LOW_CLEAR_FRAC = 0.5
@@ -109,7 +109,7 @@ def build_embedding(
     request: Request,
     chips: Chips,
     patch: Patch | None,
-    array: FloatArray,
+    encoded: Encoded,
     input_checks: Mapping[str, Any] | None,
 ) -> Embedding:
     """Return the embedding of one place with its metadata.
@@ -119,16 +119,16 @@ def build_embedding(
         request: the request.
         chips: the images that the model saw.
         patch: the patch that was fetched; None where pixels were passed.
-        array: (d,) for a pooled output, (d, rows, cols) for a token grid.
+        encoded: what the model gave.
         input_checks: report of `check_input`.
     """
-    temporal, sensor = request.temporal, request.sensor
+    temporal, sensor, array = request.temporal, request.sensor, encoded.array
     if request.output.mode == "pooled":
         output = {"output": "pooled", "pooling": embedder.pooling(request.output), "dim": array.shape[0]}
     else:
         output = _grid_facts(array)
     fetched = dict.fromkeys(_FETCHED_KEYS) if patch is None else _fetched_facts(patch, sensor)
-    model_input = _model_input(chips, patch)
+    model_input = _model_input(chips, patch, encoded.levels)
     meta = {
         "model": request.model,
         "type": "on_the_fly",
@@ -220,10 +220,9 @@ def _fetched_facts(patch: Patch, sensor: SensorSpec) -> dict[str, Any]:
     }
 
 
-def _model_input(chips: Chips, patch: Patch | None) -> dict[str, Any]:
-    """Describe the images that the network saw; grey levels are counted, which takes a tenth of the time of sorting."""
-    cumulative = np.cumsum(sum(np.bincount(image.ravel(), minlength=256) for image in chips.images))
-    p02, p50, p98 = (int(np.searchsorted(cumulative, share * cumulative[-1])) for share in (0.02, 0.50, 0.98))
+def _model_input(chips: Chips, patch: Patch | None, levels: tuple[int, int, int]) -> dict[str, Any]:
+    """Describe the images that the network saw."""
+    p02, p50, p98 = levels
     return {
         "p02": p02,
         "p50": p50,

@@ -6,6 +6,7 @@ with the number of places, and a place that fails does not affect the others.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections import deque
@@ -42,6 +43,7 @@ class PreparedPlace(Generic[K]):
     """Place whose pixels are ready for the model."""
 
     position: K
+    request: Request
     chips: Chips
     patch: Patch | None
     """Provenance; its pixels are dropped. None where pixels were passed."""
@@ -83,11 +85,12 @@ def embed_all(
         RSEmbedError: with `stop_on_error`, the first failure; `error.results` holds the finished places.
     """
     at_hand = all(request.backend is None for request in requests)
-    ahead = None if at_hand else settings.batch_size(embedder.device.type)
+    step, on_cuda = settings.batch_size(embedder.device.type, len(requests)), embedder.device.type == "cuda"
+    ahead = None if at_hand and not on_cuda else 2 * step if on_cuda else step
     by_position = dict(enumerate(requests))
     results: list[Result | None] = [None] * len(requests)
     with closing(prepare_all(embedder.preparation, by_position, arrivals, ahead=ahead, at_hand=at_hand)) as prepared:
-        outcomes = embed_prepared(embedder, by_position, prepared, stop_on_error=stop_on_error)
+        outcomes = embed_prepared(embedder, prepared, step=step, stop_on_error=stop_on_error)
         for outcome in _with_bar(outcomes, len(requests)) if progress else outcomes:
             results[outcome.position] = outcome.result
     kinds: dict[str, list[str]] = {}
@@ -147,9 +150,9 @@ def prepare_all(
 
 def embed_prepared(
     embedder: RemoteClipEmbedder,
-    requests: Mapping[K, Request],
     prepared: Iterable[PreparedPlace[K] | Outcome[K]],
     *,
+    step: int,
     stop_on_error: bool = False,
     with_tokens: bool = False,
 ) -> Iterator[Outcome[K]]:
@@ -157,12 +160,12 @@ def embed_prepared(
 
     Args:
         embedder: the model.
-        requests: requests by position.
         prepared: places, and the outcomes of those that failed already.
+        step: chips in one forward pass.
         stop_on_error: end the run at the first failure, once the places in flight are done.
         with_tokens: make token grids beside the vectors.
     """
-    in_flight, step = settings.fetch_workers(), settings.batch_size(embedder.device.type)
+    in_flight = settings.fetch_workers()
     ahead = 1 if embedder.device.type == "cuda" else 0  # a CPU has nothing to overlap with
     batch: list[PreparedPlace[K]] = []
     running: deque[tuple[list[PreparedPlace[K]], Callable[[], list[Encoded]]]] = deque()
@@ -176,12 +179,12 @@ def embed_prepared(
         in_flight -= failed and stop_on_error
         is_last = item is None or in_flight == 0
         if batch and (is_last or sum(len(place.chips.images) for place in batch) >= step):
-            output = requests[batch[0].position].output
-            finish = embedder.start([place.chips for place in batch], output, with_tokens=with_tokens)
+            chips, output = [place.chips for place in batch], batch[0].request.output
+            finish = embedder.start(chips, output, step=step, with_tokens=with_tokens)
             running.append((batch, finish))
             batch = []
         while len(running) > (0 if is_last else ahead):
-            yield from _outcomes(embedder, requests, *running.popleft(), with_tokens)
+            yield from _outcomes(embedder, *running.popleft(), with_tokens)
         if is_last:
             break
 
@@ -197,6 +200,8 @@ def _prepare(
         if isinstance(pixels, RSEmbedError):
             raise pixels
         dn: AnyArray = pixels.dn if isinstance(pixels, Patch) else pixels
+        if request.backend is None:
+            request = replace(request, pixels_sha256=_digest(dn))
         checks = _check(dn, request) if request.sensor.check_input else None
         chips = preparation.cut(dn, fill_value=request.sensor.fill_value, prep=request.input_prep)
     except RSEmbedError as error:
@@ -205,8 +210,19 @@ def _prepare(
     if isinstance(pixels, Patch):  # its pixels are in the chips now: keep an array that takes no memory
         patch = replace(pixels, dn=np.broadcast_to(np.float32(np.nan), dn.shape))
     return PreparedPlace(
-        position=position, chips=chips, patch=patch, checks=checks, summary=summarise(dn) if summarise else None
+        position=position,
+        request=request,
+        chips=chips,
+        patch=patch,
+        checks=checks,
+        summary=summarise(dn) if summarise else None,
     )
+
+
+def _digest(dn: AnyArray) -> str:
+    found = hashlib.sha256(f"{dn.dtype.str}{dn.shape}".encode())
+    found.update(np.ascontiguousarray(dn).data)
+    return found.hexdigest()
 
 
 def _check(dn: AnyArray, request: Request) -> dict[str, Any]:
@@ -224,14 +240,13 @@ def _check(dn: AnyArray, request: Request) -> dict[str, Any]:
 
 def _outcomes(
     embedder: RemoteClipEmbedder,
-    requests: Mapping[K, Request],
     batch: Sequence[PreparedPlace[K]],
     finish: Callable[[], list[Encoded]],
     with_tokens: bool,
 ) -> Iterator[Outcome[K]]:
     """Wait for a batch, and yield its outcomes."""
     for place, encoded in zip(batch, finish(), strict=True):
-        request, chips, patch = requests[place.position], place.chips, place.patch
-        result = build_embedding(embedder, request, chips, patch, encoded.array, place.checks)
+        request, chips, patch = place.request, place.chips, place.patch
+        result = build_embedding(embedder, request, chips, patch, encoded, place.checks)
         grid = token_grid(request, chips, patch, encoded.tokens) if with_tokens and encoded.tokens is not None else None
         yield Outcome(place.position, result, encoded.projected, place.summary, grid)

@@ -41,9 +41,10 @@ fetch_workers = Count("RS_EMBED_REMOTECLIP_FETCH_WORKERS", 8)
 _cache_gb = Count("RS_EMBED_CACHE_GB", 20)
 
 
-def batch_size(device_type: str) -> int:
-    """Return the number of chips in one forward pass (default 8 on a CPU, 64 on CUDA)."""
-    return Count("RS_EMBED_REMOTECLIP_BATCH_SIZE", 64 if device_type == "cuda" else 8)()
+def batch_size(device_type: str, images: int = 0) -> int:
+    """Return the number of chips in one forward pass (default 8 on a CPU, 64 on CUDA, there 256 for a large job)."""
+    default = 8 if device_type != "cuda" else 256 if images >= 1024 else 64
+    return Count("RS_EMBED_REMOTECLIP_BATCH_SIZE", default)()
 
 
 def default_backend() -> str:

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from affine import Affine
 
-from rs_embed.clip.preprocess import resize_and_crop, resized_size, to_uint8
+from rs_embed.arrays import AnyArray, BoolArray, GreyArray
+from rs_embed.clip.device import pin
+from rs_embed.clip.preprocess import grey_histogram, resize_and_crop, to_uint8
+from rs_embed.clip.resample import centre_crop
 from rs_embed.errors import ModelError, NoImageryError
 from rs_embed.patch import observed
 from rs_embed.specs import InputPrep
@@ -38,8 +43,10 @@ class ChipSize:
 class Chips:
     """A patch as the network's input."""
 
-    images: tuple[npt.NDArray[np.uint8], ...]
-    """(image_px, image_px, 3) each, unless the network resizes by itself."""
+    images: tuple[GreyArray | torch.Tensor, ...]
+    """Chips (image_px, image_px, 3), or what `Preparation.stage` has instead."""
+    histogram: npt.NDArray[np.int64] | None
+    """Counts (256,) of the images' grey levels; None for DN, which become grey levels on the device."""
     corners: tuple[tuple[int, int], ...]
     """Row and column of each image's first token in the grid of the patch."""
     grid_hw: tuple[int, int]
@@ -61,8 +68,11 @@ class Preparation:
     dn_range: tuple[float, float]
     """DN shown as black and as white."""
     size: ChipSize
-    unresized: bool = False
-    """Keep the whole patch, for a network that resizes by itself."""
+    stage: Literal["chips", "rgb", "dn"] = "chips"
+    """How far to go: to chips; to RGB images of any size, for a network that resizes by itself; or only to DN
+    (3, y, x) in memory that the device reads, which makes the chips (`clip.device`)."""
+    pinned: bool = False
+    """Place DN in pinned memory, for CUDA."""
 
     def cut(self, dn: npt.NDArray[np.generic], *, fill_value: float, prep: InputPrep) -> Chips:
         """Cut one patch to chips: (3, y, x) DN, NaN where not observed.
@@ -72,54 +82,64 @@ class Preparation:
             ModelError: when a patch is too small for `tile`.
         """
         valid = observed(dn)
-        if not valid.any():
+        valid_frac = float(valid.mean()) if dn.dtype.kind == "f" else 1.0
+        if valid_frac == 0.0:
             raise NoImageryError(f"no pixel of the {dn.shape[2]} x {dn.shape[1]} px patch was observed: all are NaN")
-        if not valid.all():
+        if valid_frac < 1.0:
             dn = np.where(np.isnan(dn), np.float32(fill_value), dn)
-        rgb = to_uint8(dn, self.dn_range)
-        if prep == "tile":
-            return _tiled(rgb, valid, self.size)
-        return _resized(rgb if self.unresized else resize_and_crop(rgb, self.size.image_px), valid, self.size)
+        pixels: Any = dn.transpose(1, 2, 0) if self.stage == "dn" else to_uint8(dn, self.dn_range)  # (y, x, 3)
+        return self._tiled(pixels, valid, valid_frac) if prep == "tile" else self._resized(pixels, valid_frac)
 
-
-def _resized(image: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_], size: ChipSize) -> Chips:
-    height, width = valid.shape
-    new_width, new_height = resized_size(width, height, size.image_px)
-    x, y = width / new_width, height / new_height  # patch pixels per model pixel
-    left, top = round((new_width - size.image_px) / 2.0), round((new_height - size.image_px) / 2.0)
-    return Chips(
-        images=(image,),
-        corners=((0, 0),),
-        grid_hw=(size.grid, size.grid),
-        token_affine=Affine(x * size.patch_px, 0, left * x, 0, y * size.patch_px, top * y),
-        zoom=min(width, height) / size.image_px,
-        cropped_frac=1.0 - min(width, height) / max(width, height),
-        valid_frac=float(valid.mean()),
-    )
-
-
-def _tiled(rgb: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_], size: ChipSize) -> Chips:
-    height, width = valid.shape
-    px, token = size.image_px, size.patch_px
-    if min(height, width) < px:
-        raise ModelError(
-            f"input_prep='tile' needs a place of at least {px} x {px} px, got {width} x {height}: "
-            "use input_prep='resize' or a larger place"
+    def _resized(self, pixels: Any, valid_frac: float) -> Chips:
+        """Show the whole patch as one chip."""
+        (height, width), size = pixels.shape[:2], self.size
+        (new_height, new_width), (top, left) = centre_crop(height, width, size.image_px)
+        x, y = width / new_width, height / new_height  # patch pixels per model pixel
+        images = self._images([resize_and_crop(pixels, size.image_px) if self.stage == "chips" else pixels])
+        return Chips(
+            images=images,
+            histogram=self._histogram(images),
+            corners=((0, 0),),
+            grid_hw=(size.grid, size.grid),
+            token_affine=Affine(x * size.patch_px, 0, left * x, 0, y * size.patch_px, top * y),
+            zoom=min(width, height) / size.image_px,
+            cropped_frac=1.0 - min(width, height) / max(width, height),
+            valid_frac=valid_frac,
         )
-    corners = [(r, c) for r in _starts(height, size) for c in _starts(width, size)]
-    seen = [p for p in corners if _window(valid, p, size).mean() >= _MIN_CHIP_VALID]
-    if not seen:
-        raise NoImageryError(f"none of the {len(corners)} chips of the place is at least half observed")
-    rows, cols = height // token, width // token
-    return Chips(
-        images=tuple(np.ascontiguousarray(_window(rgb, p, size)) for p in seen),
-        corners=tuple((r // token, c // token) for r, c in seen),
-        grid_hw=(rows, cols),
-        token_affine=Affine.scale(token),
-        zoom=1.0,
-        cropped_frac=1.0 - rows * cols * token**2 / (height * width),
-        valid_frac=float(valid.mean()),
-    )
+
+    def _tiled(self, pixels: AnyArray, valid: BoolArray, valid_frac: float) -> Chips:
+        """Cut the patch at native resolution."""
+        (height, width), size = pixels.shape[:2], self.size
+        px, token = size.image_px, size.patch_px
+        if min(height, width) < px:
+            raise ModelError(
+                f"input_prep='tile' needs a place of at least {px} x {px} px, got {width} x {height}: "
+                "use input_prep='resize' or a larger place"
+            )
+        corners = [(r, c) for r in _starts(height, size) for c in _starts(width, size)]
+        seen = [p for p in corners if _window(valid, p, size).mean() >= _MIN_CHIP_VALID]
+        if not seen:
+            raise NoImageryError(f"none of the {len(corners)} chips of the place is at least half observed")
+        rows, cols = height // token, width // token
+        images = self._images([np.ascontiguousarray(_window(pixels, p, size)) for p in seen])
+        return Chips(
+            images=images,
+            histogram=self._histogram(images),
+            corners=tuple((r // token, c // token) for r, c in seen),
+            grid_hw=(rows, cols),
+            token_affine=Affine.scale(token),
+            zoom=1.0,
+            cropped_frac=1.0 - rows * cols * token**2 / (height * width),
+            valid_frac=valid_frac,
+        )
+
+    def _images(self, images: Sequence[AnyArray]) -> tuple[Any, ...]:
+        if self.stage == "dn":
+            return tuple(pin(image.transpose(2, 0, 1), pinned=self.pinned) for image in images)
+        return tuple(images)
+
+    def _histogram(self, images: Sequence[Any]) -> npt.NDArray[np.int64] | None:
+        return None if self.stage == "dn" else grey_histogram(images)
 
 
 def _starts(length: int, size: ChipSize) -> list[int]:
@@ -128,7 +148,7 @@ def _starts(length: int, size: ChipSize) -> list[int]:
     return [*range(0, last, size.image_px), last]
 
 
-def _window(array: npt.NDArray[np.generic], corner: tuple[int, int], size: ChipSize) -> npt.NDArray[np.generic]:
+def _window(array: AnyArray, corner: tuple[int, int], size: ChipSize) -> AnyArray:
     row, col = corner
     return array[row : row + size.image_px, col : col + size.image_px]
 

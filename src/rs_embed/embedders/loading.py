@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from rs_embed.clip.checkpoint import open_checkpoint
-from rs_embed.clip.kernels import PRECISIONS, Int8Linear, PackedLinear, can_pack, has_bf16, replace_linear
+from rs_embed.clip.kernels import PRECISIONS, Int8Linear, PackedLinear, can_pack, fuse_gelu, has_bf16, replace_linear
 from rs_embed.clip.model import VisionTower
 from rs_embed.clip.weights import resolve
 from rs_embed.digest import digest_of
@@ -81,7 +81,6 @@ def load_embedder(card: ModelCard, *, checkpoint: object | None, device: str, pr
         digest=digest,
         activation=loaded.activation,
         dtype=_DTYPES.get(precision, torch.float32),
-        resizes=where.type == "cuda" and precision in _DTYPES,
     )
 
 
@@ -126,4 +125,6 @@ def _load_images(file: Path, device: torch.device, precision: str) -> _Images:
         replace_linear(tower, Int8Linear)
     elif device.type == "cpu" and can_pack(dtype):
         replace_linear(tower, PackedLinear)
+    elif device.type == "cuda" and dtype != torch.float32:
+        fuse_gelu(tower)
     return _Images(tower, checkpoint.config.activation)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rs_embed import settings
-from rs_embed.arrays import FloatArray, GreyArray
-from rs_embed.clip.preprocess import normalise, resize_on_device
+from rs_embed.arrays import AnyArray, FloatArray, GreyArray, IndexArray
+from rs_embed.clip.device import chips_of, histograms_of
+from rs_embed.clip.preprocess import normalise, standardise
 from rs_embed.embedders.cards import ModelCard
 from rs_embed.embedders.chips import Chips, ChipSize, Preparation, stitch
 from rs_embed.embedders.wrapped import ImageEncoder, PixelTransform, TokenEncoder
@@ -37,8 +39,6 @@ class RemoteClipEmbedder:
     """The network's own preprocessing, used instead of CLIP's."""
     dtype: torch.dtype = torch.float32
     """Type that the network computes in."""
-    resizes: bool = False
-    """True if patches are resized on the device (CUDA in half precision), within two grey levels of Pillow."""
 
     @property
     def weights_sha256(self) -> str | None:
@@ -50,8 +50,7 @@ class RemoteClipEmbedder:
         """Name of the preprocessing, for metadata."""
         if self.transform:
             return "model.transform"
-        where = ", on the device" if self.resizes else ""
-        return f"clip: resize shorter side (bicubic{where}), centre crop, normalise"
+        return "clip: resize shorter side (bicubic), centre crop, normalise"
 
     def pooling(self, output: OutputSpec) -> str | None:
         """Return the name of the pooling for metadata; None for a token grid.
@@ -74,7 +73,10 @@ class RemoteClipEmbedder:
     @property
     def preparation(self) -> Preparation:
         """Conversion of a patch to chips; it needs no weights."""
-        return Preparation(self.card.dn_range, self.size, unresized=self.transform is not None or self.resizes)
+        if self.transform is not None:
+            return Preparation(self.card.dn_range, self.size, stage="rgb")
+        on_device = self.device.type == "cuda"
+        return Preparation(self.card.dn_range, self.size, stage="dn" if on_device else "chips", pinned=on_device)
 
     def embed(self, patches: Sequence[Chips], output: OutputSpec) -> list[FloatArray]:
         """Embed each patch as one array: (d,) for a pooled output, (d, rows, cols) for a token grid."""
@@ -85,14 +87,17 @@ class RemoteClipEmbedder:
 
         Chips of all patches share batches of `RS_EMBED_REMOTECLIP_BATCH_SIZE`.
         """
-        return self.start(patches, output, with_tokens=with_tokens)()
+        step = settings.batch_size(self.device.type, sum(len(chips.images) for chips in patches))
+        return self.start(patches, output, step=step, with_tokens=with_tokens)()
 
     def start(
-        self, patches: Sequence[Chips], output: OutputSpec, *, with_tokens: bool = False
+        self, patches: Sequence[Chips], output: OutputSpec, *, step: int, with_tokens: bool = False
     ) -> Callable[[], list[Encoded]]:
-        """Start `encode` and return a function that waits for its results; on CUDA the host is free meanwhile."""
+        """Start `encode` with `step` chips in one forward pass, and return a function that waits for its results.
+
+        On CUDA the host is free meanwhile.
+        """
         images = [image for chips in patches for image in chips.images]
-        step = settings.batch_size(self.device.type)
         wanted = output.mode == "grid" or with_tokens
         with torch.inference_mode():
             batches = [images[i : i + step] for i in range(0, len(images), step)]
@@ -104,20 +109,21 @@ class RemoteClipEmbedder:
         def finish() -> list[Encoded]:
             if arrived is not None:
                 arrived.synchronize()
-            ends = np.cumsum([len(chips.images) for chips in patches])[:-1]
-            pooled, projected, tokens = (np.split(found.numpy(), ends) for found in coming)
-            grids = [_stitched(t, chips) if wanted else None for t, chips in zip(tokens, patches, strict=True)]
+            pooled, projected, tokens, counts = (found.numpy() for found in coming)
+            starts = np.cumsum([0, *(len(chips.images) for chips in patches)])
+            levels = _percentiles(patches, counts, starts[:-1])
             found: list[Encoded] = []
-            for a, b, grid in zip(pooled, projected, grids, strict=True):
-                vector, projection = (v.mean(axis=0, dtype=np.float32) for v in (a, b))  # over the patch's chips
-                found.append(Encoded(grid if output.mode == "grid" and grid is not None else vector, projection, grid))
+            for k, chips in enumerate(patches):
+                part = slice(starts[k], starts[k + 1])
+                vector, projection = (_mean(v[part]) for v in (pooled, projected))
+                grid = _stitched(tokens[part], chips) if wanted else None
+                array = grid if output.mode == "grid" and grid is not None else vector
+                found.append(Encoded(array, projection, grid, levels[k]))
             return found
 
         return finish
 
-    def _fitting(
-        self, images: Sequence[GreyArray], output: OutputSpec, wanted: bool
-    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def _fitting(self, images: Sequence[GreyArray | Tensor], output: OutputSpec, wanted: bool) -> list[_Part]:
         """Encode a batch, or its halves if the device runs out of memory."""
         try:
             return [self._encode(images, output, wanted)]
@@ -130,28 +136,31 @@ class RemoteClipEmbedder:
         middle = len(images) // 2
         return [part for half in (images[:middle], images[middle:]) for part in self._fitting(half, output, wanted)]
 
-    def _encode(self, images: Sequence[GreyArray], output: OutputSpec, wanted: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Return pooled vectors (n, d), CLIP projections (n, p), and patch tokens (n, t, w), or (n, 0)."""
-        pixels = self._pixels(images).to(self.device, self.dtype)
-        network = self.network
+    def _encode(self, images: Sequence[GreyArray | Tensor], output: OutputSpec, wanted: bool) -> _Part:
+        """Return pooled vectors (n, d), CLIP projections (n, p), tokens (n, t, w) or (n, 0), and counts of levels."""
+        pixels, counts = self._pixels(images)
+        pixels, network = pixels.to(self.device, self.dtype), self.network
         alone = output.pooling == "projected" and not wanted and isinstance(network, ImageEncoder)
         if alone or not isinstance(network, TokenEncoder):
             assert isinstance(network, ImageEncoder)
             vectors = network.encode_image(pixels).float()
-            return vectors, vectors, vectors[:, :0]
+            return vectors, vectors, vectors[:, :0], counts
         tokens = network.tokens(pixels)  # (n, 1 + g*g, w)
         projected = network.project(tokens).float()
         pooled = projected if output.pooling == "projected" else tokens.float().mean(dim=1)
-        return pooled, projected, tokens[:, 1:].float() if wanted else pooled[:, :0]
+        return pooled, projected, tokens[:, 1:].float() if wanted else pooled[:, :0], counts
 
-    def _pixels(self, images: Sequence[GreyArray]) -> Tensor:
-        if self.resizes:
-            return resize_on_device(images, self.size.image_px, self.device)
-        if self.transform is None:
-            return normalise(images, self.device)
+    def _pixels(self, images: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """Return the network's input (n, 3, side, side), and counts (n, 256) of grey levels made on the device."""
         side = self.size.image_px
-        ready = [torch.as_tensor(self.transform.transform(image, side)) for image in images]
-        return torch.stack([pixels.reshape(3, side, side).float() for pixels in ready])
+        if self.transform is not None:
+            ready = [torch.as_tensor(self.transform.transform(image, side)) for image in images]
+            return torch.stack([pixels.reshape(3, side, side).float() for pixels in ready]), torch.empty(len(ready), 0)
+        if isinstance(images[0], Tensor):
+            levels = chips_of(images, self.card.dn_range, side, self.device)
+            counts = histograms_of(levels)
+            return standardise(levels), counts
+        return normalise(images), torch.empty(len(images), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +173,26 @@ class Encoded:
     """The CLIP projection (d,)."""
     tokens: FloatArray | None
     """The token grid (d, rows, cols), if requested."""
+    levels: tuple[int, int, int]
+    """Percentiles 2, 50 and 98 of the grey levels that the network saw."""
+
+
+_Part = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _percentiles(patches: Sequence[Chips], counts: AnyArray, starts: IndexArray) -> list[tuple[int, int, int]]:
+    """Return percentiles 2, 50 and 98 of each patch's grey levels; `counts` (images, 256) come from the device."""
+    device = counts if counts.shape[1] == 0 else np.add.reduceat(counts, starts, axis=0)
+    histograms = [device[k] if chips.histogram is None else chips.histogram for k, chips in enumerate(patches)]
+    cumulative = np.cumsum(np.stack(histograms), axis=1, dtype=np.float64)  # (patches, 256)
+    below = cumulative[:, None, :] < np.array([[0.02], [0.50], [0.98]]) * cumulative[:, None, -1:]
+    return [(int(a), int(b), int(c)) for a, b, c in below.sum(axis=2)]
+
+
+def _mean(vectors: FloatArray) -> FloatArray:
+    """Return the mean over a patch's chips, (n, d) to (d,)."""
+    mean: FloatArray = vectors[0].copy() if len(vectors) == 1 else vectors.mean(axis=0, dtype=np.float32)
+    return mean
 
 
 def _stitched(tokens: FloatArray, chips: Chips) -> FloatArray:

@@ -12,12 +12,13 @@ import pickle
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from rs_embed import settings
 from rs_embed.embedders.cards import find_card
 from rs_embed.embedders.chips import Preparation
 from rs_embed.embedders.loading import load_embedder
@@ -76,7 +77,8 @@ class Embed:
             partition = open_partition(self.folder, self.request, number)
             progress = Progress(total=len(partition.patches))
             prepared = load(batch["prepared"][0])
-            outcomes = embed_prepared(self.embedder, partition.requests, prepared, with_tokens=self.request.grid)
+            step = settings.batch_size(self.embedder.device.type, len(prepared))
+            outcomes = embed_prepared(self.embedder, prepared, step=step, with_tokens=self.request.grid)
             for outcome in outcomes:
                 partition.add(outcome.position, outcome, progress)
             write_partition(self.folder, self.request, partition, self.lengths, progress)
@@ -110,7 +112,10 @@ class RayRunner:
             ray.init(address=self.address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         folder = DatasetFolder(self.folder.path.absolute())
-        fetch = Fetch(folder, self.request, self.backend, self.preparation)
+        preparation = self.preparation
+        if preparation.stage == "dn":  # chips are a seventh of the bytes that a patch has
+            preparation = replace(preparation, stage="chips", pinned=False)
+        fetch = Fetch(folder, self.request, self.backend, preparation)
         try:
             for row in _rows(ray, _pipeline(ray, fetch, self.lengths, numbers), listener):
                 progress.merge(pickle.loads(row["progress"]))  # bytes from our own actor

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from rs_embed import settings
 from rs_embed.embedders.chips import ChipSize, Preparation
@@ -43,7 +43,7 @@ class _Pass:
     """Claimed partitions, until they are written."""
     requests: dict[RowKey, Request] = field(default_factory=dict)
     """Requests that have no result yet."""
-    taken: list[int] = field(default_factory=list)
+    locked: list[int] = field(default_factory=list)
     """Numbers of the partitions that another process holds or has finished."""
 
 
@@ -76,14 +76,14 @@ class Runner:
     def _pass(self, numbers: Sequence[int], progress: Progress, listener: ProgressListener, retry: bool) -> list[int]:
         """Run the partitions that are free, and return the numbers of the others."""
         state = _Pass()
-        ahead, summarise = settings.batch_size(self.embedder.device.type), summary_of(self.request)
+        step, summarise = settings.batch_size(self.embedder.device.type, progress.total), summary_of(self.request)
         arrivals = self._fetch(numbers, state, retry)
-        prepared = prepare_all(self.embedder.preparation, state.requests, arrivals, summarise=summarise, ahead=ahead)
+        prepared = prepare_all(self.embedder.preparation, state.requests, arrivals, summarise=summarise, ahead=step)
         last = 0.0
         try:
             with closing(prepared):
                 waited = progress.time_waits(prepared)
-                for outcome in embed_prepared(self.embedder, state.requests, waited, with_tokens=self.request.grid):
+                for outcome in embed_prepared(self.embedder, waited, step=step, with_tokens=self.request.grid):
                     number, row = outcome.position
                     state.partitions[number][0].add(row, outcome, progress)
                     del state.requests[outcome.position]
@@ -96,17 +96,16 @@ class Runner:
             for _, lock in state.partitions.values():
                 lock.release()
         listener(progress.event())
-        return state.taken
+        return state.locked
 
     def _fetch(self, numbers: Sequence[int], state: _Pass, retry: bool) -> Iterator[tuple[RowKey, FetchResult]]:
         """Claim and fetch one partition after the other; runs in the background, ahead of the model."""
         for number in numbers:
-            lock = self.folder.lock(f"{number:06d}")
-            with suppress(Timeout):
-                lock.acquire(blocking=False)
-            if not lock.is_locked or (not retry and self.folder.is_done(number)):
-                lock.release()
-                state.taken.append(number)
+            lock = self.folder.claim(f"{number:06d}")
+            if lock is None or (not retry and self.folder.is_done(number)):
+                if lock is not None:
+                    lock.release()
+                state.locked.append(number)
                 continue
             partition = open_partition(self.folder, self.request, number, retry=retry)
             rows = list(partition.patches)

@@ -27,7 +27,7 @@ from benchmarks.oracle import random_checkpoint
 from rs_embed import export_embeddings, pipeline
 from rs_embed.cli.draw import GREY, INK, PAPER, font
 from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
-from rs_embed.providers import archive
+from rs_embed.providers.archive import ArchiveProvider
 
 COLOURS = {"fetch": "#2a788e", "prepare": "#7ad151", "network": "#c2410c"}
 PLACES = 256
@@ -93,7 +93,7 @@ def report(picture: Path | None = None) -> list[str]:
     recorder, weights = Recorder(), random_checkpoint()
     with tempfile.TemporaryDirectory() as root:
         patches = (
-            mock.patch.object(archive, "_fetch_one", recorder.around("fetch", archive._fetch_one)),
+            mock.patch.object(ArchiveProvider, "_fetch_one", recorder.around("fetch", ArchiveProvider._fetch_one)),
             mock.patch.object(pipeline, "_prepare", recorder.around("prepare", pipeline._prepare)),
             mock.patch.object(RemoteClipEmbedder, "start", recorder.around("network", RemoteClipEmbedder.start)),
         )

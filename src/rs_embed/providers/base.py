@@ -102,11 +102,8 @@ def in_threads(
 ) -> Generator[tuple[int, T | ProviderError], None, None]:
     """Call `work` on each item in threads, and yield its position with the result or ProviderError, in any order.
 
-    Args:
-        items: its arguments.
-        work: called with one item; any other exception is a defect, and is raised here.
-        workers: calls at a time; as many finished results may wait.
-        size_of: bytes of an item's result, which bound the memory in use.
+    Any other exception is a defect, and is raised here. As many finished results may wait as there are `workers`;
+    `size_of` gives the bytes of an item's result, which bound the memory in use.
     """
 
     def attempt(position: int) -> tuple[int, T | ProviderError]:

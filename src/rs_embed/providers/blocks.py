@@ -11,7 +11,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import chain, count
 
 import numpy as np
 from odc.geo.geobox import GeoBox
@@ -20,7 +20,7 @@ from rs_embed.arrays import AnyArray, BoolArray, IndexArray
 from rs_embed.background import Channel
 from rs_embed.providers.base import PatchRequest
 from rs_embed.providers.http import FetchError, RangeReader, SasTokens, new_client
-from rs_embed.providers.raster import BlockGrid, is_separable
+from rs_embed.providers.raster import BlockGrid, RasterPixels, is_separable
 from rs_embed.providers.scenes import Scene
 from rs_embed.providers.stac.cog import Cog, fetch_blocks, open_cog, overview_dark_pixels
 from rs_embed.providers.stac.offsets import DarkPixels
@@ -76,6 +76,13 @@ class PlaceLayers:
             self.layers[scene, band] = Layer(empty, nodata)
         return self.layers[scene, band]
 
+    def take_pixels(self, scene: int) -> list[RasterPixels]:
+        """Return the pixels of a scene's bands, and free its layers; a band without a block is all nodata."""
+        empty = Layer(np.zeros(self.request.geobox.shape, np.uint8), 0.0)
+        layers = [self.layers.pop((scene, band), empty) for band in range(len(self.bands(scene)))]
+        tags = self.scale_and_offset[scene]
+        return [RasterPixels(layer.values[None], layer.valid, *tags) for layer in layers]
+
     def drop_scene(self, scene: int, reason: str) -> None:
         """Record why a scene cannot be read, and free its layers."""
         self.faults.setdefault(scene, reason)
@@ -99,6 +106,15 @@ class _Target:
         """True until the scene has failed."""
         return self.scene not in self.place.faults
 
+    def fill(self, block: AnyArray | FetchError, cog: Cog, row: int, col: int) -> None:
+        """Copy the pixels of one block that lie on the place to the layer; an error drops the scene."""
+        if isinstance(block, FetchError):
+            self.place.drop_scene(self.scene, str(block))
+            return
+        where, rows, cols = _window(self.place.request.geobox, cog.grid, row, col)
+        layer = self.place.layer(self.scene, self.band, block.dtype, 0.0 if cog.nodata is None else cog.nodata)
+        layer.values[where] = block[self.file_band][rows, cols]
+
 
 @dataclass(frozen=True, slots=True)
 class _BlockRun:
@@ -118,25 +134,21 @@ class _BlockRun:
         return float(grid.epsg), -y, x
 
 
-_Queue = asyncio.PriorityQueue[tuple[tuple[float, float, float, int], "_BlockRun | None"]]
+_Queue = asyncio.PriorityQueue[tuple[tuple[float, float, float], int, "_BlockRun | None"]]
 """Runs in map order, and in order of arrival where they lie in one place; None ends a worker."""
 _LAST = (float("inf"), 0.0, 0.0)
 
 
 def read_places(
     places: Sequence[PlaceLayers],
-    *,
     in_flight: int,
     tokens: SasTokens | None,
     dark_pixels: MutableMapping[str, DarkPixels | None],
 ) -> Iterator[PlaceLayers]:
     """Read all blocks that some places need in one sweep, and yield each place when it is complete.
 
-    Args:
-        places: the places to read.
-        in_flight: number of simultaneous requests.
-        tokens: read tokens, for files that need them.
-        dark_pixels: files whose histogram is read as well, by address; values that are None are filled in.
+    At most `in_flight` requests are made at a time. `dark_pixels` holds the files whose histogram is read as well, by
+    address; values that are None are filled in.
     """
     channel: Channel[PlaceLayers] = Channel(limit=2 * in_flight)
     sweep = _Sweep(channel, in_flight, tokens, dark_pixels)
@@ -158,15 +170,14 @@ class _Sweep:
         """Open all files; the blocks of each are queued as soon as its header has arrived."""
         targets = _targets_by_file(places)
         for place in places:
-            if place.pending == 0:
-                await self._hand_over(place)
+            await self._count_down(place, by=0)
         async with new_client() as client:
             reader = RangeReader(client, asyncio.Semaphore(self.in_flight), self.tokens)
             worker_count = self.in_flight + (os.cpu_count() or 1)  # some decode while others fetch
             workers = [asyncio.create_task(self._work(reader)) for _ in range(worker_count)]
             await asyncio.gather(*(self._open(url, waiting, reader) for url, waiting in targets.items()))
             for _ in workers:
-                self._queue(None)
+                self._runs.put_nowait((_LAST, next(self._numbers), None))
             await asyncio.gather(*workers)
 
     async def _open(self, url: str, targets: Sequence[_Target], reader: RangeReader) -> None:
@@ -184,39 +195,31 @@ class _Sweep:
                 if target.band == 0:
                     target.place.scale_and_offset[target.scene] = (cog.scale, cog.offset)
             for run in _block_runs(cog, targets):
-                self._queue(run)
+                self._runs.put_nowait((run.map_order, next(self._numbers), run))
             if check_dark_pixels:
                 self.dark_pixels[url] = await overview_dark_pixels(cog, reader)
         for target in targets:
             await self._count_down(target.place)
 
-    def _queue(self, run: _BlockRun | None) -> None:
-        self._runs.put_nowait(((*(_LAST if run is None else run.map_order), next(self._numbers)), run))
-
     async def _work(self, reader: RangeReader) -> None:
         """Fetch runs from the queue, and copy their pixels to the layers."""
         while not self.done.is_closed:
-            _, run = await self._runs.get()
+            *_, run = await self._runs.get()
             if run is None:
                 return
-            if any(target.is_wanted for targets in run.targets for target in targets):
+            if any(target.is_wanted for target in chain.from_iterable(run.targets)):
                 blocks = await fetch_blocks(run.cog, reader, run.row, run.cols)
-                for col, values, targets in zip(run.cols, blocks, run.targets, strict=True):
-                    for target in (target for target in targets if target.is_wanted):
-                        if isinstance(values, FetchError):
-                            target.place.drop_scene(target.scene, str(values))
-                        else:
-                            _copy_pixels(target, run.cog, run.row, col, values)
-            for target in (target for targets in run.targets for target in targets):
+                for col, block, targets in zip(run.cols, blocks, run.targets, strict=True):
+                    for target in targets:
+                        if target.is_wanted:
+                            target.fill(block, run.cog, run.row, col)
+            for target in chain.from_iterable(run.targets):
                 await self._count_down(target.place)
 
-    async def _count_down(self, place: PlaceLayers) -> None:
-        place.pending -= 1
-        if place.pending == 0:
-            await self._hand_over(place)
-
-    async def _hand_over(self, place: PlaceLayers) -> None:
-        while not self.done.offer(place):
+    async def _count_down(self, place: PlaceLayers, by: int = 1) -> None:
+        """Hand a place over when nothing is pending for it any more."""
+        place.pending -= by
+        while place.pending == 0 and not self.done.offer(place):
             await asyncio.sleep(_POLL_S)
 
 
@@ -226,12 +229,11 @@ def _targets_by_file(places: Sequence[PlaceLayers]) -> dict[str, list[_Target]]:
     for place in places:
         for number, scene in enumerate(place.scenes):
             bands = place.bands(number)
-            missing = next((band for band in bands if band not in scene.files), None)
-            if missing is not None:
-                place.faults[number] = f"it has no band {missing}"
+            missing = [band for band in bands if band not in scene.files]
+            if missing:
+                place.faults[number] = f"it has no band {missing[0]}"
                 continue
-            for index, band in enumerate(bands):
-                file = scene.files[band]
+            for index, file in enumerate(scene.files[band] for band in bands):
                 targets[file.path].append(_Target(place, number, index, file.index - 1))
             place.pending += len(bands)
     return targets
@@ -246,22 +248,13 @@ def _block_runs(cog: Cog, targets: Sequence[_Target]) -> Iterator[_BlockRun]:
             target.place.pending += 1
     runs: list[list[tuple[int, int]]] = []
     for row, col in sorted(needed):
-        last = runs[-1] if runs else []
-        joins = bool(last) and last[-1] == (row, col - 1) and len(last) < _BLOCKS_PER_REQUEST
-        if joins and cog.is_contiguous(*last[-1]):
+        last = runs[-1] if runs else [(-1, -1)]
+        if last[-1] == (row, col - 1) and len(last) < _BLOCKS_PER_REQUEST and cog.is_contiguous(row, col - 1):
             last.append((row, col))
         else:
             runs.append([(row, col)])
     for run in runs:
         yield _BlockRun(cog, run[0][0], tuple(col for _, col in run), tuple(needed[block] for block in run))
-
-
-def _copy_pixels(target: _Target, cog: Cog, row: int, col: int, values: AnyArray) -> None:
-    """Copy the pixels of one block that lie on a place to its layer."""
-    where, rows, cols = _window(target.place.request.geobox, cog.grid, row, col)
-    nodata = 0.0 if cog.nodata is None else cog.nodata
-    layer = target.place.layer(target.scene, target.band, values.dtype, nodata)
-    layer.values[where] = values[target.file_band][rows, cols]
 
 
 def _window(

@@ -12,15 +12,13 @@ import logging
 import os
 import uuid
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from odc.geo.geobox import GeoBox
 
 from rs_embed.errors import ProviderError
 from rs_embed.grid import epsg_of
@@ -68,11 +66,10 @@ class CachedProvider:
         paths = [self._path(request) for request in requests]
         missing = []
         for position, (path, request) in enumerate(zip(paths, requests, strict=True)):
-            patch = _read(path, request) if path is not None else None
-            if patch is None:
-                missing.append(position)
-            else:
+            if path is not None and (patch := _read(path, request)) is not None:
                 yield position, patch
+            else:
+                missing.append(position)
         if not missing:
             return
         for number, result in self._provider.fetch([requests[i] for i in missing]):
@@ -127,24 +124,17 @@ def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 def _canonical(provider: str, request: PatchRequest) -> str:
     """Return the parts of a request that decide the pixels of its patch: not the model, nor `fill_value`."""
-    sensor = request.sensor
+    geobox, temporal = request.geobox, request.temporal
+    options = ("bands", "cloudy_pct", "composite", "cloud_mask", "max_scenes")
     facts = {
         "format": _FORMAT,
         "provider": provider,
-        "grid": _describe(request.geobox),
-        "start": request.temporal.start,
-        "end": request.temporal.end,
-        "bands": sensor.bands,
-        "cloudy_pct": sensor.cloudy_pct,
-        "composite": sensor.composite,
-        "cloud_mask": sensor.cloud_mask,
-        "max_scenes": sensor.max_scenes,
+        "grid": [epsg_of(geobox), *geobox.shape, *(float(v) for v in geobox.affine[:6])],
+        "start": temporal.start,
+        "end": temporal.end,
+        **{option: getattr(request.sensor, option) for option in options},
     }
     return json.dumps(facts, sort_keys=True, separators=(",", ":"))
-
-
-def _describe(geobox: GeoBox) -> list[float]:
-    return [epsg_of(geobox), *geobox.shape, *(float(v) for v in geobox.affine[:6])]
 
 
 def _is_whole(patch: Patch) -> bool:
@@ -168,19 +158,12 @@ def _read(path: Path, request: PatchRequest) -> Patch | None:
                 dn = np.lib.format.read_array(stream, allow_pickle=False)
             facts = json.loads(archive.read("facts.json"))
         os.utime(path)
-        return Patch(dn=dn, geobox=request.geobox, **_parsed(facts))
+        facts |= {name: tuple(facts[name]) for name in ("bands", "warnings")}
+        facts |= {"scenes": tuple(SceneRecord(**scene) for scene in facts["scenes"])}
+        facts |= {"dropped": tuple(DroppedScene(**scene) for scene in facts["dropped"])}
+        return Patch(dn=dn, geobox=request.geobox, **facts)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, ProviderError) as error:
         _log.warning("%s in the patch cache cannot be read and is fetched again (%s)", path.name, error)
         return None
-
-
-def _parsed(facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        **facts,
-        "bands": tuple(facts["bands"]),
-        "scenes": tuple(SceneRecord(**scene) for scene in facts["scenes"]),
-        "dropped": tuple(DroppedScene(**scene) for scene in facts["dropped"]),
-        "warnings": tuple(facts["warnings"]),
-    }

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import ssl
 import time
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -39,9 +40,8 @@ class SasTokens:
     """Address that issues tokens: `<token_url>/<account>/<container>`."""
     host_suffix: str
     """Suffix of the hosts whose files need a token."""
-    known: dict[str, tuple[str, float]] = field(default_factory=dict, repr=False)
-    """Container to its token and expiry (seconds since the epoch); shared by the sweeps of a provider."""
-    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _known: dict[str, tuple[str, float]] = field(default_factory=dict, repr=False)
+    """Container to its token and expiry (seconds since the epoch)."""
 
     async def sign(self, client: httpx2.AsyncClient, url: str, *, renew: bool) -> str:
         """Return the address with a token where its host needs one.
@@ -54,11 +54,9 @@ class SasTokens:
         if not host.endswith(self.host_suffix):
             return url
         container = f"{host.partition('.')[0]}/{parts.path.strip('/').partition('/')[0]}"
-        async with self._lock:
-            token, expiry = self.known.get(container, ("", 0.0))
-            if renew or expiry - time.time() < _RENEW_TOKEN_BEFORE_S:
-                token, expiry = await self._issue(client, container)
-                self.known[container] = token, expiry
+        token, expiry = self._known.get(container, ("", 0.0))
+        if renew or expiry - time.time() < _RENEW_TOKEN_BEFORE_S:
+            token, expiry = self._known[container] = await self._issue(client, container)
         return f"{url}?{token}"
 
     async def _issue(self, client: httpx2.AsyncClient, container: str) -> tuple[str, float]:
@@ -76,13 +74,11 @@ class SasTokens:
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """One failed attempt."""
+    """One failed attempt, with its HTTP status or network error, and the pause that the server asks for."""
 
     reason: str
-    """HTTP status, or the kind of the network error."""
     is_transient: bool
     retry_after_s: float = 0.0
-    """Pause that the server asks for."""
 
 
 @dataclass(slots=True, repr=False)
@@ -99,6 +95,7 @@ class RangeReader:
     """Last error of each address, for callers behind a library that replaces our error by one of its own."""
     beginnings: dict[str, bytes] = field(default_factory=dict)
     """Beginnings of files that a caller has read ahead; ranges inside them cause no request."""
+    _signing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def get_range_async(
         self, path: str, *, start: int, end: int | None = None, length: int | None = None
@@ -145,16 +142,17 @@ class RangeReader:
             else:
                 joined.append((start, stop))
         bodies = await asyncio.gather(*(self.get_range_async(path, start=a, end=b) for a, b in joined))
-        parts = []
-        for start, stop in ranges:
-            begin, body = next((a, c) for (a, b), c in zip(joined, bodies, strict=True) if a <= start and stop <= b)
-            parts.append(body[start - begin : stop - begin])
-        return parts
+        begins = [begin for begin, _ in joined]
+        found = [(a, b, bisect_right(begins, a) - 1) for a, b in ranges]
+        return [bodies[i][a - begins[i] : b - begins[i]] for a, b, i in found]
 
     async def _request(self, path: str, start: int, stop: int, *, renew_token: bool) -> bytes | _Failure:
         """Make one attempt."""
         try:
-            url = path if self.tokens is None else await self.tokens.sign(self.client, path, renew=renew_token)
+            url = path
+            if self.tokens is not None:
+                async with self._signing:  # one token serves all requests that wait for it
+                    url = await self.tokens.sign(self.client, path, renew=renew_token)
             response = await self.client.get(url, headers={"Range": f"bytes={start}-{stop - 1}"})
         except httpx2.TransportError as error:
             return _Failure(type(error).__name__, is_transient=True)

@@ -84,10 +84,9 @@ def _stac_items(root: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     start = next((p for n in ("catalog.json", "collection.json") if (p := root / n).is_file()), root)
     if start.is_file():
         yield from _linked_items(start, seen=set())
-        return
-    for path in sorted(root.rglob("*.json")) + sorted(root.rglob("*.geojson")):
-        for item in _features(_read_json(path)):
-            yield path, item
+    else:
+        for path in sorted(root.rglob("*.json")) + sorted(root.rglob("*.geojson")):
+            yield from ((path, item) for item in _features(_read_json(path)))
 
 
 def _linked_items(path: Path, seen: set[Path]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
@@ -97,8 +96,7 @@ def _linked_items(path: Path, seen: set[Path]) -> Iterator[tuple[Path, Mapping[s
     document = _read_json(path)
     if not isinstance(document, dict):
         raise ProviderError(f"{path} is not a STAC catalog, collection or item")
-    for item in _features(document):
-        yield path, item
+    yield from ((path, item) for item in _features(document))
     for link in document.get("links", []):
         if link.get("rel") in ("child", "item"):
             target = _local_path(str(link.get("href", "")), path.parent)
@@ -108,13 +106,10 @@ def _linked_items(path: Path, seen: set[Path]) -> Iterator[tuple[Path, Mapping[s
 
 def _features(document: object) -> list[Mapping[str, Any]]:
     """Return the STAC items of a JSON document: the item itself, or those of a feature collection."""
-    if not isinstance(document, dict):
-        return []
-    if document.get("type") == "Feature" and "stac_version" in document:
-        return [document]
-    if document.get("type") == "FeatureCollection":
-        return [f for f in document.get("features", []) if isinstance(f, dict) and "stac_version" in f]
-    return []
+    candidates = [document]
+    if isinstance(document, dict) and document.get("type") == "FeatureCollection":
+        candidates = document.get("features", [])
+    return [f for f in candidates if isinstance(f, dict) and f.get("type") == "Feature" and "stac_version" in f]
 
 
 def _read_json(path: Path) -> object:
@@ -187,22 +182,23 @@ def _scene_of_files(key: str, files: Sequence[_NamedRaster], root: Path) -> Scen
         raise ProviderError(f"{files[0].path.name} has no date: name it as Sentinel-2 does, or with YYYY-MM-DD")
     single = [f for f in sorted(files, key=lambda f: f.resolution, reverse=True) if f.band is not None]
     bands = {str(f.band): BandFile(str(f.path)) for f in single}  # the finest resolution is written last, and stays
-    warnings: tuple[str, ...] = ()
     header = read_header(str(files[0].path))
-    if not bands:
-        bands, warnings = _bands_of_stack(files[0].path, header)
+    bands, warnings = (bands, ()) if bands else _bands_of_stack(files[0].path, header)
     return Scene(id=key, acquired=acquired, bounds=header.bounds_lonlat, files=bands, names=names, warnings=warnings)
 
 
 def _bands_of_stack(path: Path, header: RasterHeader) -> tuple[dict[str, BandFile], tuple[str, ...]]:
     """Return the bands of a file by their descriptions, with warnings; three without are taken as B4, B3, B2."""
-    names = [canonical_band(d) if d else None for d in header.descriptions]
-    if any(names):
-        return {n: BandFile(str(path), i) for i, n in enumerate(names, start=1) if n}, ()
-    if header.bands == len(RGB_BANDS):
-        warning = f"the bands of {path.name} have no names: taken as {', '.join(RGB_BANDS)} in this order"
-        return {n: BandFile(str(path), i) for i, n in enumerate(RGB_BANDS, start=1)}, (warning,)
-    raise ProviderError(f"{path.name} has {header.bands} band(s) without Sentinel-2 names: set their descriptions")
+    names: Sequence[str | None] = [canonical_band(d) if d else None for d in header.descriptions]
+    warnings: tuple[str, ...] = ()
+    if not any(names):
+        if len(names) != len(RGB_BANDS):
+            raise ProviderError(
+                f"{path.name} has {len(names)} band(s) without Sentinel-2 names: set their descriptions"
+            )
+        names = RGB_BANDS
+        warnings = (f"the bands of {path.name} have no names: taken as {', '.join(RGB_BANDS)} in this order",)
+    return {n: BandFile(str(path), i) for i, n in enumerate(names, start=1) if n}, warnings
 
 
 def _acquired(names: Sequence[str]) -> datetime | None:

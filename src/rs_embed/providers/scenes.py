@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from shapely import box
 from shapely.geometry.base import BaseGeometry
@@ -15,8 +15,17 @@ from rs_embed.providers.raster import BlockGrid
 from rs_embed.sentinel2 import Radiometry, processing_baseline, radiometry
 from rs_embed.specs import TemporalSpec
 
-Bounds = tuple[float, float, float, float]
+N = TypeVar("N", int, float)
+Rectangle = tuple[N, N, N, N]
+"""Two opposite corners, the lesser coordinates first."""
+Bounds = Rectangle[float]
 """West, south, east, north, in degrees."""
+
+
+def enclose(rectangles: Sequence[Rectangle[N]]) -> Rectangle[N]:
+    """Return the smallest rectangle around others."""
+    left, top, right, bottom = zip(*rectangles, strict=True)
+    return min(left), min(top), max(right), max(bottom)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +73,15 @@ class Scene:
 
     def meets(self, place: Bounds, temporal: TemporalSpec) -> bool:
         """Tell if the scene was acquired in a time range and its footprint meets a place."""
-        day = self.acquired.astimezone(UTC).date().isoformat()
         west, south, east, north = self.bounds
-        if not temporal.start <= day < temporal.end:
-            return False
-        if not (west < place[2] and place[0] < east and south < place[3] and place[1] < north):
-            return False
-        return self.footprint is None or bool(self.footprint.intersects(box(*place)))
+        return (
+            temporal.start <= self.acquired.astimezone(UTC).date().isoformat() < temporal.end
+            and (west < place[2] and place[0] < east and south < place[3] and place[1] < north)
+            and (self.footprint is None or bool(self.footprint.intersects(box(*place))))
+        )
 
     def radiometry(self, band: str, scale: float, offset: float) -> Radiometry:
-        """Return the rule that turns stored values into DN.
-
-        Args:
-            band: the band whose file is asked, one for all bands of a scene.
-            scale: that file's own scale tag.
-            offset: that file's own offset tag.
-        """
+        """Return the rule that turns stored values into DN, from the tags of the file of one band."""
         return radiometry(
             collection=self.collection,
             properties=self.properties,

@@ -5,8 +5,7 @@ The scenes of a composite are named one by one, so that the composite and its pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from types import ModuleType
 from typing import Any
@@ -107,12 +106,11 @@ def composite(ee: ModuleType, scene_ids: Sequence[str], sensor: SensorSpec) -> A
     )
 
 
-def _bit_bands(ee: ModuleType, name: str, images: Sequence[Any]) -> list[Any]:
-    """Return bands with one bit per scene."""
-    starts = range(0, len(images), _SCENES_PER_BAND)
-    groups = {i: [image.rename("n") for image in images[i : i + _SCENES_PER_BAND]] for i in starts}
-    collection = ee.ImageCollection.fromImages
-    return [collection(group).sum().unmask(0).rename(f"{name}_{i}").toUint32() for i, group in groups.items()]
+def _bit_bands(ee: ModuleType, name: str, images: Sequence[Any]) -> Iterator[Any]:
+    """Yield bands with one bit per scene."""
+    for i in range(0, len(images), _SCENES_PER_BAND):
+        group = ee.ImageCollection.fromImages([image.rename("n") for image in images[i : i + _SCENES_PER_BAND]])
+        yield group.sum().unmask(0).rename(f"{name}_{i}").toUint32()
 
 
 def _band_names(sensor: SensorSpec) -> list[str]:
@@ -139,11 +137,7 @@ def _exceeds_limits(height: int, width: int, pixel_bytes: int) -> bool:
 def read_pixels(ee: ModuleType, image: Callable[[], Any], geobox: GeoBox, pixel_bytes: int) -> CompositePixels:
     """Return the pixels of an image on a grid; a grid that exceeds the service's limits is requested in halves.
 
-    Args:
-        ee: the client.
-        image: builds the `ee.Image`. It is called as part of a request, so that errors of the client get their remedy.
-        geobox: the grid.
-        pixel_bytes: bytes of one pixel in the response.
+    `image` builds the `ee.Image`. It is called as part of a request, so that errors of the client get their remedy.
     """
     height, width = geobox.shape
     if _exceeds_limits(height, width, pixel_bytes):
@@ -178,28 +172,23 @@ def _read_halves(ee: ModuleType, image: Callable[[], Any], geobox: GeoBox, pixel
     return np.concatenate([read_pixels(ee, image, part, pixel_bytes) for part in parts], axis=axis)
 
 
-@dataclass(frozen=True, slots=True)
-class DecodedComposite:
-    """Composite of one place with its observation counts."""
+def decode_pixels(
+    pixels: CompositePixels, n_scenes: int, sensor: SensorSpec
+) -> tuple[FloatArray, npt.NDArray[np.uint16], list[bool]]:
+    """Return the values and counts that the bands of `composite` encode.
 
-    dn: FloatArray
-    """(bands, y, x), NaN where nothing was observed."""
-    n_clear: npt.NDArray[np.uint16]
-    """(y, x), clear observations: of all scenes in a median, of the scene on top in a mosaic."""
-    contributed: list[bool]
-    """One flag per scene, newest first: in a median the scene observed the place, in a mosaic it lies on top there."""
-
-
-def decode_pixels(pixels: CompositePixels, n_scenes: int, sensor: SensorSpec) -> DecodedComposite:
-    """Return the values and counts that the bands of `composite` encode."""
+    Returns:
+        DN (bands, y, x), NaN where nothing was observed; clear observations (y, x), of all scenes in a median, of the
+        scene on top in a mosaic; and one flag per scene, newest first: in a median the scene observed the place, in a
+        mosaic it lies on top there.
+    """
     valid = pixels["valid"] > 0
     dn = np.stack([pixels[name] for name in _band_names(sensor)]).astype(np.float32)
     dn[:, ~valid] = np.nan
     seen, clear = (_scene_masks(pixels, name, n_scenes) for name in ("seen", "clear"))
     if sensor.composite == "mosaic":
         seen, clear = (list(visible_on_top(masks, seen)) for masks in (seen, clear))
-    n_clear: npt.NDArray[np.uint16] = np.stack(clear).sum(axis=0, dtype=np.uint16)
-    return DecodedComposite(dn, n_clear, [bool(mask.any()) for mask in seen])
+    return dn, np.stack(clear).sum(axis=0, dtype=np.uint16), [bool(mask.any()) for mask in seen]
 
 
 def _scene_masks(pixels: CompositePixels, name: str, n_scenes: int) -> list[BoolArray]:

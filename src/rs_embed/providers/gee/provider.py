@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import compress
 from types import ModuleType
-from typing import TypeVar
 
 import numpy as np
 from affine import Affine
@@ -13,7 +14,7 @@ from odc.geo.geobox import GeoBox
 
 from rs_embed import settings
 from rs_embed.errors import NoImageryError, ProviderError
-from rs_embed.grid import epsg_of, lonlat_bounds
+from rs_embed.grid import epsg_of
 from rs_embed.patch import DroppedScene, Patch
 from rs_embed.providers.archive import NO_VALID_PIXEL
 from rs_embed.providers.base import FetchPlan, PatchRequest, in_threads
@@ -27,8 +28,8 @@ from rs_embed.providers.gee.expressions import (
     read_pixels,
 )
 from rs_embed.providers.gee.session import IN_FLIGHT, UnknownServiceError, open_client
-from rs_embed.providers.listings import ListingCache
-from rs_embed.providers.scenes import Scene
+from rs_embed.providers.listings import ListingCache, Search, group_by_search
+from rs_embed.providers.scenes import Rectangle, Scene, enclose
 from rs_embed.providers.selection import Selection, select_scenes
 from rs_embed.sentinel2 import HARMONIZED_COLLECTION, radiometry
 
@@ -36,12 +37,6 @@ _MAX_SHARED_PX = 1 << 20
 """Largest grid of a shared request, in pixels: the service needs long for larger ones, and times out."""
 _MIN_FILLED_SHARE = 0.3
 """Smallest share of a shared grid that its places fill: the pixels between them are computed too."""
-_LISTING_DEGREES = 1.0
-"""Largest side of the box of one listing, which meets a few MGRS tiles."""
-
-N = TypeVar("N", int, float)
-Rectangle = tuple[N, N, N, N]
-"""Two opposite corners, the lesser coordinates first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +51,13 @@ class SharedRequest:
         """Smallest grid around all places."""
         first = self._first.request.geobox
         x, y, *_ = _pixel_window(first)
-        left, top, right, bottom = _enclose([_pixel_window(s.request.geobox) for s in self.selections.values()])
+        left, top, right, bottom = enclose([_pixel_window(s.request.geobox) for s in self.selections.values()])
         return GeoBox((bottom - top, right - left), first.transform * Affine.translation(left - x, top - y), first.crs)
 
     @property
     def response_bytes(self) -> int:
         """Bytes of the response."""
-        height, width = self.geobox.shape
-        return int(height * width * self._pixel_bytes)
+        return int(np.prod(self.geobox.shape)) * self._pixel_bytes
 
     @property
     def n_requests(self) -> int:
@@ -92,11 +86,11 @@ class SharedRequest:
             halves = places[: len(places) // 2], places[len(places) // 2 :]
             return [result for half in halves for result in SharedRequest(dict(half)).fetch(ee)]
         left, top, *_ = _pixel_window(geobox)
-        found: list[tuple[int, Patch | ProviderError]] = []
-        for position, selection in self.selections.items():
-            x0, y0, x1, y1 = _pixel_window(selection.request.geobox)
-            found.append((position, _patch(pixels[y0 - top : y1 - top, x0 - left : x1 - left], selection)))
-        return found
+        windows = {i: _pixel_window(selection.request.geobox) for i, selection in self.selections.items()}
+        return [
+            (i, _patch(pixels[y0 - top : y1 - top, x0 - left : x1 - left], self.selections[i]))
+            for i, (x0, y0, x1, y1) in windows.items()
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,23 +154,14 @@ class EarthEngineProvider:
         self, ee: ModuleType, requests: Sequence[PatchRequest]
     ) -> Iterator[tuple[int, Selection | ProviderError]]:
         """Yield the scenes of each place; places within a degree and with the same time range share a listing."""
-        places = {i: lonlat_bounds(request.geobox) for i, request in enumerate(requests)}
+        searches = list(group_by_search(requests))
 
-        def is_one_area(positions: Sequence[int]) -> bool:
-            west, south, east, north = _enclose([places[i] for i in positions])
-            return len(positions) == 1 or max(east - west, north - south) <= _LISTING_DEGREES
+        def scenes_of(group: tuple[Search, Sequence[int]]) -> list[Scene]:
+            search = replace(group[0], bands=frozenset())  # a listing names scenes, and serves all bands
+            return self._recent.get(search, lambda s: list_scenes(ee, s.bounds, s.temporal.start, s.temporal.end))
 
-        by_time = _group(places, lambda i: (requests[i].temporal.start, requests[i].temporal.end))
-        areas = [area for group in by_time for area in _split(group, places, is_one_area)]
-
-        def scenes_of(area: Sequence[int]) -> list[Scene]:
-            bounds, temporal = _enclose([places[i] for i in area]), requests[area[0]].temporal
-            return self._recent.get(
-                bounds, temporal, frozenset(), lambda: list_scenes(ee, bounds, temporal.start, temporal.end)
-            )
-
-        for number, scenes in in_threads(areas, scenes_of, _workers()):
-            for position in areas[number]:
+        for number, scenes in in_threads(searches, scenes_of, _workers()):
+            for position in searches[number][1]:
                 if isinstance(scenes, ProviderError):
                     yield position, scenes
                     continue
@@ -188,53 +173,33 @@ def _workers() -> int:
     return min(settings.fetch_workers(), IN_FLIGHT)
 
 
-def _group(positions: Iterable[int], key: Callable[[int], Hashable]) -> list[list[int]]:
-    """Return positions grouped by their key, in the order in which the keys first appear."""
-    groups: dict[Hashable, list[int]] = {}
-    for position in positions:
-        groups.setdefault(key(position), []).append(position)
-    return list(groups.values())
-
-
-def _split(
-    positions: Sequence[int], rectangles: Mapping[int, Rectangle[N]], fits: Callable[[Sequence[int]], bool]
-) -> Iterator[Sequence[int]]:
-    """Halve a group along the longer side of the rectangle around it, until every part fits."""
-    if fits(positions):
-        yield positions
-        return
-    left, top, right, bottom = _enclose([rectangles[i] for i in positions])
-    axis = 0 if right - left >= bottom - top else 1
-    ordered = sorted(positions, key=lambda i: rectangles[i][axis] + rectangles[i][axis + 2])
-    half = len(ordered) // 2
-    yield from _split(ordered[:half], rectangles, fits)
-    yield from _split(ordered[half:], rectangles, fits)
-
-
-def _enclose(rectangles: Sequence[Rectangle[N]]) -> Rectangle[N]:
-    left, top, right, bottom = zip(*rectangles, strict=True)
-    return min(left), min(top), max(right), max(bottom)
-
-
 def share_requests(selections: Mapping[int, Selection]) -> list[SharedRequest]:
     """Join places into requests: same zone, sensor and scenes, and near each other."""
     windows = {i: _pixel_window(selection.request.geobox) for i, selection in selections.items()}
-
-    def composite_key(i: int) -> Hashable:
-        request, scene_ids = selections[i].request, tuple(scene.id for scene in selections[i].scenes)
-        sensor = request.sensor
-        return epsg_of(request.geobox), sensor.scale_m, sensor.bands, sensor.composite, sensor.cloud_mask, scene_ids
-
-    def is_dense(positions: Sequence[int]) -> bool:
-        distinct = {windows[i] for i in positions}
-        left, top, right, bottom = _enclose(list(distinct))
-        size_px = (right - left) * (bottom - top)
-        filled_px = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in distinct)
-        return len(distinct) == 1 or (size_px <= _MAX_SHARED_PX and filled_px >= _MIN_FILLED_SHARE * size_px)
-
-    groups = _group(sorted(selections), composite_key)
-    parts = [part for group in groups for part in _split(group, windows, is_dense)]
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for i, selection in sorted(selections.items()):
+        geobox, sensor = selection.request.geobox, selection.request.sensor
+        scene_ids = tuple(scene.id for scene in selection.scenes)
+        key = epsg_of(geobox), sensor.scale_m, sensor.bands, sensor.composite, sensor.cloud_mask, scene_ids
+        groups[key].append(i)
+    parts = [part for group in groups.values() for part in _dense_parts(group, windows)]
     return [SharedRequest({i: selections[i] for i in part}) for part in parts]
+
+
+def _dense_parts(positions: Sequence[int], windows: Mapping[int, Rectangle[int]]) -> Iterator[Sequence[int]]:
+    """Halve a group along the longer side of the rectangle around it, until its places fill every part well enough."""
+    distinct = {windows[i] for i in positions}
+    left, top, right, bottom = enclose(list(distinct))
+    size_px = (right - left) * (bottom - top)
+    filled_px = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in distinct)
+    if len(distinct) == 1 or (size_px <= _MAX_SHARED_PX and filled_px >= _MIN_FILLED_SHARE * size_px):
+        yield positions
+        return
+    axis = 0 if right - left >= bottom - top else 1
+    ordered = sorted(positions, key=lambda i: windows[i][axis] + windows[i][axis + 2])
+    half = len(ordered) // 2
+    yield from _dense_parts(ordered[:half], windows)
+    yield from _dense_parts(ordered[half:], windows)
 
 
 def _pixel_window(geobox: GeoBox) -> Rectangle[int]:
@@ -245,20 +210,20 @@ def _pixel_window(geobox: GeoBox) -> Rectangle[int]:
 
 def _patch(pixels: CompositePixels, selection: Selection) -> Patch | ProviderError:
     request = selection.request
-    decoded = decode_pixels(pixels, len(selection.scenes), request.sensor)
-    used = [scene for scene, contributed in zip(selection.scenes, decoded.contributed, strict=True) if contributed]
+    dn, n_clear, contributed = decode_pixels(pixels, len(selection.scenes), request.sensor)
+    used = list(compress(selection.scenes, contributed))
     dropped = tuple(DroppedScene(s.id, NO_VALID_PIXEL) for s in selection.scenes if s not in used)
-    if np.isnan(decoded.dn[0]).all():
+    if np.isnan(dn[0]).all():
         return selection.no_pixel_error("gee", dropped)
     rule = radiometry(collection=HARMONIZED_COLLECTION)
     return Patch(
-        dn=decoded.dn,
+        dn=dn,
         geobox=request.geobox,
         bands=request.sensor.bands,
         source=HARMONIZED_COLLECTION,
         scenes=tuple(scene.record(rule) for scene in used),
         dropped=dropped if request.sensor.composite == "median" else (),
-        clear_frac=float((decoded.n_clear > 0).mean()),
-        n_clear=float(np.median(decoded.n_clear)),
+        clear_frac=float((n_clear > 0).mean()),
+        n_clear=float(np.median(n_clear)),
         warnings=selection.warnings,
     )

@@ -77,8 +77,7 @@ _REMEDIES = {
 def open_client(project: str | None = None) -> ModuleType:
     """Return the client, and initialise it unless the caller has done so. It never prompts the user.
 
-    Args:
-        project: a Cloud project; by default `EE_PROJECT`, `GOOGLE_CLOUD_PROJECT`, or the project of the credentials.
+    Without a project, that of `EE_PROJECT`, `GOOGLE_CLOUD_PROJECT` or the credentials is used.
 
     Raises:
         RSEmbedError: if the client is not installed.
@@ -91,7 +90,7 @@ def open_client(project: str | None = None) -> ModuleType:
     with _initialising:
         if not ee.data.is_initialized():
             _initialise(ee, project or next((v for name in PROJECT_VARIABLES if (v := os.environ.get(name))), None))
-        elif project is not None and project != (current := _current_project(ee)):
+        elif project is not None and project != (current := ee.data._get_projects_path().removeprefix("projects/")):
             raise ProviderError(
                 f"Earth Engine is already initialised for the project {current!r} and cannot change to {project!r} in "
                 "this process: use backend='gee', or another process"
@@ -122,27 +121,20 @@ def _keep_connections(ee: Any) -> None:
             session.mount(scheme, HTTPAdapter(pool_maxsize=IN_FLIGHT))
 
 
-def _current_project(ee: Any) -> str:
-    return str(ee.data._get_projects_path()).removeprefix("projects/")
-
-
 def _credentials(ee: Any) -> Any:
     """Return a service account's credentials if a key file is set, else the client's stored or default credentials."""
-    named = os.environ.get(_KEY_VARIABLE)
-    if named and _is_service_account(Path(named)):
-        from google.oauth2.service_account import Credentials
-
-        return Credentials.from_service_account_file(named, scopes=_SCOPES)  # type: ignore[no-untyped-call]
-    return ee.data.get_persistent_credentials()
-
-
-def _is_service_account(path: Path) -> bool:
+    path = os.environ.get(_KEY_VARIABLE)
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8")).get("type") == "service_account")
+        is_service_account = path and json.loads(Path(path).read_text("utf-8")).get("type") == "service_account"
     except (OSError, ValueError, AttributeError) as error:
         raise ProviderError(
             f"{_KEY_VARIABLE} names {path}, which is no readable key file ({error}): correct or unset it"
         ) from None
+    if not is_service_account:
+        return ee.data.get_persistent_credentials()
+    from google.oauth2.service_account import Credentials
+
+    return Credentials.from_service_account_file(path, scopes=_SCOPES)  # type: ignore[no-untyped-call]
 
 
 def send(request: Callable[[], T]) -> T:

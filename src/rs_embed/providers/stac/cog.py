@@ -70,12 +70,7 @@ class Cog:
 
 
 async def open_cog(reader: RangeReader, url: str, *, with_overview: bool = False) -> Cog:
-    """Fetch a COG's header.
-
-    Args:
-        reader: the client and its limits.
-        url: address of the file, without a query.
-        with_overview: fetch the coarsest overview with the same request; it comes first in a COG.
+    """Fetch a COG's header, and with the same request its coarsest overview if wanted: it comes first in a COG.
 
     Raises:
         FetchError: when the header cannot be fetched, or is not that of a georeferenced COG.
@@ -175,11 +170,17 @@ def fetch_dark_pixels(url: str, tokens: SasTokens | None) -> DarkPixels | None:
 
 async def overview_dark_pixels(cog: Cog, reader: RangeReader) -> DarkPixels | None:
     """Return the dark end of the first band's histogram, from the coarsest overview; None without one."""
+    directories = cog.tiff.ifds
+    levels = [  # overviews of masks have another subfile type
+        i
+        for i, d in enumerate(directories)
+        if i > 0 and d.new_subfile_type == 1 and d.tile_width and d.image_width <= _MAX_OVERVIEW_PX
+    ]
     try:
-        level = _coarsest_overview(cog.tiff.ifds)
-        if level is None:
+        if not levels:
             return None
-        directory = cog.tiff.ifds[level]
+        level = min(levels, key=lambda i: directories[i].image_width)
+        directory = directories[level]
         columns, rows = directory.tile_count or (0, 0)
         tiles = await cog.tiff.fetch_tiles([(c, r) for r in range(rows) for c in range(columns)], level)
         parts = [np.asarray(await tile.decode(decoder_registry=_DECODERS)) for tile in tiles]
@@ -190,10 +191,3 @@ async def overview_dark_pixels(cog: Cog, reader: RangeReader) -> DarkPixels | No
         reader.beginnings.pop(cog.url, None)
     first = [(part if _is_planar(directory) else np.moveaxis(part, -1, 0))[0].ravel() for part in parts]
     return dark_pixels(np.concatenate(first))
-
-
-def _coarsest_overview(directories: Sequence[ImageFileDirectory]) -> int | None:
-    """Return the index of the smallest overview of the image; overviews of masks have another subfile type."""
-    overviews = {i: d.image_width for i, d in enumerate(directories) if i > 0 and d.new_subfile_type == 1}
-    small = {i: width for i, width in overviews.items() if width <= _MAX_OVERVIEW_PX and directories[i].tile_width}
-    return min(small, key=lambda i: small[i], default=None)

@@ -80,14 +80,11 @@ def _grid(asset: Mapping[str, Any], properties: Mapping[str, Any]) -> BlockGrid 
 
 
 def _bounds(item: Mapping[str, Any], footprint: Any) -> Bounds:
-    bbox = item.get("bbox")
-    if bbox is not None:
-        west, south, east, north = bbox if len(bbox) == 4 else (bbox[0], bbox[1], bbox[3], bbox[4])
-        return float(west), float(south), float(east), float(north)
-    if footprint is None:
+    bbox = item.get("bbox") or (None if footprint is None else footprint.bounds)
+    if bbox is None:
         raise ProviderError(f"the item {item['id']} has neither bbox nor geometry")
-    west, south, east, north = footprint.bounds
-    return west, south, east, north
+    west, south, east, north = bbox if len(bbox) == 4 else (bbox[0], bbox[1], bbox[3], bbox[4])
+    return float(west), float(south), float(east), float(north)
 
 
 def _parse_datetime(text: str) -> datetime:

@@ -15,14 +15,13 @@ from pystac_client.stac_api_io import StacApiIO
 from urllib3 import Retry
 
 from rs_embed.errors import ProviderError
-from rs_embed.providers.listings import ListingCache
-from rs_embed.providers.scenes import Bounds, Scene
+from rs_embed.providers.listings import ListingCache, Search
+from rs_embed.providers.scenes import Scene
 from rs_embed.providers.selection import drop_duplicates
 from rs_embed.providers.stac.catalogs import StacCatalog
 from rs_embed.providers.stac.items import scene_of_item
 from rs_embed.retry import STAC_SEARCH
 from rs_embed.sentinel2 import asset_keys
-from rs_embed.specs import TemporalSpec
 
 _ITEMS_PER_PAGE = 100  # larger pages make Earth Search fail
 _JITTER_S = 0.3
@@ -36,8 +35,8 @@ class Searcher:
     _client: Client | None = None
     _recent: ListingCache = field(default_factory=ListingCache)
 
-    def search(self, bounds: Bounds, temporal: TemporalSpec, bands: frozenset[str]) -> list[Scene]:
-        """Return all scenes of the catalog's collections in a box and time range, each one once.
+    def search(self, search: Search) -> list[Scene]:
+        """Return all scenes of the catalog's collections that match a search, each one once.
 
         Cloud cover is filtered by the caller: the error of an empty result states how many scenes the filter removed,
         and some servers answer a query that they do not support with nothing.
@@ -45,19 +44,19 @@ class Searcher:
         Raises:
             ProviderError: when the catalog cannot be reached or understood.
         """
-        return self._recent.get(bounds, temporal, bands, lambda: self._request(bounds, temporal, bands))
+        return self._recent.get(search, self._request)
 
-    def _request(self, bounds: Bounds, temporal: TemporalSpec, bands: frozenset[str]) -> list[Scene]:
+    def _request(self, search: Search) -> list[Scene]:
         try:
             client = self._client = self._client or self._open()
-            search = client.search(
+            found = client.search(
                 collections=list(self.catalog.collections),
-                bbox=list(bounds),
-                datetime=f"{temporal.start}T00:00:00Z/{temporal.end}T00:00:00Z",
+                bbox=list(search.bounds),
+                datetime=f"{search.temporal.start}T00:00:00Z/{search.temporal.end}T00:00:00Z",
                 limit=_ITEMS_PER_PAGE,
-                fields=_fields(bands) if client.conforms_to("FIELDS") else None,
+                fields=_fields(search.bands) if client.conforms_to("FIELDS") else None,
             )
-            return drop_duplicates(_scenes(search.items_as_dicts()), self.catalog.collections)
+            return drop_duplicates(_scenes(found.items_as_dicts()), self.catalog.collections)
         except (APIError, requests.RequestException, ValueError, KeyError) as error:
             raise ProviderError(self._explain(error)) from None
 

@@ -74,6 +74,8 @@ sys.meta_path.insert(0, Block())
 import rs_embed
 from rs_embed import RSEmbedError
 try:
+    if sys.argv[1] == "tokenizers":  # only texts need it
+        rs_embed.embed_text("clip_eurosat_s2rgb", "river")
     sample = rs_embed.list_samples()[0]
     rs_embed.get_embedding(
         "clip_eurosat_s2rgb" if sys.argv[1] != "huggingface_hub" else "remoteclip_s2rgb",

@@ -14,8 +14,8 @@ import shapely
 from rs_embed import OutputSpec, SensorSpec
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.formats import ReadOptions
-from rs_embed.export.inputs import read_places
-from rs_embed.export.partitions import PlannedRow, plan_rows
+from rs_embed.export.inputs import InputRow, read_places
+from rs_embed.export.partitions import plan_rows
 from rs_embed.export.request import ExportRequest
 from rs_embed.specs import PointBuffer
 
@@ -42,7 +42,7 @@ def write_vectors(folder: Path, vectors: np.ndarray, ids: Sequence[str] | None =
     target = DatasetFolder(folder)
     if not target.exists:
         places = read_places([PointBuffer(0, 0, 320)], ReadOptions())
-        rows = [PlannedRow(input_row=0, id="0", place=None, temporal=None, error="made by hand")]
+        rows = [InputRow(number=0, where="row 0", id="0", place=None, error="made by hand")]
         target.add_plan(request, plan_rows(places, rows, request, set()), 1, {})
     number = len(list((folder / "embeddings").glob("*.parquet")))
     names = list(ids) if ids is not None else [f"v{number}-{i}" for i in range(len(vectors))]

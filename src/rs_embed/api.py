@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from rs_embed.embedders.cards import check_input_chw
 from rs_embed.embedding import Embedding, Request, Result
 from rs_embed.errors import ModelError, SpecError
 from rs_embed.grid import place_geobox
 from rs_embed.inspection import inspect_array, save_quicklook
 from rs_embed.models import check_model, load_model
-from rs_embed.patch import Patch
+from rs_embed.patch import Patch, check_input_chw
 from rs_embed.providers.base import PatchRequest, Provider, fetch_patches
 from rs_embed.providers.registry import resolve
 from rs_embed.specs import (

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rs_embed.arrays import AnyArray, BoolArray, FloatArray
-from rs_embed.errors import ProviderError
+from rs_embed.errors import ModelError, ProviderError
+from rs_embed.sentinel2 import RGB_BANDS
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -76,3 +77,22 @@ def observed(dn: AnyArray) -> BoolArray:
         return np.ones(dn.shape[1:], dtype=bool)
     valid: BoolArray = np.logical_not(np.isnan(dn).any(axis=0))
     return valid
+
+
+def check_input_chw(array: object, position: int | None = None) -> AnyArray:
+    """Return a user's pixels as an array: raw DN, (3, y, x), any numeric type, NaN where not observed.
+
+    Raises:
+        ModelError: for another shape or type, or no pixel at all.
+    """
+    name = "input_chw" if position is None else f"input_chws[{position}]"
+    array = np.asarray(array)
+    if array.dtype.kind not in "uif":
+        raise ModelError(f"{name} must hold numbers (raw DN), got dtype {array.dtype}")
+    if array.ndim != 3 or array.shape[0] != 3:
+        raise ModelError(f"{name} must be CHW with exactly 3 bands in {RGB_BANDS} order, got shape {array.shape}")
+    if array.size == 0:
+        raise ModelError(f"{name} has an empty axis: shape {array.shape}")
+    if array.dtype.kind == "f" and np.isnan(array).all():
+        raise ModelError(f"{name} is all NaN: no pixel was observed")
+    return array

@@ -265,3 +265,4 @@ def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
 
 DEFAULT_SENSOR = SensorSpec()
 """Sentinel-2 RGB at 10 m a pixel, median of the scenes with at most 30 % cloud."""
+DEFAULT_OUTPUT = OutputSpec.pooled()

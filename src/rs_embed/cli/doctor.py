@@ -18,7 +18,7 @@ import typer
 
 from rs_embed import settings
 from rs_embed.cli import options
-from rs_embed.cli.serve import MAP_REMEDY
+from rs_embed.cli.search import MAP_REMEDY
 from rs_embed.errors import DISTRIBUTION, RSEmbedError, pip_line
 
 _HUB = "https://huggingface.co"
@@ -44,19 +44,7 @@ def doctor(as_json: options.Json = False) -> None:
 
     The exit code is 1 if something fails that every command needs.
     """
-    checks = (
-        _import_name,
-        _device,
-        _sample,
-        _page,
-        _weights,
-        _hub,
-        _hub_login,
-        _earth_search,
-        _earth_engine,
-        _settings,
-    )
-    findings = [*_packages(), *(check() for check in checks)]
+    findings = [*_packages(), _import_name(), _device(), _sample(), _page(), *_network(), _earth_engine(), _settings()]
     typer.echo(json.dumps([asdict(f) for f in findings], indent=1) if as_json else "\n".join(map(_line, findings)))
     if any(f.needed and not f.ok for f in findings):
         raise typer.Exit(1)
@@ -131,36 +119,26 @@ def _page() -> Finding:
     return Finding("page", has_map_library(), "the map of `rs-embed serve`", MAP_REMEDY)
 
 
-def _weights() -> Finding:
-    from huggingface_hub import try_to_load_from_cache
+def _network() -> Iterator[Finding]:
+    """Look for RemoteCLIP in the cache of the hub, for the hub, its login, and the catalog of the default backend."""
+    from huggingface_hub import get_token, try_to_load_from_cache
 
     from rs_embed.embedders.cards import find_card
+    from rs_embed.providers.stac.catalogs import EARTH_SEARCH
 
     repo = find_card("remoteclip_s2rgb").checkpoint
     cached = try_to_load_from_cache(repo, "model.safetensors", cache_dir=settings.hub_cache_dir())
-    if isinstance(cached, str) and Path(cached).exists():
-        return Finding("RemoteCLIP", True, f"{repo} is in the cache")
-    remedy = "the first use downloads it; or pass --checkpoint FOLDER"
-    return Finding("RemoteCLIP", False, f"{repo} (605 MB) is not in the cache", remedy)
-
-
-def _hub() -> Finding:
-    endpoint = os.environ.get("HF_ENDPOINT", _HUB)
-    return _reach("hub", endpoint, "cached and local weights work without it; behind a proxy set HTTPS_PROXY")
-
-
-def _hub_login() -> Finding:
-    from huggingface_hub import get_token
-
-    if get_token() is None:
-        return Finding("hub login", True, "none, which is enough for public weights (private ones: hf auth login)")
-    return Finding("hub login", True, "a token is set")
-
-
-def _earth_search() -> Finding:
-    from rs_embed.providers.stac.catalogs import EARTH_SEARCH
-
-    return _reach("Earth Search", EARTH_SEARCH.url, "the sample and local folders work without it")
+    is_cached = isinstance(cached, str) and Path(cached).exists()
+    found = f"{repo} is in the cache" if is_cached else f"{repo} (605 MB) is not in the cache"
+    remedy = "" if is_cached else "the first use downloads it; or pass --checkpoint FOLDER"
+    yield Finding("RemoteCLIP", is_cached, found, remedy)
+    hub = os.environ.get("HF_ENDPOINT", _HUB)
+    yield _reach("hub", hub, "cached and local weights work without it; behind a proxy set HTTPS_PROXY")
+    login = (
+        "a token is set" if get_token() else "none, which is enough for public weights (private ones: hf auth login)"
+    )
+    yield Finding("hub login", True, login)
+    yield _reach("Earth Search", EARTH_SEARCH.url, "the sample and local folders work without it")
 
 
 def _earth_engine() -> Finding:
@@ -181,11 +159,10 @@ def _earth_engine() -> Finding:
 
 def _settings() -> Finding:
     try:
-        text = f"backend {settings.default_backend()}, {settings.fetch_workers()} fetches, batches of "
-        text += str(settings.batch_size("cpu"))
+        backend, fetches, batch = settings.default_backend(), settings.fetch_workers(), settings.batch_size("cpu")
     except RSEmbedError as error:
         return Finding("settings", False, str(error), "unset or correct it", needed=True)
-    return Finding("settings", True, text)
+    return Finding("settings", True, f"backend {backend}, {fetches} fetches, batches of {batch}")
 
 
 def _reach(name: str, url: str, remedy: str) -> Finding:

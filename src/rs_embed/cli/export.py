@@ -1,11 +1,11 @@
-"""`rs-embed export`: a dataset of many places."""
+"""`rs-embed plan` and `export`: the cost of a dataset of many places, and the dataset."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,13 +13,112 @@ import typer
 from typer import Option
 
 from rs_embed.cli import options
+from rs_embed.cli.places import check_one_source, side_m
 from rs_embed.cli.progress import export_progress
-from rs_embed.cli.rows import Grid, RowOptions
 from rs_embed.errors import SpecError
-from rs_embed.specs import OutputSpec
+from rs_embed.specs import BBox, OutputSpec
 
 if TYPE_CHECKING:
+    from rs_embed.export.cost import ExportPlan
+    from rs_embed.export.formats import ReadOptions
     from rs_embed.export.run import ExportSummary
+
+Grid = Annotated[bool, Option("--grid", help="Add the token grids (7 x 7 x 768 numbers per place).")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowOptions:
+    """The rows of a dataset: a file, or an area that is cut into chips."""
+
+    file: options.PlacesFile = None
+    bbox: options.Box = None
+    region: Annotated[Path | None, Option(help="GeoJSON file of polygons to cut into chips.")] = None
+    every: Annotated[options.Every | None, options.choice(options.Every, "Cut time ranges into these periods.")] = None
+    buffer_m: options.BufferM = None
+    chip: options.Chip = None
+    crs: Annotated[str, Option(help="CRS of the two columns of a CSV file.")] = "EPSG:4326"
+    id: Annotated[str, Option(help="Column with the ids of the rows.")] = "id"
+    lon: Annotated[str | None, Option(help="Column with longitude or x.")] = None
+    lat: Annotated[str | None, Option(help="Column with latitude or y.")] = None
+
+    def places(self) -> object:
+        """Return the file, the box or the polygons to embed.
+
+        Raises:
+            SpecError: unless exactly one of them is given.
+        """
+        from rs_embed.export.regions import read_region
+
+        check_one_source(
+            {"FILE": self.file, "--bbox": self.bbox, "--region": self.region},
+            "one source of places is needed: a file, --bbox W S E N or --region FILE",
+        )
+        if self.bbox is not None:
+            return BBox(*self.bbox)
+        return self.file if self.region is None else read_region(self.region)
+
+    @property
+    def chip_m(self) -> float | None:
+        """Side of each place in metres, or None where the rows have boxes."""
+        return side_m(self.buffer_m, self.chip)
+
+    def reading(self) -> ReadOptions:
+        """Return the names of the columns."""
+        from rs_embed.export.formats import ReadOptions
+
+        return ReadOptions(crs=self.crs, id_column=self.id, lon_column=self.lon, lat_column=self.lat)
+
+
+def plan(
+    rows: RowOptions,
+    time: options.OptionalTimeOptions,
+    source: options.SourceOptions,
+    model: options.Model = "remoteclip_s2rgb",
+    pooling: options.Vector = None,
+    grid: Grid = False,
+    mbit_s: Annotated[float, Option(help="Rate of the network in megabits per second.")] = 200,
+    as_json: options.Json = False,
+) -> None:
+    """Print how much an export would read and write.
+
+    It asks the catalog and reads no pixel.
+    """
+    from rs_embed.export.cost import plan_export
+
+    found = plan_export(
+        rows.places(),
+        temporal=time.time_range(),
+        sensor=source.sensor(),
+        model=model,
+        output=OutputSpec("pooled", pooling),
+        backend=source.backend,
+        chip_m=rows.chip_m,
+        every=rows.every,
+        read=rows.reading(),
+        grid=grid,
+        mbit_s=mbit_s,
+    )
+    typer.echo(json.dumps(found.to_dict()) if as_json else "\n".join(plan_lines(found)))
+
+
+def plan_lines(plan: ExportPlan) -> Iterator[str]:
+    """Yield the cost of an export, for a person."""
+    from rs_embed.export.cost import minutes_of
+
+    fetch = plan.fetch
+    yield f"{fetch.places:,} place(s), {fetch.scenes:,} scene(s) to read for them"
+    yield f"{'':<46}{'blocks':>10}{'requests':>10}{'GB in':>9}{'minutes':>9}"
+    for name, found in (("as asked", fetch), *plan.alternatives):
+        minutes = minutes_of(found, plan.mbit_s)
+        yield f"{name:<46}{found.blocks:>10,}{found.requests:>10,}{found.read_bytes / 1e9:>9.2f}{minutes:>9.1f}"
+    yield f"minutes of the network at {plan.mbit_s:g} Mbit/s; with the model on two cores {plan.minutes:,.1f}"
+    grids = f", token grids {plan.grid_bytes / 1e9:.2f} GB" if plan.grid_bytes else ""
+    yield f"written: {plan.write_bytes / 1e9:.2f} GB{grids}"
+    missing, partly = len(fetch.places_without_scene), plan.partly_covered
+    if missing or partly:
+        yield f"gaps: {missing:,} place(s) without any scene, {partly:,} only partly covered"
+    if plan.bad_rows:
+        yield f"{len(plan.bad_rows):,} row(s) are no places: {plan.bad_rows[0]}"
 
 
 def export(

@@ -11,19 +11,14 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from rs_embed.cli.classify import classify
 from rs_embed.cli.demo.command import demo
 from rs_embed.cli.doctor import doctor
-from rs_embed.cli.embed import embed
-from rs_embed.cli.export import export
+from rs_embed.cli.embed import classify, embed, inspect
+from rs_embed.cli.export import export, plan
 from rs_embed.cli.heatmap import heatmap
-from rs_embed.cli.index import index
-from rs_embed.cli.inspect import inspect
 from rs_embed.cli.models import models
 from rs_embed.cli.options import expand_groups
-from rs_embed.cli.plan import plan
-from rs_embed.cli.search import search
-from rs_embed.cli.serve import serve
+from rs_embed.cli.search import index, search, serve
 from rs_embed.errors import RSEmbedError, SpecError, UnknownModelError, missing_core
 
 _COMMANDS = (embed, inspect, classify, plan, export, index, search, serve, heatmap, models, doctor, demo)

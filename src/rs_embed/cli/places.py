@@ -17,9 +17,6 @@ from rs_embed.specs import BBox, Place, PointBuffer
 if TYPE_CHECKING:
     from rs_embed.embedding import Result
 
-EXPORT_FROM = 200
-"""Number of places above which `embed` recommends `export`."""
-
 
 @dataclass(frozen=True, slots=True)
 class NamedPlace:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,21 +16,13 @@ if TYPE_CHECKING:
     from rs_embed.export.progress import ProgressListener
 
 
-def _bar(*more: ProgressColumn, transient: bool = False) -> Progress:
+def progress_bar(*more: ProgressColumn, transient: bool = False) -> Progress:
     """Return a progress bar on stderr, hidden where that is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *more)
     return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=transient)
-
-
-@contextmanager
-def index_progress() -> Iterator[Callable[[int, int], None]]:
-    """Show the files that an index has read."""
-    with _bar(transient=True) as bar:
-        task = bar.add_task("indexing, file", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager
@@ -41,7 +33,7 @@ def export_progress(as_json: bool) -> Iterator[ProgressListener]:
         return
     from rich.progress import TextColumn, TimeRemainingColumn
 
-    with _bar(TimeRemainingColumn(), TextColumn("{task.fields[facts]}")) as bar:
+    with progress_bar(TimeRemainingColumn(), TextColumn("{task.fields[facts]}")) as bar:
         task = bar.add_task("embedding", total=None, facts="")
 
         def show(event: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""`rs-embed search`: the rows of a dataset that match words or examples."""
+"""`rs-embed index`, `search` and `serve`: a dataset searched by words or examples, in a shell or on a map."""
 
 from __future__ import annotations
 
@@ -12,11 +12,40 @@ import typer
 from typer import Argument, Option
 
 from rs_embed.cli import options
-from rs_embed.cli.progress import index_progress
+from rs_embed.cli.progress import progress_bar
+from rs_embed.errors import RSEmbedError, missing_package
 from rs_embed.files import atomic_write
 
 if TYPE_CHECKING:
+    from rs_embed.search.index import EmbeddingIndex
     from rs_embed.search.results import SearchResults
+
+MAP_REMEDY = "the build downloads it from npm; install a wheel, or install the clone again with a network"
+
+
+def index(
+    dataset: options.Dataset,
+    rebuild: Annotated[bool, Option("--rebuild", help="Start anew, as after rows were edited by hand.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Build the search index of a dataset, or add new rows to it.
+
+    `rs-embed search` and `rs-embed serve` do it by themselves.
+    """
+    found = _open_index(dataset, rebuild=rebuild)
+    facts = {"rows": len(found), "model": found.request.model, "folder": str(dataset)}
+    typer.echo(json.dumps(facts) if as_json else f"{len(found):,} row(s) of {found.request.model} can be searched")
+
+
+def _open_index(dataset: Path, *, rebuild: bool = False) -> EmbeddingIndex:
+    """Return the index of a dataset, with a bar for the files that are read."""
+    from rs_embed.search.index import EmbeddingIndex
+
+    with progress_bar(transient=True) as bar:
+        task = bar.add_task("indexing, file", total=None)
+        return EmbeddingIndex(
+            dataset, lambda done, total: bar.update(task, completed=done, total=total), rebuild=rebuild
+        )
 
 
 def search(
@@ -37,12 +66,9 @@ def search(
     as_json: options.Json = False,
 ) -> None:
     """Find the rows most like some words, other rows, or a saved concept."""
-    from rs_embed.search.index import EmbeddingIndex
-
     if plot is not None:
         options.check_ending("--plot", plot, options.PICTURES)
-    with index_progress() as report:
-        rows = EmbeddingIndex(dataset, report)
+    rows = _open_index(dataset)
     found = rows.search(
         text,
         id=like,
@@ -89,3 +115,24 @@ def _lines(found: SearchResults) -> Iterator[str]:
         likely = "" if hit.probability is None else f"  {hit.probability:4.0%} likely"
         place = f"{lonlat_text(hit.lon, hit.lat)}  {hit.start} to {hit.end}"
         yield f"{hit.rank:>4}  {place}  above {hit.percentile:5.1f} %{likely}  {hit.id}"
+
+
+def serve(
+    dataset: options.Dataset,
+    host: Annotated[str, Option(help="Address to listen on.")] = "127.0.0.1",
+    port: options.Port = 8000,
+) -> None:
+    """Search a dataset by words on a map in a browser.
+
+    /openapi.json describes the HTTP API.
+    """
+    try:
+        from rs_embed.web import server
+    except ModuleNotFoundError as error:
+        raise RSEmbedError(missing_package(error.name or "fastapi", extra="web")) from None
+    if not server.has_map_library():
+        print(f"warning: the map's JavaScript is missing, only the HTTP API works: {MAP_REMEDY}", file=sys.stderr)
+    found = _open_index(dataset)
+    listener = server.listen(host, port)
+    typer.echo(f"http://{host}:{port}/   (Ctrl-C ends it)")
+    server.serve(found, listener)

@@ -12,12 +12,10 @@ import numpy as np
 from rs_embed.arrays import FloatArray
 from rs_embed.cli.options import check_ending
 from rs_embed.cli.places import NamedPlace
-from rs_embed.embedding import Embedding, EmbeddingFailure, as_dict
+from rs_embed.embedding import Embedding, EmbeddingFailure, Result, as_dict
 from rs_embed.errors import SpecError
 from rs_embed.files import atomic_write
 from rs_embed.specs import OutputSpec
-
-Results = Sequence[Embedding | EmbeddingFailure]
 
 
 def check_suffix(path: Path, output: OutputSpec) -> None:
@@ -33,18 +31,25 @@ def check_suffix(path: Path, output: OutputSpec) -> None:
         raise SpecError(f"--out {path}: the folder {path.parent} does not exist")
 
 
-def write(path: Path, places: Sequence[NamedPlace], results: Results) -> None:
+def write(path: Path, places: Sequence[NamedPlace], results: Sequence[Result]) -> None:
     """Write all results in the format of the file's ending; the file appears when it is complete."""
     with atomic_write(path) as part:
         _WRITERS[path.suffix.lower()](part, places, results)
 
 
-def to_json(places: Sequence[NamedPlace], results: Results) -> str:
+def to_json(places: Sequence[NamedPlace], results: Sequence[Result]) -> str:
     """Return `[{id, place, ok, embedding, shape, meta} | {id, place, ok, error}]` as text."""
-    return json.dumps([_record(p, r) for p, r in zip(places, results, strict=True)], indent=1, allow_nan=False)
+    records = [record_head(p, r) for p, r in zip(places, results, strict=True)]
+    for record, result in zip(records, results, strict=True):
+        if isinstance(result, Embedding):
+            values = np.asarray(result.data)
+            embedding = values.astype(object)
+            embedding[np.isnan(values)] = None  # JSON has no NaN
+            record |= {"shape": list(values.shape), "embedding": embedding.tolist(), "meta": result.meta}
+    return json.dumps(records, indent=1, allow_nan=False)
 
 
-def record_head(named: NamedPlace, result: Embedding | EmbeddingFailure) -> dict[str, Any]:
+def record_head(named: NamedPlace, result: Result) -> dict[str, Any]:
     """Return `{id, place, ok}` of a result, and its `error` if it failed."""
     head = {"id": named.id, "place": as_dict(named.place)}
     if isinstance(result, EmbeddingFailure):
@@ -52,53 +57,40 @@ def record_head(named: NamedPlace, result: Embedding | EmbeddingFailure) -> dict
     return {**head, "ok": True}
 
 
-def _record(named: NamedPlace, result: Embedding | EmbeddingFailure) -> dict[str, Any]:
-    head = record_head(named, result)
-    if isinstance(result, EmbeddingFailure):
-        return head
-    values = np.asarray(result.data)
-    embedding = values.astype(object)
-    embedding[np.isnan(values)] = None  # JSON has no NaN
-    return {**head, "shape": list(values.shape), "embedding": embedding.tolist(), "meta": result.meta}
-
-
-def _stack(results: Results) -> FloatArray:
+def _stack(results: Sequence[Result]) -> FloatArray:
     """Return one row per place, NaN where it failed."""
-    done = [np.asarray(r.data) for r in results if isinstance(r, Embedding)]
-    if len({d.shape for d in done}) > 1:
+    done = {i: np.asarray(r.data) for i, r in enumerate(results) if isinstance(r, Embedding)}
+    shapes = {values.shape for values in done.values()}
+    if len(shapes) > 1:
         raise SpecError("grids of different sizes do not stack: write .json, or one file per place")
-    rows = np.full((len(results), *done[0].shape), np.nan, dtype=np.float32)
-    for row, result in zip(rows, results, strict=True):
-        if isinstance(result, Embedding):
-            row[...] = np.asarray(result.data)
+    rows = np.full((len(results), *shapes.pop()), np.nan, dtype=np.float32)
+    rows[list(done)] = list(done.values())
     return rows
 
 
 def _columns(places: Sequence[NamedPlace]) -> dict[str, list[Any]]:
-    return {
-        "id": [named.id for named in places],
-        "lon": [named.place.centre[0] for named in places],
-        "lat": [named.place.centre[1] for named in places],
-    }
+    lons, lats = zip(*(named.place.centre for named in places), strict=True)
+    return {"id": [named.id for named in places], "lon": list(lons), "lat": list(lats)}
 
 
-def _write_npy(path: Path, places: Sequence[NamedPlace], results: Results) -> None:
+def _write_npy(path: Path, places: Sequence[NamedPlace], results: Sequence[Result]) -> None:
+    stack = _stack(results)
     with path.open("wb") as stream:
-        np.save(stream, _stack(results)[0] if len(results) == 1 else _stack(results))
+        np.save(stream, stack[0] if len(stack) == 1 else stack)
 
 
-def _write_npz(path: Path, places: Sequence[NamedPlace], results: Results) -> None:
+def _write_npz(path: Path, places: Sequence[NamedPlace], results: Sequence[Result]) -> None:
     columns: dict[str, Any] = _columns(places)
     meta = [json.dumps(r.meta) if isinstance(r, Embedding) else "" for r in results]
     with path.open("wb") as stream:
         np.savez_compressed(stream, embeddings=_stack(results), meta=np.array(meta), **columns)
 
 
-def _write_json(path: Path, places: Sequence[NamedPlace], results: Results) -> None:
+def _write_json(path: Path, places: Sequence[NamedPlace], results: Sequence[Result]) -> None:
     path.write_text(to_json(places, results) + "\n", encoding="utf-8")
 
 
-def _write_nc(path: Path, places: Sequence[NamedPlace], results: Results) -> None:
+def _write_nc(path: Path, places: Sequence[NamedPlace], results: Sequence[Result]) -> None:
     """Write one grid with its coordinates, or several results along a dimension `place`."""
     import xarray as xr
 
@@ -114,7 +106,7 @@ def _write_nc(path: Path, places: Sequence[NamedPlace], results: Results) -> Non
     data.to_netcdf(path, engine="h5netcdf")
 
 
-def _write_parquet(path: Path, places: Sequence[NamedPlace], results: Results) -> None:
+def _write_parquet(path: Path, places: Sequence[NamedPlace], results: Sequence[Result]) -> None:
     """Write the rows that have a vector: readers fail on an empty one."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -129,7 +121,7 @@ def _write_parquet(path: Path, places: Sequence[NamedPlace], results: Results) -
     pq.write_table(pa.table(columns), path, compression="zstd")
 
 
-_WRITERS: dict[str, Callable[[Path, Sequence[NamedPlace], Results], None]] = {
+_WRITERS: dict[str, Callable[[Path, Sequence[NamedPlace], Sequence[Result]], None]] = {
     ".npy": _write_npy,
     ".npz": _write_npz,
     ".json": _write_json,

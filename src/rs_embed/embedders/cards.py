@@ -1,4 +1,4 @@
-"""The table of models and of the inputs that they take. It needs no torch, no weights and no network."""
+"""The table of models. It needs no numpy or torch, no weights and no network."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from rs_embed.arrays import AnyArray
 from rs_embed.errors import ModelError, UnknownModelError
 from rs_embed.sentinel2 import RGB_BANDS
 
@@ -165,25 +162,6 @@ def check_bands(bands: Sequence[str], model: str) -> None:
     """
     if tuple(bands) != RGB_BANDS:
         raise ModelError(f"{model} takes the bands {RGB_BANDS} (red, green, blue) in this order, got {tuple(bands)}")
-
-
-def check_input_chw(array: object, position: int | None = None) -> AnyArray:
-    """Return a user's pixels as an array: raw DN, (3, y, x), any numeric type, NaN where not observed.
-
-    Raises:
-        ModelError: for another shape or type, or no pixel at all.
-    """
-    name = "input_chw" if position is None else f"input_chws[{position}]"
-    array = np.asarray(array)
-    if array.dtype.kind not in "uif":
-        raise ModelError(f"{name} must hold numbers (raw DN), got dtype {array.dtype}")
-    if array.ndim != 3 or array.shape[0] != 3:
-        raise ModelError(f"{name} must be CHW with exactly 3 bands in {RGB_BANDS} order, got shape {array.shape}")
-    if array.size == 0:
-        raise ModelError(f"{name} has an empty axis: shape {array.shape}")
-    if array.dtype.kind == "f" and np.isnan(array).all():
-        raise ModelError(f"{name} is all NaN: no pixel was observed")
-    return array
 
 
 def shipped_folder(checkpoint: str) -> Path | None:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
-from shapely.geometry import box
+import shapely
 from shapely.geometry.base import BaseGeometry
 
 from rs_embed.embedders.cards import find_card
 from rs_embed.errors import SpecError
 from rs_embed.export.formats import ReadOptions
-from rs_embed.export.inputs import InputPlaces, read_places
-from rs_embed.export.partitions import Every, PlannedRow, expand
+from rs_embed.export.inputs import InputPlaces, InputRow, read_places
+from rs_embed.export.partitions import Every, expand
 from rs_embed.export.regions import region_places
 from rs_embed.grid import place_geobox
 from rs_embed.providers.base import FetchPlan, PatchRequest, Provider
 from rs_embed.providers.gee.expressions import bytes_per_pixel
 from rs_embed.providers.registry import resolve
-from rs_embed.specs import BBox, OutputSpec, PointBuffer, SensorSpec, TemporalSpec
+from rs_embed.specs import DEFAULT_OUTPUT, DEFAULT_SENSOR, BBox, OutputSpec, PointBuffer, SensorSpec, TemporalSpec
 
-_POOLED = OutputSpec.pooled()
 _ROW_BYTES = 2_500
 """Bytes of a row in its files, without vectors and thumbnail."""
 _THUMBNAIL_BYTES = 16_000
@@ -88,7 +88,7 @@ def plan_export(
     temporal: TemporalSpec | None = None,
     sensor: SensorSpec | None = None,
     model: str = "remoteclip_s2rgb",
-    output: OutputSpec = _POOLED,
+    output: OutputSpec = DEFAULT_OUTPUT,
     backend: str | Provider = "auto",
     chip_m: float | None = None,
     every: Every | None = None,
@@ -119,7 +119,7 @@ def plan_export(
     """
     if mbit_s <= 0:
         raise SpecError(f"the rate must be greater than 0 Mbit/s, got {mbit_s:g}")
-    sensor = SensorSpec() if sensor is None else sensor
+    sensor = sensor or DEFAULT_SENSOR
     card, provider = find_card(model), resolve(backend)
     rows = list(expand(find_places(places, chip_m, read), temporal, every))
     requests = patch_requests(rows, sensor)
@@ -135,27 +135,18 @@ def plan_export(
     )
 
 
-def _alternatives(rows: list[PlannedRow], sensor: SensorSpec, provider: Provider) -> list[tuple[str, FetchPlan]]:
-    few = patch_requests(rows, replace(sensor, max_scenes=3))
-    small = [
-        replace(r, place=replace(r.place, buffer_m=r.place.buffer_m / 2))
-        for r in rows
-        if isinstance(r.place, PointBuffer)
-    ]
-    plans = [("max_scenes=3", provider.plan(few))]
-    if len(small) == len(rows):
-        plans.append(("half the chip", provider.plan(patch_requests(small, sensor))))
-    if provider.name == "gee":
-        return plans
-    requests = patch_requests(rows, sensor)
-    pixels = sum(r.geobox.shape[0] * r.geobox.shape[1] for r in requests)
-    composites = FetchPlan(
-        scenes_of=tuple(1 for _ in requests),
-        covered=tuple(1.0 for _ in requests),
-        read_bytes=pixels * bytes_per_pixel(1, sensor),
-        requests=len(requests),
-    )
-    return [*plans, ('backend="gee", which composites on its side', composites)]
+def _alternatives(rows: list[InputRow], sensor: SensorSpec, provider: Provider) -> Iterator[tuple[str, FetchPlan]]:
+    yield "max_scenes=3", provider.plan(patch_requests(rows, replace(sensor, max_scenes=3)))
+    points = [(row, row.place) for row in rows if isinstance(row.place, PointBuffer)]
+    if len(points) == len(rows):
+        small = [replace(row, place=replace(point, buffer_m=point.buffer_m / 2)) for row, point in points]
+        yield "half the chip", provider.plan(patch_requests(small, sensor))
+    if provider.name != "gee":
+        requests = patch_requests(rows, sensor)
+        pixels, n = sum(prod(request.geobox.shape) for request in requests), len(requests)
+        read_bytes = pixels * bytes_per_pixel(1, sensor)
+        composites = FetchPlan(scenes_of=(1,) * n, covered=(1.0,) * n, read_bytes=read_bytes, requests=n)
+        yield 'backend="gee", which composites on its side', composites
 
 
 def find_places(places: object, chip_m: float | None, read: ReadOptions | None) -> InputPlaces:
@@ -165,7 +156,7 @@ def find_places(places: object, chip_m: float | None, read: ReadOptions | None) 
         SpecError: for an input without places, or a region without a chip size.
     """
     if isinstance(places, BBox):
-        places = box(places.minlon, places.minlat, places.maxlon, places.maxlat)
+        places = shapely.box(places.minlon, places.minlat, places.maxlon, places.maxlat)
     if isinstance(places, BaseGeometry):
         if chip_m is None:
             raise SpecError("a region needs the size of its chips: chip_m (--chip M)")
@@ -176,9 +167,7 @@ def find_places(places: object, chip_m: float | None, read: ReadOptions | None) 
     return read_places(places, options if chip_m is None else replace(options, chip_m=chip_m))
 
 
-def patch_requests(rows: Sequence[PlannedRow], sensor: SensorSpec) -> list[PatchRequest]:
+def patch_requests(rows: Sequence[InputRow], sensor: SensorSpec) -> list[PatchRequest]:
     """Return the requests to a provider for the rows that are places."""
-    good = ((r.place, r.temporal) for r in rows if r.error is None)
-    return [
-        PatchRequest(place_geobox(p, sensor.scale_m), t, sensor) for p, t in good if p is not None and t is not None
-    ]
+    good = ((row.place, row.temporal) for row in rows if row.error is None)
+    return [PatchRequest(place_geobox(place, sensor.scale_m), time, sensor) for place, time in good if place and time]

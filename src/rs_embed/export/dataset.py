@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from functools import reduce
+from functools import partial, reduce
 from operator import and_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
 VectorColumn = Literal["embedding", "embedding_projected"]
 _STATUSES = ("ok", "partial")
+_TIME = pa.timestamp("ms", tz="UTC")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,18 @@ class EmbeddingDataset:
         Raises:
             SpecError: for an unknown status.
         """
-        conditions = (self._filter, _in_box(bbox), _in_time(temporal), _is_status(status), where)
-        given = [condition for condition in conditions if condition is not None]
+        given = [condition for condition in (self._filter, where) if condition is not None]
+        if bbox is not None:
+            box, field = bbox if isinstance(bbox, BBox) else BBox(*bbox), partial(pc.field, "bbox")
+            given += [field("xmin") < box.maxlon, field("ymin") < box.maxlat]
+            given += [field("xmax") > box.minlon, field("ymax") > box.minlat]
+        if temporal is not None:
+            start, end = (pa.scalar(np.datetime64(day, "ms")).cast(_TIME) for day in (temporal.start, temporal.end))
+            given += [pc.field("datetime_start") >= start, pc.field("datetime_end") <= end]
+        if status is not None:
+            if status not in _STATUSES:
+                raise SpecError(f"status must be {' or '.join(map(repr, _STATUSES))}, got {status!r} (see failures())")
+            given.append(pc.field("status") == status)
         return replace(self, _filter=reduce(and_, given) if given else None)
 
     def to_table(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -102,19 +112,15 @@ class EmbeddingDataset:
         import xarray as xr
 
         table = self.to_table(["id", "centre_lon", "centre_lat", "datetime_start", "datetime_end"])
-        days = {
-            name: np.array([np.datetime64(d.replace(tzinfo=None), "ns") for d in table[name].to_pylist()])
-            for name in ("datetime_start", "datetime_end")
-        }
-        coords = {
+        coords: dict[str, Any] = {
             "id": ("place", np.array(table["id"].to_pylist(), dtype=object)),
             "lon": ("place", table["centre_lon"].to_numpy()),
             "lat": ("place", table["centre_lat"].to_numpy()),
-            **{name: ("place", values) for name, values in days.items()},
         }
-        return xr.Dataset(
-            {column: (("place", "d"), self.to_numpy(column))}, coords=coords, attrs={"model": self.request.model}
-        )
+        for name in ("datetime_start", "datetime_end"):
+            coords[name] = "place", table[name].to_numpy().astype("datetime64[ns]")
+        vectors = {column: (("place", "d"), self.to_numpy(column))}
+        return xr.Dataset(vectors, coords=coords, attrs={"model": self.request.model})
 
     def grid(self, unique_id: str) -> xr.DataArray:
         """Read the token grid (d, y, x) of one row, with its coordinates and CRS.
@@ -171,30 +177,3 @@ def open_dataset(folder: str | Path) -> EmbeddingDataset:
     path = Path(folder)
     DatasetFolder(path).manifest()
     return EmbeddingDataset(path)
-
-
-def _in_box(bbox: BBox | tuple[float, float, float, float] | None) -> pc.Expression | None:
-    if bbox is None:
-        return None
-    box = bbox if isinstance(bbox, BBox) else BBox(*bbox)
-    low = (pc.field("bbox", "xmin") < box.maxlon) & (pc.field("bbox", "ymin") < box.maxlat)
-    return low & (pc.field("bbox", "xmax") > box.minlon) & (pc.field("bbox", "ymax") > box.minlat)
-
-
-def _in_time(temporal: TemporalSpec | None) -> pc.Expression | None:
-    if temporal is None:
-        return None
-    start, end = (_scalar(day) for day in (temporal.start, temporal.end))
-    return (pc.field("datetime_start") >= start) & (pc.field("datetime_end") <= end)
-
-
-def _scalar(day: str) -> pa.Scalar:
-    return pa.scalar(datetime.fromisoformat(day).replace(tzinfo=UTC), pa.timestamp("ms", tz="UTC"))
-
-
-def _is_status(status: str | None) -> pc.Expression | None:
-    if status is None:
-        return None
-    if status not in _STATUSES:
-        raise SpecError(f"status must be {' or '.join(map(repr, _STATUSES))}, got {status!r} (see failures())")
-    return pc.field("status") == status

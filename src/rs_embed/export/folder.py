@@ -22,7 +22,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from rs_embed.errors import RSEmbedError
 from rs_embed.export.request import ExportRequest, differences
@@ -198,26 +198,11 @@ class DatasetFolder:
                 self.part(kind, number).unlink(missing_ok=True)
         self.write_text(self._mark(number), json.dumps(asdict(counts)))
 
-    @contextmanager
-    def lock(self, name: str, *, wait_s: float = -1) -> Iterator[bool]:
-        """Hold a lock of the folder, and yield False if another process has it. The system releases it on a crash."""
-        lock = self.claim(name, wait_s=wait_s)
-        try:
-            yield lock is not None
-        finally:
-            if lock is not None:
-                lock.release()
-
-    def claim(self, name: str, *, wait_s: float = 0) -> FileLock | None:
-        """Return a lock of the folder, which the caller releases; None if another process has it."""
+    def lock(self, name: str) -> FileLock:
+        """Return a lock of the folder, not acquired yet. The system releases it on a crash."""
         folder = self._state / "locks"
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f"{name}.lock", thread_local=False)
-        try:
-            lock.acquire(timeout=wait_s)
-        except Timeout:
-            return None
-        return lock
+        return FileLock(folder / f"{name}.lock", thread_local=False)
 
     # --- files
 

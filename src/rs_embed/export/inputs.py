@@ -18,7 +18,7 @@ from rs_embed.specs import BBox, Place, PointBuffer, TemporalSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputRow:
-    """One row of the input."""
+    """One row of the input, in one time range once the export is planned."""
 
     number: int
     """Position in the input, from 0."""
@@ -32,6 +32,11 @@ class InputRow:
     """Day after the last of the row's time range, where it has one."""
     error: str | None = None
     """Reason why a bad row is not a place."""
+
+    @property
+    def temporal(self) -> TemporalSpec | None:
+        """Time range, if both days are known."""
+        return TemporalSpec.range(self.start, self.end) if self.start and self.end else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,32 +78,19 @@ def _to_places(columns: Columns, options: ReadOptions) -> InputPlaces:
     starts, ends = (columns.table[n].to_pylist() if n in names else [None] * len(lon) for n in ("start", "end"))
     rows: list[InputRow] = []
     seen: set[str] = set()
-    for i, name in enumerate(columns.ids):
-        row = InputRow(
-            number=i,
-            where=columns.where(i),
-            id=str(i) if name is None or name == "" else str(name),
-            place=None,
-            start=_day(starts[i]),
-            end=_day(ends[i]),
-        )
-        fault = columns.faults.get(i) or (f"the id {row.id!r} stands there twice" if row.id in seen else None)
-        seen.add(row.id)
-        rows.append(replace(row, error=fault) if fault else _placed(row, lon[i], lat[i], half_m))
+    for i, given in enumerate(columns.ids):
+        name = str(i) if given is None or given == "" else str(given)
+        start, end = (str(days[i])[:10] if days[i] not in (None, "") else None for days in (starts, ends))
+        row = InputRow(number=i, where=columns.where(i), id=name, place=None, start=start, end=end)
+        try:
+            if fault := columns.faults.get(i) or (f"the id {name!r} stands there twice" if name in seen else None):
+                raise SpecError(fault)
+            _ = row.temporal  # raises for a range that is reversed
+            rows.append(replace(row, place=PointBuffer(lon[i], lat[i], half_m)))
+        except SpecError as error:
+            rows.append(replace(row, error=str(error)))
+        seen.add(name)
     return InputPlaces(tuple(rows), columns.table.drop_columns([n for n in ("start", "end") if n in names]))
-
-
-def _placed(row: InputRow, lon: float, lat: float, half_m: float) -> InputRow:
-    try:
-        if row.start is not None and row.end is not None:
-            TemporalSpec.range(row.start, row.end)
-        return replace(row, place=PointBuffer(lon, lat, half_m))
-    except SpecError as error:
-        return replace(row, error=str(error))
-
-
-def _day(value: object) -> str | None:
-    return None if value is None or value == "" else str(value)[:10]
 
 
 def _to_lonlat(columns: Columns) -> tuple[list[float], list[float]]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rs_embed.embedding import Embedding, EmbeddingFailure, Request
-from rs_embed.errors import RSEmbedError, SpecError
+from rs_embed.errors import SpecError
 from rs_embed.export.folder import DatasetFolder, PartitionCounts
 from rs_embed.export.grids import read_grid, write_grids
 from rs_embed.export.partitions import PLAN_COLUMNS, parse_place
@@ -33,19 +33,18 @@ class Partition:
     table: pa.Table
     ids: list[str]
     """Ids from the input."""
-    patches: dict[int, PatchRequest]
-    requests: dict[int, Request]
-    bad_rows: dict[int, RSEmbedError]
-    """Errors of the rows that are not places, which have no request."""
     earlier: pa.Table | None = None
     """Rows with vectors from an earlier run, when failures are tried again."""
+    patches: dict[int, PatchRequest] = field(default_factory=dict)
+    requests: dict[int, Request] = field(default_factory=dict)
     outcomes: dict[int, Outcome[Any]] = field(default_factory=dict)
+    """Results; rows that are not places have theirs from the beginning, and no request."""
     started_s: float = field(default_factory=time.perf_counter)
 
     @property
     def is_complete(self) -> bool:
         """True once every request has its result."""
-        return len(self.outcomes) == len(self.patches)
+        return len(self.outcomes) == len(self.ids)
 
     def add(self, row: int, outcome: Outcome[Any], progress: Progress) -> None:
         """Keep the result of a row, and count it."""
@@ -63,25 +62,18 @@ def open_partition(folder: DatasetFolder, request: ExportRequest, number: int, *
     if retry and folder.is_done(number):
         earlier = _read_if_there(folder, "embeddings", number)
         table = table.filter(_failed_rows(folder, table, number, earlier))
-    partition = Partition(
-        number=number,
-        table=table,
-        ids=table["id"].to_pylist(),
-        patches={},
-        requests={},
-        bad_rows={},
-        earlier=earlier,
-    )
+    partition = Partition(number=number, table=table, ids=table["id"].to_pylist(), earlier=earlier)
     for row, planned in enumerate(table.select(PLAN_COLUMNS).to_pylist()):
+        place = parse_place(planned["place"]) if planned["place"] else None
         try:
-            if planned["error"] is not None:
+            if place is None or planned["error"] is not None:
                 raise SpecError(planned["error"])
-            place, temporal = parse_place(planned["place"]), TemporalSpec.range(planned["start"], planned["end"])
+            temporal = TemporalSpec.range(planned["start"], planned["end"])
             geobox = place_geobox(place, request.sensor.scale_m)
             partition.patches[row] = PatchRequest(geobox, temporal, request.sensor)
             partition.requests[row] = request.for_place(place, temporal)
         except SpecError as error:
-            partition.bad_rows[row] = error
+            partition.outcomes[row] = Outcome(row, EmbeddingFailure(place, error))
     return partition
 
 
@@ -104,10 +96,12 @@ def write_partition(
     folder: DatasetFolder, request: ExportRequest, partition: Partition, lengths: VectorLengths, progress: Progress
 ) -> None:
     """Write the results of a complete partition, and count its bad rows."""
-    for row, error in partition.bad_rows.items():
-        progress.count_failure(partition.ids[row], error)
-    planned = partition.table.select(PLAN_COLUMNS).to_pylist()
-    rows = [_exported_row(partition, row, values) for row, values in enumerate(planned)]
+    rows = []
+    for i, planned in enumerate(partition.table.select(PLAN_COLUMNS).to_pylist()):
+        patch, outcome = partition.patches.get(i), partition.outcomes[i]
+        rows.append(ExportedRow(planned, patch.geobox if patch else None, outcome))
+        if patch is None and isinstance(outcome.result, EmbeddingFailure):
+            progress.count_failure(planned["id"], outcome.result.error)
     tables = partition_tables(rows, partition.table.drop_columns(PLAN_COLUMNS), request, lengths)
     if partition.earlier is not None or folder.is_done(partition.number):
         tables = _merge_earlier(folder, partition, tables)
@@ -116,29 +110,13 @@ def write_partition(
     folder.finish(partition.number, tables, _count(tables))
 
 
-def _exported_row(partition: Partition, row: int, planned: Mapping[str, Any]) -> ExportedRow:
-    outcome, patch = partition.outcomes.get(row), partition.patches.get(row)
-    place = parse_place(planned["place"]) if planned["place"] else None
-    failure = EmbeddingFailure(place, partition.bad_rows.get(row) or SpecError("no result"))
-    return ExportedRow(
-        **{name: planned[name] for name in ("input_row", "id", "unique_id", "request_id", "start", "end")},
-        geobox=patch.geobox if patch else None,
-        lonlat=place.centre if place else None,
-        result=outcome.result if outcome else failure,
-        projected=outcome.projected if outcome else None,
-        summary=outcome.summary if outcome else None,
-    )
-
-
 def _write_grids(folder: DatasetFolder, partition: Partition, rows: Sequence[ExportedRow]) -> None:
     """Write the token grids of a partition, together with those of an earlier run."""
     path = folder.grids(partition.number)
     old_ids = [] if partition.earlier is None else partition.earlier["unique_id"].to_pylist()
     stored = ((unique_id, read_grid(path, unique_id, "tokens")) for unique_id in old_ids)
-    grids = {unique_id: grid for unique_id, grid in stored if grid is not None}
-    for i, outcome in partition.outcomes.items():
-        if outcome.tokens is not None:
-            grids[rows[i].unique_id] = outcome.tokens
+    new = ((row.planned["unique_id"], row.outcome.tokens) for row in rows)
+    grids = {unique_id: grid for unique_id, grid in (*stored, *new) if grid is not None}
     if grids:
         write_grids(path, grids, folder.scratch)
 

@@ -127,13 +127,9 @@ class Progress:
 
     def time_waits(self, items: Iterable[T]) -> Iterator[T]:
         """Yield the same items, and add the time spent waiting for them to `wait_s`."""
-        iterator = iter(items)
-        while True:
-            started = time.perf_counter()
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-            finally:
-                self.wait_s += time.perf_counter() - started
+        started = time.perf_counter()
+        for item in items:
+            self.wait_s += time.perf_counter() - started
             yield item
+            started = time.perf_counter()
+        self.wait_s += time.perf_counter() - started

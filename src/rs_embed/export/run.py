@@ -16,8 +16,8 @@ from rs_embed.export.cost import find_places, patch_requests
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.formats import ReadOptions
 from rs_embed.export.grids import check_zarr, write_root
-from rs_embed.export.inputs import InputPlaces
-from rs_embed.export.partitions import PARTITION_SIZE, Every, PlannedRow, expand, plan_rows
+from rs_embed.export.inputs import InputPlaces, InputRow
+from rs_embed.export.partitions import PARTITION_SIZE, Every, expand, plan_rows
 from rs_embed.export.progress import Progress, ProgressListener
 from rs_embed.export.ray import RayRunner
 from rs_embed.export.request import ExportRequest, VectorType
@@ -26,9 +26,8 @@ from rs_embed.grid import place_geobox
 from rs_embed.models import check_model, load_model
 from rs_embed.providers.base import Provider
 from rs_embed.providers.registry import resolve
-from rs_embed.specs import InputPrep, OutputSpec, PointBuffer, SensorSpec, TemporalSpec, check_choice
+from rs_embed.specs import DEFAULT_OUTPUT, InputPrep, OutputSpec, PointBuffer, SensorSpec, TemporalSpec, check_choice
 
-_POOLED = OutputSpec.pooled()
 _SMALLEST_PX = 32
 _LARGE_GB = 1.0
 _log = logging.getLogger("rs_embed")
@@ -60,7 +59,7 @@ def export_embeddings(
     *,
     temporal: TemporalSpec | None = None,
     sensor: SensorSpec | None = None,
-    output: OutputSpec = _POOLED,
+    output: OutputSpec = DEFAULT_OUTPUT,
     backend: str | Provider = "auto",
     device: str = "auto",
     input_prep: InputPrep = "resize",
@@ -117,7 +116,8 @@ def export_embeddings(
     """
     card, sensor = check_model(model, sensor)
     folder = DatasetFolder(Path(out))
-    _check_shard(shard)
+    if shard is not None and not 0 <= shard[0] < shard[1]:
+        raise SpecError(f"shard {shard[0]}/{shard[1]} must be I/N with 0 <= I < N")
     check_choice("engine", engine, ("local", "ray"))
     if grid:
         check_zarr()
@@ -154,16 +154,20 @@ def export_embeddings(
     if grid:
         _warn_of_size(len(rows), embedder)
     _add_rows(folder, request, inputs, rows, partition_size)
-    lengths, listener = vector_lengths(embedder, output), report or (lambda event: None)
     if grid:
         write_root(folder.grids(), request, card.token_dim)
+    lengths = vector_lengths(embedder, output)
     runner = Runner(folder, request, embedder, provider, lengths)
     main: Runner | RayRunner = runner
     if engine == "ray":
         main = RayRunner(folder, request, backend, embedder.preparation, lengths, address)
     index, count = shard or (0, 1)
-    progress = _run(main, runner, folder.partitions()[index::count], listener, retry_failed)
+    progress = _run(main, runner, folder.partitions()[index::count], report or (lambda event: None), retry_failed)
     write_card(folder, request, lengths)
+    return _summary(folder, progress, inputs)
+
+
+def _summary(folder: DatasetFolder, progress: Progress, inputs: InputPlaces) -> ExportSummary:
     return ExportSummary(
         folder=folder.path,
         places=progress.total,
@@ -178,7 +182,7 @@ def export_embeddings(
 
 
 def _add_rows(
-    folder: DatasetFolder, request: ExportRequest, inputs: InputPlaces, rows: list[PlannedRow], partition_size: int
+    folder: DatasetFolder, request: ExportRequest, inputs: InputPlaces, rows: list[InputRow], partition_size: int
 ) -> None:
     """Plan the rows that are not planned yet."""
     if partition_size < 1:
@@ -216,15 +220,12 @@ def _warn_of_size(places: int, embedder: RemoteClipEmbedder) -> None:
         )
 
 
-def _check_shard(shard: tuple[int, int] | None) -> None:
-    if shard is not None and not 0 <= shard[0] < shard[1]:
-        raise SpecError(f"shard {shard[0]}/{shard[1]} must be I/N with 0 <= I < N")
-
-
 def _loadable(checkpoint: object | None) -> str | None:
     """Return a checkpoint's path or repo, which a later run can load again."""
-    if checkpoint is None or isinstance(checkpoint, (str, Path)):
-        return None if checkpoint is None else str(checkpoint)
+    if checkpoint is None:
+        return None
+    if isinstance(checkpoint, (str, Path)):
+        return str(checkpoint)
     kind = type(checkpoint).__qualname__
     raise SpecError(f"an export needs a checkpoint that a later run can load again: a path or hub repo, got a {kind}")
 

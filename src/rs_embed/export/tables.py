@@ -6,7 +6,7 @@ https://geoparquet.org/releases/v1.1.0/ · https://huggingface.co/Major-TOM
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import attrgetter
@@ -20,9 +20,10 @@ from odc.geo.geobox import GeoBox
 
 from rs_embed.embedding import LOW_VALID_FRAC, Embedding, EmbeddingFailure
 from rs_embed.errors import NoImageryError
+from rs_embed.export.partitions import parse_place
 from rs_embed.export.request import ExportRequest, VectorLengths
 from rs_embed.grid import epsg_of, transformer
-from rs_embed.inspection import PatchSummary
+from rs_embed.pipeline import Outcome
 
 SPATIAL_BLOCK_M = 10_000
 SOURCE_DATA = "https://documentation.dataspace.copernicus.eu/Data/SentinelMissions/Sentinel2.html"
@@ -34,22 +35,20 @@ _COVERING = {name: ["bbox", name] for name in ("xmin", "ymin", "xmax", "ymax")}
 _THUMBNAILS = pa.schema([("unique_id", pa.string()), ("id", pa.string()), ("thumbnail", pa.binary())])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class ExportedRow:
     """A planned row and its result."""
 
-    input_row: int
-    id: str
-    unique_id: str
-    request_id: str | None
-    start: str | None
-    end: str | None
+    planned: Mapping[str, Any]
+    """Values of the row in the plan."""
     geobox: GeoBox | None
     """None for a bad row."""
-    lonlat: tuple[float, float] | None
-    result: Embedding | EmbeddingFailure
-    projected: npt.NDArray[np.float32] | None = None
-    summary: PatchSummary | None = None
+    outcome: Outcome[int]
+
+    @property
+    def result(self) -> Embedding | EmbeddingFailure:
+        """The vector, or the reason why there is none."""
+        return self.outcome.result
 
     @property
     def status(self) -> str:
@@ -60,6 +59,14 @@ class ExportedRow:
 
 
 _ValueOf = Callable[[ExportedRow], Any]
+
+
+def _planned(key: str) -> _ValueOf:
+    return lambda row: row.planned[key]
+
+
+def _centre(axis: int) -> _ValueOf:
+    return lambda row: parse_place(row.planned["place"]).centre[axis] if row.planned["place"] else None
 
 
 def _meta(key: str) -> _ValueOf:
@@ -81,8 +88,9 @@ def _mean_cloud(row: ExportedRow) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _day(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text).replace(tzinfo=UTC)
+def _day(key: str) -> _ValueOf:
+    """Return a function that takes a day of the plan as a time."""
+    return lambda row: datetime.fromisoformat(day).replace(tzinfo=UTC) if (day := row.planned[key]) else None
 
 
 def _in_bulk(row: ExportedRow) -> None:
@@ -91,7 +99,7 @@ def _in_bulk(row: ExportedRow) -> None:
 
 _TEXT, _TEXTS, _FLOAT, _FLOATS = pa.string(), pa.list_(pa.string()), pa.float32(), pa.list_(pa.float32())
 _MAJOR_TOM: tuple[tuple[str, pa.DataType, _ValueOf], ...] = (
-    ("unique_id", _TEXT, attrgetter("unique_id")),
+    ("unique_id", _TEXT, _planned("unique_id")),
     ("embedding", None, _in_bulk),
     ("timestamp", _TIME, _newest),
     ("product_id", _TEXT, lambda row: (_scenes("id")(row) or [None])[0]),
@@ -99,23 +107,23 @@ _MAJOR_TOM: tuple[tuple[str, pa.DataType, _ValueOf], ...] = (
     ("grid_row_u", pa.int64(), _in_bulk),
     ("grid_col_r", pa.int64(), _in_bulk),
     ("geometry", pa.binary(), _in_bulk),
-    ("centre_lat", pa.float64(), lambda row: row.lonlat[1] if row.lonlat else None),
-    ("centre_lon", pa.float64(), lambda row: row.lonlat[0] if row.lonlat else None),
+    ("centre_lat", pa.float64(), _centre(1)),
+    ("centre_lon", pa.float64(), _centre(0)),
     ("utm_footprint", _TEXT, _in_bulk),
     ("utm_crs", _TEXT, _in_bulk),
     ("pixel_bbox", pa.list_(pa.int32()), _in_bulk),
 )
 _OURS: tuple[tuple[str, pa.DataType, _ValueOf], ...] = (
-    ("id", _TEXT, attrgetter("id")),
-    ("input_row", pa.int64(), attrgetter("input_row")),
+    ("id", _TEXT, _planned("id")),
+    ("input_row", pa.int64(), _planned("input_row")),
     ("status", _TEXT, attrgetter("status")),
     ("error", _TEXT, lambda row: str(row.result.error) if isinstance(row.result, EmbeddingFailure) else None),
     ("warnings", _TEXTS, _meta("warnings")),
-    ("datetime_start", _TIME, lambda row: _day(row.start)),
-    ("datetime_end", _TIME, lambda row: _day(row.end)),
+    ("datetime_start", _TIME, _day("start")),
+    ("datetime_end", _TIME, _day("end")),
     ("embedding_projected", None, _in_bulk),
     ("norm", _FLOAT, _in_bulk),
-    ("band_means", _FLOATS, lambda row: row.summary.band_means if row.summary else None),
+    ("band_means", _FLOATS, lambda row: row.outcome.summary.band_means if row.outcome.summary else None),
     ("spatial_block", _TEXT, _in_bulk),
     ("backend", _TEXT, _meta("backend")),
     ("collection", _TEXT, _meta("source")),
@@ -123,18 +131,12 @@ _OURS: tuple[tuple[str, pa.DataType, _ValueOf], ...] = (
     ("dn_offsets", _FLOATS, _scenes("dn_offset")),
     ("n_scenes", pa.int32(), _meta("n_scenes")),
     ("cloud", _FLOAT, _mean_cloud),
-    ("valid_frac", _FLOAT, _meta("valid_frac")),
-    ("clear_frac", _FLOAT, _meta("clear_frac")),
-    ("n_clear", _FLOAT, _meta("n_clear")),
+    *((name, _FLOAT, _meta(name)) for name in ("valid_frac", "clear_frac", "n_clear")),
     ("composite", _TEXT, _meta("composite")),
     ("model", _TEXT, _meta("model")),
     ("checkpoint", _TEXT, _meta("ckpt")),
-    ("weights_sha256", _TEXT, _meta("weights_sha256")),
-    ("activation", _TEXT, _meta("activation")),
-    ("preprocess", _TEXT, _meta("preprocess")),
-    ("precision", _TEXT, _meta("precision")),
-    ("pooling", _TEXT, _meta("pooling")),
-    ("request_id", _TEXT, attrgetter("request_id")),
+    *((name, _TEXT, _meta(name)) for name in ("weights_sha256", "activation", "preprocess", "precision", "pooling")),
+    ("request_id", _TEXT, _planned("request_id")),
     ("bbox", _BOX, _in_bulk),
 )
 _COLUMNS = (*_MAJOR_TOM, *_OURS)
@@ -159,12 +161,9 @@ def partition_tables(
         table = pa.table(_columns([rows[i] for i in members], request, lengths))
         tables[kind] = _add_footer(_add_user(table, user.take(pa.array(members, pa.int64()))), request, lengths)
     if request.thumbnails:
-        pictures = [
-            {"unique_id": row.unique_id, "id": row.id, "thumbnail": row.summary.thumbnail}
-            for row, good in zip(rows, embedded, strict=True)
-            if good and row.summary and row.summary.thumbnail
-        ]
-        tables["thumbnails"] = pa.Table.from_pylist(pictures, schema=_THUMBNAILS)
+        pictures = ((row.planned, row.outcome.summary) for row, good in zip(rows, embedded, strict=True) if good)
+        found = [{**planned, "thumbnail": summary.thumbnail} for planned, summary in pictures if summary]
+        tables["thumbnails"] = pa.Table.from_pylist([p for p in found if p["thumbnail"]], schema=_THUMBNAILS)
     return tables
 
 
@@ -191,7 +190,7 @@ def _vectors(rows: Sequence[ExportedRow], request: ExportRequest, lengths: Vecto
     unit = [None if v is None or n is None else v / max(n, 1e-12) for v, n in zip(raw, norms, strict=True)]
     return {
         "embedding": _fixed(unit if request.normalise else raw, lengths.embedding, request.dtype),
-        "embedding_projected": _fixed([r.projected for r in rows], lengths.projected, "float16"),
+        "embedding_projected": _fixed([r.outcome.projected for r in rows], lengths.projected, "float16"),
         "norm": norms,
     }
 

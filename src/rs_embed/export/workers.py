@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from rs_embed import settings
 from rs_embed.embedders.chips import ChipSize, Preparation
@@ -43,7 +43,7 @@ class _Pass:
     """Claimed partitions, until they are written."""
     requests: dict[RowKey, Request] = field(default_factory=dict)
     """Requests that have no result yet."""
-    locked: list[int] = field(default_factory=list)
+    taken: list[int] = field(default_factory=list)
     """Numbers of the partitions that another process holds or has finished."""
 
 
@@ -96,16 +96,17 @@ class Runner:
             for _, lock in state.partitions.values():
                 lock.release()
         listener(progress.event())
-        return state.locked
+        return state.taken
 
     def _fetch(self, numbers: Sequence[int], state: _Pass, retry: bool) -> Iterator[tuple[RowKey, FetchResult]]:
         """Claim and fetch one partition after the other; runs in the background, ahead of the model."""
         for number in numbers:
-            lock = self.folder.claim(f"{number:06d}")
-            if lock is None or (not retry and self.folder.is_done(number)):
-                if lock is not None:
-                    lock.release()
-                state.locked.append(number)
+            lock = self.folder.lock(f"{number:06d}")
+            with suppress(Timeout):
+                lock.acquire(blocking=False)
+            if not lock.is_locked or (not retry and self.folder.is_done(number)):
+                lock.release()
+                state.taken.append(number)
                 continue
             partition = open_partition(self.folder, self.request, number, retry=retry)
             rows = list(partition.patches)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,20 +84,14 @@ class IndexStore:
         files = [self.folder / "index.json", *(self.dataset.path / "embeddings").glob("*.parquet")]
         return tuple(sorted((f.name, f.stat().st_mtime_ns) for f in files if f.exists()))
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> AbstractContextManager[object]:
         try:
-            lock = self.dataset.claim("index", wait_s=-1)
+            return self.dataset.lock("index").acquire()
         except OSError as error:
             raise RSEmbedError(
                 f"the index of {self.dataset.path} must be built, and the folder cannot be written to "
                 f"({error.strerror}): run `rs-embed index` where it can, or copy the dataset"
             ) from None
-        assert lock is not None  # it waits without a limit
-        try:
-            yield
-        finally:
-            lock.release()
 
     def _new_files(self, rows: Rows) -> list[Path]:
         """Return the dataset's files that the index lacks, or that have another number of rows now."""

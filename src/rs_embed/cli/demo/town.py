@@ -10,10 +10,9 @@ from pathlib import Path
 import typer
 
 from rs_embed.cli.demo import DEGREES_PER_M, DEMO_MODEL, program
-from rs_embed.cli.export import summary_lines
-from rs_embed.cli.plan import plan_lines
+from rs_embed.cli.export import plan_lines, summary_lines
 from rs_embed.cli.progress import export_progress
-from rs_embed.cli.serve import serve
+from rs_embed.cli.search import serve
 from rs_embed.errors import NoImageryError, SpecError
 from rs_embed.export.cost import plan_export
 from rs_embed.export.run import export_embeddings

@@ -102,24 +102,18 @@ class CachedProvider:
 
     def _trim(self) -> None:
         """Remove the least recently used patches beyond the limit, and files of killed processes."""
-        found = sorted((s.st_mtime, s.st_size, path) for path, s in _files(self._folder))
+        found = []
+        for path in self._folder.glob("??/*.npz*"):
+            with suppress(FileNotFoundError):  # another process may trim the folder meanwhile
+                status = path.stat()
+                found.append((status.st_mtime, status.st_size, path))
         now, total = datetime.now(UTC).timestamp(), sum(size for _, size, _ in found)
         room_needed = total > self._limit_bytes
-        for used_at, size, path in found:
+        for used_at, size, path in sorted(found):
             is_abandoned = path.suffix == ".part" and now - used_at > _ABANDONED_S
             if is_abandoned or (room_needed and total > _TRIM_TO * self._limit_bytes):
                 path.unlink(missing_ok=True)
                 total -= size
-
-
-def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Yield the cache's files, except those that another process removes meanwhile."""
-    for pattern in ("??/*.npz", "??/*.npz.*.part"):
-        for path in folder.glob(pattern):
-            try:
-                yield path, path.stat()
-            except FileNotFoundError:
-                continue
 
 
 def _canonical(provider: str, request: PatchRequest) -> str:

@@ -69,27 +69,39 @@ class Channel(Generic[T]):
             self._count, self._bytes = self._count - 1, self._bytes - size
             self._changed.notify_all()
 
-    def offer(self, item: T) -> bool:
-        """Hand over an item if there is room for it now.
+    def offer(self, item: T, *, wait: bool = False) -> bool:
+        """Hand over an item if there is room for it now, or once there is if `wait`.
 
         Raises:
             ConsumerGone: once nobody takes items any more.
         """
-        if not self.enter(wait=False):
+        if not self.enter(wait=wait):
             return False
         done: Future[T] = Future()
         done.set_result(item)
         self.items.put((done, 0))
         return True
 
-    def consume(self, producers: Sequence[Callable[[], None]]) -> Generator[T, None, None]:
-        """Run each producer in a thread, and yield what they hand over until all have returned."""
+    def consume(
+        self,
+        producers: Sequence[Callable[[], None]],
+        quiet_s: float | None = None,
+        on_quiet: Callable[[], None] = lambda: None,
+    ) -> Generator[T, None, None]:
+        """Run each producer in a thread, and yield what they hand over until all have returned.
+
+        After each `quiet_s` without an item, `on_quiet` is called in the consumer's thread.
+        """
         try:
             for produce in producers:
                 threading.Thread(target=self._run, args=(produce,), name="rs-embed-background", daemon=True).start()
             running = len(producers)
             while running:
-                message = self.items.get()
+                try:
+                    message = self.items.get(timeout=quiet_s)
+                except queue.Empty:
+                    on_quiet()
+                    continue
                 if message is None:
                     running -= 1
                     continue

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
 
 DISTRIBUTION = "rs-embed-remoteclip"
 
@@ -51,6 +53,18 @@ def missing_package(package: str, *, extra: str | None = None) -> str:
     """Return the message for a package that cannot be imported, with the remedy."""
     kind = f"the optional package {package!r}" if extra else f"the package {package!r}"
     return f"{kind} cannot be imported; install it with: {pip_line(extra)}"
+
+
+def import_extra(module: str, *, extra: str) -> Any:
+    """Import and return a module of an optional package.
+
+    Raises:
+        RSEmbedError: where the package is not installed, with the pip line.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError:
+        raise RSEmbedError(missing_package(module.partition(".")[0], extra=extra)) from None
 
 
 _IMAGERY_PACKAGES = {"rasterio", "odc", "pyproj", "affine", "shapely"}

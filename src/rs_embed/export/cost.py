@@ -72,14 +72,8 @@ def minutes_of(plan: FetchPlan, mbit_s: float) -> float:
 
 
 def _fetch_to_dict(plan: FetchPlan, mbit_s: float) -> dict[str, Any]:
-    return {
-        "places": plan.places,
-        "scenes": plan.scenes,
-        "blocks": plan.blocks,
-        "requests": plan.requests,
-        "read_bytes": plan.read_bytes,
-        "fetch_minutes": round(minutes_of(plan, mbit_s), 1),
-    }
+    facts = {name: getattr(plan, name) for name in ("places", "scenes", "blocks", "requests", "read_bytes")}
+    return facts | {"fetch_minutes": round(minutes_of(plan, mbit_s), 1)}
 
 
 def plan_export(

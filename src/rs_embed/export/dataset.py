@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from rs_embed.errors import RSEmbedError, SpecError, missing_package
+from rs_embed.errors import SpecError, import_extra
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.request import ExportRequest
 from rs_embed.specs import BBox, TemporalSpec
@@ -99,10 +99,9 @@ class EmbeddingDataset:
         Raises:
             RSEmbedError: without geopandas.
         """
-        try:
-            import geopandas
-        except ModuleNotFoundError:
-            raise RSEmbedError(missing_package("geopandas", extra="all")) from None
+        import_extra("geopandas", extra="all")
+        import geopandas
+
         wanted = None if columns is None else list(dict.fromkeys([*columns, "geometry"]))
         frame = self.to_table(wanted).to_pandas()
         return geopandas.GeoDataFrame(frame, geometry=geopandas.GeoSeries.from_wkb(frame["geometry"]), crs="OGC:CRS84")
@@ -128,9 +127,9 @@ class EmbeddingDataset:
         Raises:
             SpecError: where the dataset has none for it.
         """
-        from rs_embed.export.grids import check_zarr, read_grid
+        from rs_embed.export.grids import read_grid
 
-        check_zarr()
+        import_extra("zarr", extra="zarr")
         for number in DatasetFolder(self.path).partitions():
             grid = read_grid(DatasetFolder(self.path).grids(number), unique_id, self.request.model)
             if grid is not None:

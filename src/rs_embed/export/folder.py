@@ -63,9 +63,13 @@ class DatasetFolder:
         return self.path / ".rs-embed"
 
     @property
+    def _manifest(self) -> Path:
+        return self._state / "manifest.json"
+
+    @property
     def exists(self) -> bool:
         """True if the folder holds a dataset."""
-        return (self._state / "manifest.json").is_file()
+        return self._manifest.is_file()
 
     # --- request and plans
 
@@ -76,11 +80,11 @@ class DatasetFolder:
             RSEmbedError: for a folder without a dataset, or one of a later version.
         """
         try:
-            manifest: dict[str, Any] = json.loads((self._state / "manifest.json").read_text())
+            manifest: dict[str, Any] = json.loads(self._manifest.read_text())
         except FileNotFoundError:
             raise RSEmbedError(f"{self.path} is no dataset: it has no .rs-embed/manifest.json") from None
         except ValueError as error:
-            raise RSEmbedError(f"{self._state / 'manifest.json'} is damaged: {error}") from error
+            raise RSEmbedError(f"{self._manifest} is damaged: {error}") from error
         if manifest.get("format") != FORMAT:
             raise RSEmbedError(f"{self.path} has format {manifest.get('format')}, this version reads {FORMAT}")
         return manifest
@@ -94,8 +98,7 @@ class DatasetFolder:
         """Return the plans in the order in which they were added."""
         if not self.exists:
             return []
-        manifest = self._state / "manifest.json"
-        return list(_plans(manifest, manifest.stat().st_mtime_ns))
+        return list(_plans(self._manifest, self._manifest.stat().st_mtime_ns))
 
     def partitions(self) -> range:
         """Return the numbers of all partitions."""
@@ -131,7 +134,7 @@ class DatasetFolder:
             "versions": dict(versions),
             "plans": [asdict(plan) for plan in (*plans, added)],
         }
-        self.write_text(self._state / "manifest.json", json.dumps(manifest, indent=1))
+        self.write_text(self._manifest, json.dumps(manifest, indent=1))
 
     def rows(self, number: int) -> pa.Table:
         """Read the planned rows of one partition."""
@@ -149,14 +152,16 @@ class DatasetFolder:
 
     def time_range(self) -> tuple[str, str]:
         """Return the first day of all planned rows, and the day after the last."""
-        tables = [pq.read_table(self._state / p.name, columns=["start", "end"]) for p in self.plans()]
-        days = [[d for t in tables for d in t[name].to_pylist() if d] for name in ("start", "end")]
-        return min(days[0], default="1970-01-01"), max(days[1], default="1970-01-02")
+        starts, ends = (filter(None, self._planned(column)) for column in ("start", "end"))
+        return min(starts, default="1970-01-01"), max(ends, default="1970-01-02")
 
     def planned_ids(self) -> set[str]:
         """Return the `unique_id` of every planned row."""
-        tables = (pq.read_table(self._state / p.name, columns=["unique_id"]) for p in self.plans())
-        return {value for table in tables for value in table["unique_id"].to_pylist()}
+        return set(self._planned("unique_id"))
+
+    def _planned(self, column: str) -> Iterator[Any]:
+        for plan in self.plans():
+            yield from pq.read_table(self._state / plan.name, columns=[column])[column].to_pylist()
 
     # --- partitions
 
@@ -191,9 +196,8 @@ class DatasetFolder:
         for kind in ("thumbnails", "failures", "embeddings"):
             table = tables.get(kind)
             if table is not None and table.num_rows:
-                texts = _dictionary_columns(table.schema)
                 with self.writing(self.part(kind, number)) as part:
-                    pq.write_table(table, part, compression="zstd", use_dictionary=texts)
+                    pq.write_table(table, part, compression="zstd", use_dictionary=_dictionary_columns(table.schema))
             else:
                 self.part(kind, number).unlink(missing_ok=True)
         self.write_text(self._mark(number), json.dumps(asdict(counts)))

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
@@ -232,17 +233,11 @@ def _on_centroids(
     geometries: Sequence[BaseGeometry | None], ids: Sequence[object], table: pa.Table, word: str, crs: str | CRS
 ) -> Columns:
     """Return columns with the centroid of each geometry, whatever its type."""
-    faults = {i: "it has no geometry" for i, g in enumerate(geometries) if g is None or g.is_empty}
-    points = [None if i in faults else shapely.centroid(g) for i, g in enumerate(geometries)]
-    return Columns(
-        where=partial("{} {}".format, word),
-        ids=ids,
-        x=[None if p is None else p.x for p in points],
-        y=[None if p is None else p.y for p in points],
-        faults=faults,
-        table=table,
-        crs=crs,
-    )
+    points = shapely.centroid(np.array(geometries, dtype=object))
+    empty = np.flatnonzero(shapely.is_missing(points) | shapely.is_empty(points))
+    faults = dict.fromkeys(empty.tolist(), "it has no geometry")
+    x, y = shapely.get_x(points).tolist(), shapely.get_y(points).tolist()
+    return Columns(where=partial("{} {}".format, word), ids=ids, x=x, y=y, faults=faults, table=table, crs=crs)
 
 
 _READERS: Mapping[str, Callable[[Path, ReadOptions], Columns]] = {

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rs_embed.embedding import GRID_NOTE
-from rs_embed.errors import RSEmbedError, missing_package
 from rs_embed.export.request import ExportRequest
 from rs_embed.export.tables import SOURCE_DATA
 from rs_embed.files import cannot_write, flush
@@ -31,22 +30,9 @@ _CONVENTIONS = {
     "spatial:": ("689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "zarr-conventions/spatial"),
 }
 """Uuid and repository of each Zarr convention that the attributes follow."""
-_MODELS = "https://huggingface.co/"
 
 Grids = Mapping[str, "xr.DataArray"]
 """`unique_id` to a token grid (d, y, x)."""
-
-
-def check_zarr() -> None:
-    """Check that zarr is installed, before anything is fetched.
-
-    Raises:
-        RSEmbedError: where it is missing, with the pip line.
-    """
-    try:
-        import zarr  # noqa: F401
-    except ModuleNotFoundError:
-        raise RSEmbedError(missing_package("zarr", extra="zarr")) from None
 
 
 def write_root(path: Path, request: ExportRequest, dim: int) -> None:
@@ -58,13 +44,7 @@ def write_root(path: Path, request: ExportRequest, dim: int) -> None:
 
 
 def write_grids(path: Path, grids: Grids, scratch: Path) -> None:
-    """Write the grids of a partition as one group, atomically.
-
-    Args:
-        path: folder of the new group, inside the group of all grids.
-        grids: token grids by `unique_id`.
-        scratch: folder on the same disk for the unfinished group.
-    """
+    """Write the grids of a partition as the group `path`, atomically; `scratch` is a folder on the same disk."""
     import zarr
 
     scratch.mkdir(parents=True, exist_ok=True)
@@ -91,21 +71,14 @@ def read_grid(path: Path, unique_id: str, name: str) -> xr.DataArray | None:
 
     if not path.exists():
         return None
-    for _, group in zarr.open_group(path, mode="r").groups():
-        order = list(group.attrs["unique_id"])  # type: ignore[arg-type]
+    groups: dict[str, Any] = dict(zarr.open_group(path, mode="r").groups())
+    for group in groups.values():
+        order = list(group.attrs["unique_id"])
         if unique_id in order:
             i = order.index(unique_id)
-            return xr.DataArray(
-                np.asarray(group["tokens"][i]),  # type: ignore[index]
-                dims=("d", "y", "x"),
-                coords={"y": np.asarray(group["y"][i]), "x": np.asarray(group["x"][i])},  # type: ignore[index]
-                name=name,
-                attrs={
-                    "crs": group.attrs["proj:code"],
-                    "transform": np.asarray(group["transform"][i]).tolist(),  # type: ignore[index]
-                    "note": GRID_NOTE,
-                },
-            )
+            tokens, y, x, transform = (np.asarray(group[array][i]) for array in ("tokens", "y", "x", "transform"))
+            attrs = {"crs": group.attrs["proj:code"], "transform": transform.tolist(), "note": GRID_NOTE}
+            return xr.DataArray(tokens, dims=("d", "y", "x"), coords={"y": y, "x": x}, name=name, attrs=attrs)
     return None
 
 
@@ -121,21 +94,10 @@ def _stackable(grids: Grids) -> dict[str, list[str]]:
 def _write_group(group: Any, members: Sequence[str], grids: Grids) -> None:
     some = [grids[unique_id] for unique_id in members]
     dim, rows, cols = some[0].shape
-    group.attrs.update(
-        {
-            "unique_id": list(members),
-            "proj:code": some[0].attrs["crs"],
-            "spatial:dimensions": ["y", "x"],
-            "spatial:shape": [rows, cols],
-            "note": GRID_NOTE,
-        }
-    )
+    group.attrs.update({"unique_id": list(members), "proj:code": some[0].attrs["crs"], "note": GRID_NOTE})
+    group.attrs.update({"spatial:dimensions": ["y", "x"], "spatial:shape": [rows, cols]})
     arrays = {
-        "tokens": (
-            np.stack([g.values for g in some]).astype(np.float32),
-            ("place", "d", "y", "x"),
-            (1, dim, rows, cols),
-        ),
+        "tokens": (np.stack(some).astype(np.float32), ("place", "d", "y", "x"), (1, dim, rows, cols)),
         "y": (np.stack([g["y"].values for g in some]), ("place", "y"), (len(some), rows)),
         "x": (np.stack([g["x"].values for g in some]), ("place", "x"), (len(some), cols)),
         "transform": (np.array([g.attrs["transform"] for g in some]), ("place", "affine"), (len(some), 6)),
@@ -147,16 +109,15 @@ def _write_group(group: Any, members: Sequence[str], grids: Grids) -> None:
 
 def _attributes(request: ExportRequest, dim: int) -> dict[str, Any]:
     """Return the attributes that describe the tokens."""
-    conventions = [
-        {"name": name, "uuid": uuid, "spec_url": f"https://github.com/{place}/blob/v1/README.md"}
-        for name, (uuid, place) in _CONVENTIONS.items()
-    ]
     repo = (request.checkpoint or "").removeprefix("hf:")
     return {
-        "zarr_conventions": conventions,
+        "zarr_conventions": [
+            {"name": name, "uuid": uuid, "spec_url": f"https://github.com/{place}/blob/v1/README.md"}
+            for name, (uuid, place) in _CONVENTIONS.items()
+        ],
         "geoemb:type": "pixel",
         "geoemb:dimensions": dim,
-        "geoemb:model": f"{_MODELS}{repo}" if "/" in repo else request.model,
+        "geoemb:model": f"https://huggingface.co/{repo}" if "/" in repo else request.model,
         "geoemb:source_data": SOURCE_DATA,
         "geoemb:data_type": "float32",
         "note": GRID_NOTE,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rs_embed.embedding import Embedding, EmbeddingFailure, Request
@@ -21,7 +21,7 @@ from rs_embed.export.request import ExportRequest, VectorLengths
 from rs_embed.export.tables import ExportedRow, partition_tables
 from rs_embed.grid import place_geobox
 from rs_embed.pipeline import Outcome
-from rs_embed.providers.base import PatchRequest
+from rs_embed.providers.base import FetchResult, PatchRequest, Provider, fetch_patches
 from rs_embed.specs import TemporalSpec
 
 
@@ -46,6 +46,12 @@ class Partition:
         """True once every request has its result."""
         return len(self.outcomes) == len(self.ids)
 
+    def fetch(self, provider: Provider) -> Iterator[tuple[int, FetchResult]]:
+        """Yield the imagery of each row that is a place, in any order."""
+        rows = list(self.patches)
+        for i, result in fetch_patches(provider, list(self.patches.values())):
+            yield rows[i], result
+
     def add(self, row: int, outcome: Outcome[Any], progress: Progress) -> None:
         """Keep the result of a row, and count it."""
         self.outcomes[row] = outcome
@@ -61,7 +67,7 @@ def open_partition(folder: DatasetFolder, request: ExportRequest, number: int, *
     earlier = None
     if retry and folder.is_done(number):
         earlier = _read_if_there(folder, "embeddings", number)
-        table = table.filter(_failed_rows(folder, table, number, earlier))
+        table = _failed_rows(folder, table, number, earlier)
     partition = Partition(number=number, table=table, ids=table["id"].to_pylist(), earlier=earlier)
     for row, planned in enumerate(table.select(PLAN_COLUMNS).to_pylist()):
         place = parse_place(planned["place"]) if planned["place"] else None
@@ -82,14 +88,18 @@ def _read_if_there(folder: DatasetFolder, kind: str, number: int) -> pa.Table | 
     return pq.read_table(path) if path.is_file() else None
 
 
-def _failed_rows(folder: DatasetFolder, table: pa.Table, number: int, earlier: pa.Table | None) -> pa.Array:
-    """Return True for each row that failed and has no vector; rows without imagery are not tried again."""
+def _failed_rows(folder: DatasetFolder, table: pa.Table, number: int, earlier: pa.Table | None) -> pa.Table:
+    """Return the rows that failed and have no vector; rows without imagery are not tried again."""
     failures = _read_if_there(folder, "failures", number)
-    status = {}
-    if failures is not None:
-        status = dict(zip(failures["unique_id"].to_pylist(), failures["status"].to_pylist(), strict=True))
-    embedded = set() if earlier is None else set(earlier["unique_id"].to_pylist())
-    return pa.array([status.get(u) == "failed" and u not in embedded for u in table["unique_id"].to_pylist()])
+    if failures is None:
+        return table.slice(length=0)
+    failed = table.filter(_among(failures.filter(pc.field("status") == "failed")))
+    return failed if earlier is None else failed.filter(~_among(earlier))
+
+
+def _among(table: pa.Table) -> pc.Expression:
+    """Return the condition that a row's `unique_id` is one of a table's."""
+    return pc.field("unique_id").isin(table["unique_id"].to_pylist())
 
 
 def write_partition(
@@ -123,15 +133,14 @@ def _write_grids(folder: DatasetFolder, partition: Partition, rows: Sequence[Exp
 
 def _merge_earlier(folder: DatasetFolder, partition: Partition, tables: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
     """Return the new tables with the stored rows that were not tried again, in the order of the plan."""
-    tried = set(partition.table["unique_id"].to_pylist())
-    order = {u: i for i, u in enumerate(folder.rows(partition.number)["unique_id"].to_pylist())}
+    order = folder.rows(partition.number)["unique_id"].combine_chunks()
     merged = {}
     for kind, table in tables.items():
         stored = _read_if_there(folder, kind, partition.number)
         if stored is not None:
-            kept = stored.filter(pa.array([u not in tried for u in stored["unique_id"].to_pylist()]))
+            kept = stored.filter(~_among(partition.table))
             table = pa.concat_tables([kept.cast(table.schema), table])
-            table = table.take(pa.array(np.argsort([order[u] for u in table["unique_id"].to_pylist()])))
+            table = table.take(pc.sort_indices(pc.index_in(table["unique_id"], value_set=order)))
         merged[kind] = table
     return merged
 

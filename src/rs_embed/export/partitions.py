@@ -130,10 +130,8 @@ def hilbert(x: npt.NDArray[np.int64], y: npt.NDArray[np.int64]) -> npt.NDArray[n
         right, up = (x & side) > 0, (y & side) > 0
         distance += side * side * ((3 * right) ^ up)
         flip = ~up & right
-        x, y = (
-            np.where(flip, side - 1 - (x & (side - 1)), x & (side - 1)),
-            np.where(flip, side - 1 - (y & (side - 1)), y & (side - 1)),
-        )
+        x, y = x & (side - 1), y & (side - 1)
+        x, y = (np.where(flip, side - 1 - v, v) for v in (x, y))
         x, y = np.where(up, x, y), np.where(up, y, x)
         side //= 2
     return distance

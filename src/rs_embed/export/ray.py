@@ -9,8 +9,6 @@ from __future__ import annotations
 import io
 import logging
 import pickle
-import queue
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,22 +17,24 @@ import numpy as np
 import numpy.typing as npt
 
 from rs_embed import settings
+from rs_embed.background import Channel
 from rs_embed.embedders.cards import find_card
 from rs_embed.embedders.chips import Preparation
 from rs_embed.embedders.loading import load_embedder
-from rs_embed.errors import RSEmbedError, missing_package
+from rs_embed.errors import RSEmbedError, import_extra
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.partition_io import open_partition, write_partition
 from rs_embed.export.progress import Progress, ProgressListener
 from rs_embed.export.request import ExportRequest, VectorLengths
 from rs_embed.export.workers import summary_of
 from rs_embed.pipeline import Outcome, PreparedPlace, embed_prepared, prepare_all
-from rs_embed.providers.base import Provider, fetch_patches
+from rs_embed.providers.base import Provider
 from rs_embed.providers.registry import resolve
 
 _QUIET_S = 60.0
 """Silence after which a run reports the resources that the cluster has free."""
 _CORES_AN_ACTOR = 4
+_ROWS_WAITING = 64
 
 Batch = Mapping[str, npt.NDArray[Any]]
 
@@ -53,11 +53,9 @@ class Fetch:
         """Fetch and prepare the one partition of a batch."""
         [number] = batch["number"].tolist()
         partition = open_partition(self.folder, self.request, number)
-        rows = list(partition.patches)
-        patches = fetch_patches(resolve(self.backend), list(partition.patches.values()))
-        arrivals = ((rows[i], pixels) for i, pixels in patches)
+        arrivals = partition.fetch(resolve(self.backend))
         prepared = list(prepare_all(self.preparation, partition.requests, arrivals, summarise=summary_of(self.request)))
-        return {"number": [number], "prepared": [dump(prepared)]}
+        return {"number": [number], "prepared": [_dump(prepared)]}
 
 
 class Embed:
@@ -76,7 +74,7 @@ class Embed:
         with self.folder.lock(f"{number:06d}"):
             partition = open_partition(self.folder, self.request, number)
             progress = Progress(total=len(partition.patches))
-            prepared = load(batch["prepared"][0])
+            prepared = pickle.loads(batch["prepared"][0])  # bytes from our own task
             step = settings.batch_size(self.embedder.device.type, len(prepared))
             outcomes = embed_prepared(self.embedder, prepared, step=step, with_tokens=self.request.grid)
             for outcome in outcomes:
@@ -105,7 +103,8 @@ class RayRunner:
         """
         if not numbers:
             return
-        ray = _import_ray()
+        ray = import_extra("ray", extra="ray")
+        import_extra("ray.data", extra="ray")
         progress.staged = False
         started_here = not ray.is_initialized()
         if started_here:
@@ -126,15 +125,6 @@ class RayRunner:
         finally:
             if started_here:
                 ray.shutdown()
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-        import ray.data
-    except ModuleNotFoundError:
-        raise RSEmbedError(missing_package("ray", extra="ray")) from None
-    return ray
 
 
 def _pipeline(ray: Any, fetch: Fetch, lengths: VectorLengths, numbers: Sequence[int]) -> Any:
@@ -159,31 +149,18 @@ def _pipeline(ray: Any, fetch: Fetch, lengths: VectorLengths, numbers: Sequence[
 
 def _rows(ray: Any, dataset: Any, listener: ProgressListener) -> Iterator[Mapping[str, Any]]:
     """Yield rows as they come; report a long silence with the resources that the cluster has free."""
-    found: queue.Queue[Mapping[str, Any] | BaseException | None] = queue.Queue()
+    channel: Channel[Mapping[str, Any]] = Channel(_ROWS_WAITING)
 
-    def run() -> None:
-        last: BaseException | None = None
-        try:
-            for row in dataset.iter_rows():
-                found.put(row)
-        except BaseException as error:  # noqa: BLE001  (handed to the consumer, which raises it)
-            last = error
-        found.put(last)
+    def read() -> None:
+        for row in dataset.iter_rows():
+            channel.offer(row, wait=True)
 
-    threading.Thread(target=run, name="rs-embed-ray", daemon=True).start()
-    while True:
-        try:
-            item = found.get(timeout=_QUIET_S)
-        except queue.Empty:
-            free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU", "memory")}
-            why = f"no partition was finished for {_QUIET_S:g} s; the cluster has free: {free or 'nothing'}"
-            listener({"event": "waiting", "partitions": [], "why": why})
-            continue
-        if item is None:
-            return
-        if isinstance(item, BaseException):
-            raise item
-        yield item
+    def report_silence() -> None:
+        free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU", "memory")}
+        why = f"no partition was finished for {_QUIET_S:g} s; the cluster has free: {free or 'nothing'}"
+        listener({"event": "waiting", "partitions": [], "why": why})
+
+    return channel.consume([read], quiet_s=_QUIET_S, on_quiet=report_silence)
 
 
 class _Pickler(pickle.Pickler):
@@ -195,14 +172,8 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def dump(items: Sequence[PreparedPlace[int] | Outcome[int]]) -> bytes:
+def _dump(items: Sequence[PreparedPlace[int] | Outcome[int]]) -> bytes:
     """Return prepared places as bytes for another process of the same run."""
     stream = io.BytesIO()
     _Pickler(stream, protocol=pickle.HIGHEST_PROTOCOL).dump(list(items))
     return stream.getvalue()
-
-
-def load(data: bytes) -> list[PreparedPlace[int] | Outcome[int]]:
-    """Return the places that a task of the same run wrote with `dump`."""
-    items: list[PreparedPlace[int] | Outcome[int]] = pickle.loads(data)
-    return items

@@ -40,11 +40,7 @@ def read_region(file: Path) -> BaseGeometry:
 def region_places(region: BaseGeometry, chip_m: float) -> InputPlaces:
     """Cut a region into chips on multiples of their size, each in the UTM zone of its centre.
 
-    A chip belongs to the region if its centre does, so that later runs and neighbouring regions align.
-
-    Args:
-        region: longitude and latitude.
-        chip_m: side of a chip, ground metres.
+    A chip belongs to the region (longitude and latitude) if its centre does: later runs and neighbouring regions align.
     """
     rows: list[InputRow] = []
     for epsg in _zones(region):
@@ -85,8 +81,7 @@ def _outline(bounds: tuple[float, ...], epsg: int) -> tuple[npt.NDArray[np.float
     """Return points of a region's box inside a zone and 3 degrees around it, because MGRS widens some zones."""
     west_of_zone = (epsg % 100 - 1) * 6 - 180
     north = epsg < 32700
-    west, east = (float(np.clip(v, west_of_zone - 3, west_of_zone + 9)) for v in (bounds[0], bounds[2]))
-    low, high = (float(np.clip(v, 0 if north else -80, 84 if north else 0)) for v in (bounds[1], bounds[3]))
-    lon, lat = np.linspace(west, east, 21), np.linspace(low, high, 21)
-    grid = np.meshgrid(lon, lat)
-    return grid[0].ravel(), grid[1].ravel()
+    west, east = np.clip(bounds[::2], west_of_zone - 3, west_of_zone + 9)
+    low, high = np.clip(bounds[1::2], *((0, 84) if north else (-80, 0)))
+    lon, lat = np.meshgrid(np.linspace(west, east, 21), np.linspace(low, high, 21))
+    return lon.ravel(), lat.ravel()

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from rs_embed.embedding import Request
 from rs_embed.errors import SpecError
-from rs_embed.specs import InputPrep, OutputSpec, Place, SensorSpec, TemporalSpec
+from rs_embed.specs import InputPrep, OutputSpec, Place, SensorSpec, TemporalSpec, check_choice
 
 VectorType = Literal["float32", "float16"]
 
@@ -54,10 +54,8 @@ class ExportRequest:
             raise SpecError(
                 "a dataset's column holds vectors: take output pooled, and grid=True (--grid) for tokens too"
             )
-        if self.input_prep not in ("resize", "tile"):
-            raise SpecError(f"input_prep must be 'resize' or 'tile', got {self.input_prep!r}")
-        if self.dtype not in ("float32", "float16"):
-            raise SpecError(f"dtype must be 'float32' or 'float16', got {self.dtype!r}")
+        check_choice("input_prep", self.input_prep, ("resize", "tile"))
+        check_choice("dtype", self.dtype, ("float32", "float16"))
 
     def for_place(self, place: Place, temporal: TemporalSpec) -> Request:
         """Return the request of one place, equal to that of `get_embeddings_batch`."""

@@ -10,12 +10,12 @@ from typing import Literal
 
 from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
 from rs_embed.embedding import versions
-from rs_embed.errors import SpecError
+from rs_embed.errors import SpecError, import_extra
 from rs_embed.export.card import write_card
 from rs_embed.export.cost import find_places, patch_requests
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.formats import ReadOptions
-from rs_embed.export.grids import check_zarr, write_root
+from rs_embed.export.grids import write_root
 from rs_embed.export.inputs import InputPlaces, InputRow
 from rs_embed.export.partitions import PARTITION_SIZE, Every, expand, plan_rows
 from rs_embed.export.progress import Progress, ProgressListener
@@ -120,7 +120,7 @@ def export_embeddings(
         raise SpecError(f"shard {shard[0]}/{shard[1]} must be I/N with 0 <= I < N")
     check_choice("engine", engine, ("local", "ray"))
     if grid:
-        check_zarr()
+        import_extra("zarr", extra="zarr")
     provider = resolve(backend)
     inputs = find_places(places, chip_m, read)
     rows = list(expand(inputs, temporal, every))
@@ -212,12 +212,10 @@ def _run(
 
 
 def _warn_of_size(places: int, embedder: RemoteClipEmbedder) -> None:
-    # token grids take fifty times the room of the vectors
     size_gb = places * embedder.size.grid**2 * embedder.card.token_dim * 4 / 1e9
     if size_gb >= _LARGE_GB:
-        _log.warning(
-            "token grids of %s places take %.0f GB or more; without --grid they are not written", f"{places:,}", size_gb
-        )
+        message = "token grids of %s places take %.0f GB or more; without --grid they are not written"
+        _log.warning(message, f"{places:,}", size_gb)
 
 
 def _loadable(checkpoint: object | None) -> str | None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import shapely
 from odc.geo.geobox import GeoBox
 
@@ -29,8 +30,9 @@ SPATIAL_BLOCK_M = 10_000
 SOURCE_DATA = "https://documentation.dataspace.copernicus.eu/Data/SentinelMissions/Sentinel2.html"
 """Page that descriptions of a dataset link to as its source."""
 _TIME = pa.timestamp("ms", tz="UTC")
-_BOX = pa.struct([(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")])
-_COVERING = {name: ["bbox", name] for name in ("xmin", "ymin", "xmax", "ymax")}
+_EDGES = {"xmin": pc.min, "ymin": pc.min, "xmax": pc.max, "ymax": pc.max}
+_BOX = pa.struct([(name, pa.float64()) for name in _EDGES])
+_COVERING = {name: ["bbox", name] for name in _EDGES}
 
 _THUMBNAILS = pa.schema([("unique_id", pa.string()), ("id", pa.string()), ("thumbnail", pa.binary())])
 
@@ -98,12 +100,13 @@ def _in_bulk(row: ExportedRow) -> None:
 
 
 _TEXT, _TEXTS, _FLOAT, _FLOATS = pa.string(), pa.list_(pa.string()), pa.float32(), pa.list_(pa.float32())
-_MAJOR_TOM: tuple[tuple[str, pa.DataType, _ValueOf], ...] = (
+_COLUMNS: tuple[tuple[str, pa.DataType, _ValueOf], ...] = (
+    # Major TOM's
     ("unique_id", _TEXT, _planned("unique_id")),
     ("embedding", None, _in_bulk),
     ("timestamp", _TIME, _newest),
     ("product_id", _TEXT, lambda row: (_scenes("id")(row) or [None])[0]),
-    ("grid_cell", _TEXT, _in_bulk),  # this and the next two are Major TOM's own cells, which our places are not
+    ("grid_cell", _TEXT, _in_bulk),  # this and the next two are cells of a grid that our places are not on
     ("grid_row_u", pa.int64(), _in_bulk),
     ("grid_col_r", pa.int64(), _in_bulk),
     ("geometry", pa.binary(), _in_bulk),
@@ -112,8 +115,7 @@ _MAJOR_TOM: tuple[tuple[str, pa.DataType, _ValueOf], ...] = (
     ("utm_footprint", _TEXT, _in_bulk),
     ("utm_crs", _TEXT, _in_bulk),
     ("pixel_bbox", pa.list_(pa.int32()), _in_bulk),
-)
-_OURS: tuple[tuple[str, pa.DataType, _ValueOf], ...] = (
+    # ours
     ("id", _TEXT, _planned("id")),
     ("input_row", pa.int64(), _planned("input_row")),
     ("status", _TEXT, attrgetter("status")),
@@ -139,7 +141,6 @@ _OURS: tuple[tuple[str, pa.DataType, _ValueOf], ...] = (
     ("request_id", _TEXT, _planned("request_id")),
     ("bbox", _BOX, _in_bulk),
 )
-_COLUMNS = (*_MAJOR_TOM, *_OURS)
 _OUR_NAMES = {name for name, _, _ in _COLUMNS}
 
 
@@ -148,11 +149,7 @@ def partition_tables(
 ) -> dict[str, pa.Table]:
     """Return the tables of a partition by kind: "embeddings", "failures", and "thumbnails" where they are wanted.
 
-    Args:
-        rows: in the order of their partition.
-        user: the user's columns, of as many rows.
-        request: the dataset's request.
-        lengths: lengths of the vectors.
+    `user` is the table of the user's columns, for the same rows.
     """
     tables = {}
     embedded = [isinstance(row.result, Embedding) for row in rows]
@@ -222,11 +219,11 @@ def _footprints(geoboxes: Sequence[GeoBox], epsg: int) -> dict[str, Sequence[Any
     rings = shapely.box(*bounds.T)
     corners = shapely.get_coordinates(rings)
     lonlat = np.column_stack(transformer(epsg, 4326).transform(corners[:, 0], corners[:, 1])).reshape(-1, 5, 2)
-    low, high = lonlat.min(axis=1).tolist(), lonlat.max(axis=1).tolist()
+    edges = np.column_stack((lonlat.min(axis=1), lonlat.max(axis=1))).tolist()
     cells = ((bounds[:, :2] + bounds[:, 2:]) / 2 // SPATIAL_BLOCK_M).astype(int).tolist()
     return {
         "geometry": shapely.to_wkb(shapely.polygons(lonlat)).tolist(),
-        "bbox": [{"xmin": a[0], "ymin": a[1], "xmax": b[0], "ymax": b[1]} for a, b in zip(low, high, strict=True)],
+        "bbox": [dict(zip(_EDGES, values, strict=True)) for values in edges],
         "utm_footprint": shapely.to_wkt(rings, rounding_precision=-1).tolist(),
         "utm_crs": [f"EPSG:{epsg}"] * len(geoboxes),
         "spatial_block": [f"{epsg}_{x}_{y}" for x, y in cells],
@@ -236,13 +233,10 @@ def _footprints(geoboxes: Sequence[GeoBox], epsg: int) -> dict[str, Sequence[Any
 
 def _add_footer(table: pa.Table, request: ExportRequest, lengths: VectorLengths) -> pa.Table:
     """Set the file's metadata: GeoParquet's `geo`, and the fields of the STAC Embeddings extension."""
-    boxes = [b for b in table["bbox"].to_pylist() if b is not None]
+    corners = [extreme(pc.struct_field(table["bbox"], name)).as_py() for name, extreme in _EDGES.items()]
     column: dict[str, Any] = {"encoding": "WKB", "geometry_types": ["Polygon"], "covering": {"bbox": _COVERING}}
-    if boxes:
-        low, high = (
-            [f(b[n] for b in boxes) for n in names] for f, names in ((min, ("xmin", "ymin")), (max, ("xmax", "ymax")))
-        )
-        column["bbox"] = [*low, *high]
+    if None not in corners:
+        column["bbox"] = corners
     geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
     fields = {"geo": geo, **embedding_fields(request, lengths.embedding)}
     return table.replace_schema_metadata({name: json.dumps(value) for name, value in fields.items()})

@@ -25,7 +25,7 @@ from rs_embed.export.progress import Progress, ProgressListener
 from rs_embed.export.request import ExportRequest, VectorLengths
 from rs_embed.inspection import summarise_patch
 from rs_embed.pipeline import Summarise, embed_prepared, prepare_all
-from rs_embed.providers.base import FetchResult, Provider, fetch_patches
+from rs_embed.providers.base import FetchResult, Provider
 from rs_embed.specs import OutputSpec
 
 _RETRY_LOCKS_AFTER_S = 1.0
@@ -109,11 +109,10 @@ class Runner:
                 state.taken.append(number)
                 continue
             partition = open_partition(self.folder, self.request, number, retry=retry)
-            rows = list(partition.patches)
-            state.requests |= {(number, row): partition.requests[row] for row in rows}
+            state.requests |= {(number, row): request for row, request in partition.requests.items()}
             state.partitions[number] = partition, lock
-            for i, pixels in fetch_patches(self.provider, list(partition.patches.values())):
-                yield (number, rows[i]), pixels
+            for row, pixels in partition.fetch(self.provider):
+                yield (number, row), pixels
 
     def _write_complete(self, state: _Pass, progress: Progress) -> None:
         for number in [n for n, (partition, _) in list(state.partitions.items()) if partition.is_complete]:

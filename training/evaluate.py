@@ -18,8 +18,8 @@ from evaluation.eurosat import CLASSES, DATA, NO_HAZE, ROOT, Chips, Wordings, lo
 from evaluation.measure import EvaluatedModel, measure, measure_pooling, open_model
 from evaluation.scores import average_precision
 from rs_embed import OutputSpec, PointBuffer, TemporalSpec, get_embeddings_batch, list_samples, zero_shot
-from rs_embed.cli.demo.labels import CLASSES as WORDS
-from rs_embed.cli.demo.labels import right_answers
+from rs_embed.cli.demo.comparison import CLASSES as WORDS
+from rs_embed.cli.demo.comparison import right_answers
 from rs_embed.embedders.text import RS_TEMPLATES, unit
 from rs_embed.search.query import text_query
 

@@ -52,10 +52,12 @@ class Sheet:
         """Write text at a position, in px from the top left."""
         self.pen.multiline_text(at, text, colour, font=font(size), spacing=3)
 
-    def paste(self, picture: Image.Image, at: tuple[int, int], side: int, smooth: bool = False) -> None:
-        """Paste a picture, resized to a square of `side` px."""
-        resampling = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
-        self.image.paste(picture.resize((side, side), resampling), at)
+    def tile(
+        self, picture: Image.Image, at: tuple[int, int], side: int, caption: str, colour: str = INK, size: int = 14
+    ) -> None:
+        """Paste a picture, resized to a square of `side` px, and write a caption below it."""
+        self.image.paste(picture.resize((side, side), Image.Resampling.NEAREST), at)
+        self.write((at[0], at[1] + side + 4), caption, colour, size)
 
     def save(self, path: Path) -> Path:
         """Write the picture to a file and make its folder."""
@@ -65,12 +67,9 @@ class Sheet:
         return path
 
     def _fitted(self, text: str, size: int) -> str:
-        width, count = self.image.width - 2 * LEFT, len(text)
-        if self.pen.textlength(text, font=font(size)) <= width:
-            return text
-        while count and self.pen.textlength(text[:count] + "…", font=font(size)) > width:
-            count -= 1
-        return text[:count] + "…"
+        width = self.image.width - 2 * LEFT
+        shorter = (text[:count] + "…" for count in range(len(text) - 1, 0, -1))
+        return next((t for t in (text, *shorter) if self.pen.textlength(t, font=font(size)) <= width), "…")
 
 
 def contact_sheet(found: SearchResults, thumbnails: Mapping[str, bytes], title: str) -> Sheet:
@@ -84,7 +83,8 @@ def contact_sheet(found: SearchResults, thumbnails: Mapping[str, bytes], title: 
     for number, hit in enumerate(found.hits):
         x, y = LEFT + number % _COLUMNS * step, 90 + number // _COLUMNS * (_TILE + _CAPTION)
         if hit.unique_id in thumbnails:
-            sheet.paste(Image.open(io.BytesIO(thumbnails[hit.unique_id])).convert("RGB"), (x, y), _TILE, smooth=True)
+            look = Image.open(io.BytesIO(thumbnails[hit.unique_id])).convert("RGB")
+            sheet.image.paste(look.resize((_TILE, _TILE), Image.Resampling.BICUBIC), (x, y))
         else:
             sheet.pen.rectangle((x, y, x + _TILE, y + _TILE), outline=GREY)
             sheet.write((x + 8, y + _TILE // 2 - 8), "no thumbnail", GREY)

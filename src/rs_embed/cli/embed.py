@@ -148,11 +148,7 @@ def classify(
 
 
 def _read_labels(text: str) -> dict[str, list[str]]:
-    """Parse `"water=river|lake,forest"` to `{"water": ["river", "lake"], "forest": ["forest"]}`.
-
-    Raises:
-        SpecError: if a label is empty or given twice.
-    """
+    """Parse `"water=river|lake,forest"` to `{"water": ["river", "lake"], "forest": ["forest"]}`."""
     labels: dict[str, list[str]] = {}
     for part in text.split(","):
         name, _, synonyms = (side.strip() for side in part.partition("="))

@@ -42,11 +42,7 @@ class RowOptions:
     lat: Annotated[str | None, Option(help="Column with latitude or y.")] = None
 
     def places(self) -> object:
-        """Return the file, the box or the polygons to embed.
-
-        Raises:
-            SpecError: unless exactly one of them is given.
-        """
+        """Return the file, the box or the polygons to embed; refuse several of them, and none."""
         from rs_embed.export.regions import read_region
 
         check_one_source(

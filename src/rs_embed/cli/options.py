@@ -57,7 +57,7 @@ class RequestOptions:
     end: Annotated[str, Option(metavar="YYYY-MM-DD", help="Day after the last.")]
 
     def time_range(self) -> TemporalSpec:
-        """Return the time range."""
+        """Return the time range, which is checked."""
         return TemporalSpec.range(self.start, self.end)
 
 
@@ -69,11 +69,7 @@ class OptionalTimeOptions:
     end: Annotated[str | None, Option(metavar="YYYY-MM-DD", help="Day after the last.")] = None
 
     def time_range(self) -> TemporalSpec | None:
-        """Return the time range, or None where neither day is given.
-
-        Raises:
-            SpecError: if only one of the two days is given.
-        """
+        """Return the time range, or None where neither day is given; refuse one day alone."""
         if self.start is not None and self.end is not None:
             return TemporalSpec.range(self.start, self.end)
         if self.start is not None or self.end is not None:
@@ -130,11 +126,7 @@ class ModelOptions:
 
 
 def check_ending(option: str, path: Path, allowed: Sequence[str]) -> None:
-    """Refuse a file name with an unknown ending before anything is fetched.
-
-    Raises:
-        SpecError: if the name ends in none of the allowed endings.
-    """
+    """Refuse a file name with an unknown ending before anything is fetched."""
     if path.suffix.lower() not in allowed:
         raise SpecError(f"{option} {path} must end in one of {', '.join(allowed)}")
 

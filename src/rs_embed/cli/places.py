@@ -27,11 +27,7 @@ class NamedPlace:
 
 
 def read_places(options: RequestOptions, file: Path | None = None) -> list[NamedPlace]:
-    """Return the places of exactly one of a file, a point or a box.
-
-    Raises:
-        SpecError: if none or several of them are given, a size is missing or doubled, or the file cannot be read.
-    """
+    """Return the places of exactly one of a file, a point or a box."""
     check_one_source(
         {"FILE": file, "--point": options.point, "--bbox": options.bbox},
         "one place or one file is needed: --point LON LAT --buffer-m M, --bbox W S E N, or a file of places",
@@ -50,33 +46,21 @@ def read_places(options: RequestOptions, file: Path | None = None) -> list[Named
 
 
 def check_one_source(sources: dict[str, object], needed: str) -> None:
-    """Refuse none or several sources of places.
-
-    Raises:
-        SpecError: unless exactly one value is given.
-    """
+    """Refuse several sources of places, and none."""
     given = [name for name, value in sources.items() if value is not None]
     if len(given) != 1:
         raise SpecError(f"{needed}; got {' and '.join(given) or 'none'}")
 
 
 def side_m(buffer_m: float | None, chip: float | None) -> float | None:
-    """Return the side of a square in metres from --buffer-m or --chip, None where neither is given.
-
-    Raises:
-        SpecError: if both are given.
-    """
+    """Return the side of a square in metres from --buffer-m or --chip, None where neither is given; refuse both."""
     if buffer_m is not None and chip is not None:
         raise SpecError("--chip M equals --buffer-m M/2: give one of the two")
     return chip if buffer_m is None else 2 * buffer_m
 
 
 def _read_file(file: Path, side: float) -> Iterator[NamedPlace]:
-    """Yield the places of a file.
-
-    Raises:
-        SpecError: for a bad row: the vectors of `embed` have no column for its error.
-    """
+    """Yield the places of a file; a bad row is an error, because the vectors of `embed` have no column for it."""
     from rs_embed.export.formats import ReadOptions
     from rs_embed.export.inputs import read_places as read_rows
 

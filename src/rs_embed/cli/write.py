@@ -19,11 +19,7 @@ from rs_embed.specs import OutputSpec
 
 
 def check_suffix(path: Path, output: OutputSpec) -> None:
-    """Refuse a file that cannot be written before anything is fetched.
-
-    Raises:
-        SpecError: for an unknown ending, a grid in a table, or a folder that does not exist.
-    """
+    """Refuse an unknown ending, a grid in a table, and a folder that does not exist, before anything is fetched."""
     check_ending("--out", path, tuple(_WRITERS))
     if path.suffix.lower() == ".parquet" and output.mode == "grid":
         raise SpecError(f"--out {path}: a token grid does not fit a table; write .nc, .npz or .npy")

@@ -11,8 +11,8 @@ from pathlib import Path
 import typer
 
 from rs_embed.api import fetch_patch, get_embeddings_batch
-from rs_embed.cli.demo import DEGREES_PER_M, phrases, picture, program
-from rs_embed.cli.demo.picture import SamplePlace
+from rs_embed.cli.demo import DEGREES_PER_M, comparison, program
+from rs_embed.cli.demo.comparison import SamplePlace
 from rs_embed.embedding import Embedding
 from rs_embed.inspection import inspect_array, save_quicklook
 from rs_embed.patch import Patch
@@ -44,11 +44,11 @@ def _run(out: Path, model: str) -> None:
     grids = _embed(samples, model, OutputSpec.grid(), "3. Token grids")
     places = [SamplePlace(*parts) for parts in zip(samples, patches, vectors, grids, strict=True)]
     typer.echo(_similarity(places))
-    chips = phrases.cut_chips(places, model)
-    rankings = phrases.rank(chips, model)
-    typer.echo(_search(rankings, phrases.count_right(chips, model)))
-    overview = picture.draw(places, model).save(out / "demo.png")
-    ranked = phrases.draw(rankings, model).save(out / "demo-search.png")
+    chips = comparison.cut_chips(places, model)
+    rankings = comparison.rank(chips, model)
+    typer.echo(_search(rankings, comparison.count_right(chips, model)))
+    overview = comparison.draw_places(places, model).save(out / "demo.png")
+    ranked = comparison.draw_rankings(rankings, model).save(out / "demo-search.png")
     typer.echo(f"5. Pictures: {overview} (imagery, token grid in false colour, most similar place)")
     typer.echo(f"             {ranked} (the best chips for each phrase)")
     dataset = _export(samples, out, model)
@@ -87,7 +87,7 @@ def _embed(samples: Sequence[Sample], model: str, output: OutputSpec, title: str
 
 def _similarity(places: Sequence[SamplePlace]) -> str:
     """Return the cosine similarity of all pairs as a table, with the numbers of the list above."""
-    rows = enumerate(zip(places, picture.cosine(places), strict=True), start=1)
+    rows = enumerate(zip(places, comparison.cosine(places), strict=True), start=1)
     return "\n".join(
         [
             "   cosine  " + "".join(f"{i:>7}" for i in range(1, len(places) + 1)),
@@ -96,7 +96,7 @@ def _similarity(places: Sequence[SamplePlace]) -> str:
     )
 
 
-def _search(rankings: phrases.Rankings, right: dict[int, int]) -> str:
+def _search(rankings: comparison.Rankings, right: dict[int, int]) -> str:
     """Return the best chips for each phrase, and the count of chips that get a right label."""
     return "\n".join(
         [

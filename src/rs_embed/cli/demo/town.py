@@ -36,12 +36,8 @@ def last_summer(lat: float, today: date) -> TemporalSpec:
     return TemporalSpec.range(start.isoformat(), end.isoformat())
 
 
-def around(lon: float, lat: float) -> BBox:
-    """Return a box of 20 km centred on a point.
-
-    Raises:
-        SpecError: for a point outside the globe, or too close to a pole or the antimeridian for a box.
-    """
+def _around(lon: float, lat: float) -> BBox:
+    """Return a box of 20 km centred on a point; refuse one too close to a pole or the antimeridian."""
     if not (-180 <= lon <= 180 and -84 <= lat <= 84):
         raise SpecError(f"--at {lon:g} {lat:g} must be longitude, then latitude, in degrees, at most 84 north or south")
     height = HALF_SIDE_M * DEGREES_PER_M
@@ -52,14 +48,9 @@ def around(lon: float, lat: float) -> BBox:
 
 
 def search_around(at: tuple[float, float], out: Path, model: str | None, backend: str, port: int | None) -> None:
-    """Plan, export and serve 20 km around a point; the same command again goes on where it stopped.
-
-    Raises:
-        SpecError: for a point without a box around it.
-        NoImageryError: if the backend has no scene there.
-    """
+    """Plan, export and serve 20 km around a point; the same command again goes on where it stopped."""
     lon, lat = at
-    area, temporal = around(lon, lat), last_summer(lat, date.today())
+    area, temporal = _around(lon, lat), last_summer(lat, date.today())
     model = model or _ask_model()
     folder = out / f"at_{lon:.4f}_{lat:.4f}_{temporal.start}_{model}"
     typer.echo(f"{lonlat_text(lon, lat)}, 20 km around it, {temporal.start} to {temporal.end}, chips of {CHIP_M} m")

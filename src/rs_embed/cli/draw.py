@@ -75,11 +75,8 @@ class Sheet:
 def contact_sheet(found: SearchResults, thumbnails: Mapping[str, bytes], title: str) -> Sheet:
     """Draw the thumbnails of search results, the best first, each with its rank and place."""
     step, rows = _TILE + 16, -(-max(len(found.hits), 1) // _COLUMNS)
-    sheet = Sheet.titled(
-        (LEFT + _COLUMNS * step + 8, 90 + rows * (_TILE + _CAPTION)),
-        f"“{title}”",
-        found.notice or f"the best of {found.searched:,}",
-    )
+    size = LEFT + _COLUMNS * step + 8, 90 + rows * (_TILE + _CAPTION)
+    sheet = Sheet.titled(size, f"“{title}”", found.notice or f"the best of {found.searched:,}")
     for number, hit in enumerate(found.hits):
         x, y = LEFT + number % _COLUMNS * step, 90 + number // _COLUMNS * (_TILE + _CAPTION)
         if hit.unique_id in thumbnails:
@@ -99,11 +96,9 @@ def heat_map_sheet(heat: HeatMap) -> Sheet:
     base = base.resize((round(base.width * zoom), round(base.height * zoom)), Image.Resampling.BICUBIC)
     right, bottom = LEFT + _MAP_SIDE + GAP, _MAP_TOP + base.height
     found = heat.notice or f"{heat.best[2]:.0%} likely at most"
-    sheet = Sheet.titled(
-        (right + _MAP_SIDE + LEFT, bottom + _LEGEND),
-        f"Where is “{shorten(', '.join(heat.meta['text']), 60, placeholder=' …')}”?",
-        f"{found}  |  windows of {heat.meta['window_m']:g} m, {heat.meta['model']}",
-    )
+    title = f"Where is “{shorten(', '.join(heat.meta['text']), 60, placeholder=' …')}”?"
+    subtitle = f"{found}  |  windows of {heat.meta['window_m']:g} m, {heat.meta['model']}"
+    sheet = Sheet.titled((right + _MAP_SIDE + LEFT, bottom + _LEGEND), title, subtitle)
     sheet.image.paste(base, (LEFT, _MAP_TOP))
     sheet.image.paste(_overlaid(base, heat.probability), (right, _MAP_TOP))
     sheet.image.paste(_legend(), (right, bottom + 14))

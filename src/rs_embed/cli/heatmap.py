@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Argument, Option
@@ -55,8 +55,15 @@ def heatmap(
     )
     written = [] if out is None else [heat.write_geotiff(out)]
     written.append(heat_map_sheet(heat).save(plot))
-    facts = _facts(heat) | {"files": [str(path) for path in written]}
-    typer.echo(json.dumps(facts, indent=1) if as_json else "\n".join([describe(named.place), *_lines(facts)]))
+    lon, lat, probability = heat.best
+    facts = {
+        "notice": heat.notice,
+        "best": {"lon": lon, "lat": lat, "probability": probability},
+        "likely_frac": heat.likely_frac,
+        "meta": heat.meta,
+        "files": [str(path) for path in written],
+    }
+    typer.echo(json.dumps(facts, indent=1) if as_json else "\n".join([describe(named.place), *_lines(heat, written)]))
 
 
 def _make_folders(*paths: Path | None) -> None:
@@ -67,21 +74,14 @@ def _make_folders(*paths: Path | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _facts(heat: HeatMap) -> dict[str, Any]:
-    lon, lat, probability = heat.best
-    best = {"lon": lon, "lat": lat, "probability": probability}
-    return {"notice": heat.notice, "best": best, "likely_frac": heat.likely_frac, "meta": heat.meta}
-
-
-def _lines(facts: dict[str, Any]) -> Iterator[str]:
+def _lines(heat: HeatMap, written: list[Path]) -> Iterator[str]:
     from rs_embed.grid import lonlat_text
 
-    meta, best = facts["meta"], facts["best"]
-    yield from (f"warning: {text}" for text in meta["warnings"])
-    if facts["notice"]:
-        yield facts["notice"]
-    where = lonlat_text(best["lon"], best["lat"])
-    share = f"{facts['likely_frac']:.0%}"
-    yield f"likeliest at {where} ({best['probability']:.0%}); above 50 % on {share} of the observed area"
-    yield f"{meta['windows']} window(s) of {meta['window_m']:g} m, {len(meta['scenes'])} scene(s)"
-    yield from (f"wrote {path}" for path in facts["files"])
+    lon, lat, probability = heat.best
+    yield from (f"warning: {text}" for text in heat.meta["warnings"])
+    if heat.notice:
+        yield heat.notice
+    share = f"above 50 % on {heat.likely_frac:.0%} of the observed area"
+    yield f"likeliest at {lonlat_text(lon, lat)} ({probability:.0%}); {share}"
+    yield f"{heat.meta['windows']} window(s) of {heat.meta['window_m']:g} m, {len(heat.meta['scenes'])} scene(s)"
+    yield from (f"wrote {path}" for path in written)

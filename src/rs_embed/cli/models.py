@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -20,25 +21,21 @@ def models(
     described = [describe_model(n) for n in ([name] if name else list_models())]
     if as_json:
         typer.echo(json.dumps(described[0] if name else described, indent=1))
-        return
-    for card in described:
-        typer.echo(_card(card) if name else f"{card['name']:<26}{card['summary']}")
+    elif name:
+        typer.echo("\n".join(_card(described[0])))
+    else:
+        typer.echo("\n".join(f"{card['name']:<26}{card['summary']}" for card in described))
 
 
-def _card(card: dict[str, Any]) -> str:
-    lines = [
-        f"{card['name']}: {card['summary']}",
-        f"   weights     {card['checkpoint']} ({card['licence']})",
-        f"   network     {card['backbone']}, {card['image_px']} px, patches of {card['patch_px']} px",
-        f"   pixels      {card['input']['pixels']}",
-    ]
-    lines += [f"   {output:<20}{meaning}" for output, meaning in card["outputs"].items()]
-    lines += [
-        f"   a place of {row['side_m']:>5} m: {row['metres_per_pixel']:.1f} m a pixel, "
-        f"{row['metres_per_token']:.0f} m a token"
-        for row in card["place_sizes"]
-    ]
-    lines += [f"   limits      {card['limits']}"]
+def _card(card: dict[str, Any]) -> Iterator[str]:
+    yield f"{card['name']}: {card['summary']}"
+    yield f"   weights     {card['checkpoint']} ({card['licence']})"
+    yield f"   network     {card['backbone']}, {card['image_px']} px, patches of {card['patch_px']} px"
+    yield f"   pixels      {card['input']['pixels']}"
+    yield from (f"   {output:<20}{meaning}" for output, meaning in card["outputs"].items())
+    for row in card["place_sizes"]:
+        detail = f"{row['metres_per_pixel']:.1f} m a pixel, {row['metres_per_token']:.0f} m a token"
+        yield f"   a place of {row['side_m']:>5} m: {detail}"
+    yield f"   limits      {card['limits']}"
     if card["card"]:
-        lines += ["", card["card"].strip()]
-    return "\n".join(lines)
+        yield f"\n{card['card'].strip()}"

@@ -57,7 +57,7 @@ class RequestOptions:
     end: Annotated[str, Option(metavar="YYYY-MM-DD", help="Day after the last.")]
 
     def time_range(self) -> TemporalSpec:
-        """Return the time range, which is checked."""
+        """Return the time range."""
         return TemporalSpec.range(self.start, self.end)
 
 

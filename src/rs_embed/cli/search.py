@@ -43,9 +43,7 @@ def _open_index(dataset: Path, *, rebuild: bool = False) -> EmbeddingIndex:
 
     with progress_bar(transient=True) as bar:
         task = bar.add_task("indexing, file", total=None)
-        return EmbeddingIndex(
-            dataset, lambda done, total: bar.update(task, completed=done, total=total), rebuild=rebuild
-        )
+        return EmbeddingIndex(dataset, lambda i, n: bar.update(task, completed=i, total=n), rebuild=rebuild)
 
 
 def search(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ CHIP_PX = 60
 PHRASES = ("farm fields", "green meadow", "forest", "lake")
 _SHOWN, _CHIP_SIDE, _PHRASE_PX = 8, 150, 224
 
+_MIXED_FARMLAND = "Land principally occupied by agriculture, with significant areas of natural vegetation"
 CLASSES = {
     "annual crop": ("annual crop", "farm fields"),
     "forest": ("forest",),
@@ -38,24 +40,20 @@ CLASSES = {
     "river": ("river",),
     "sea or lake": ("sea or lake", "lake"),
 }
-"""Classes of EuroSAT, each with its words for a text query."""
-
+"""Classes of the bundled model (those of EuroSAT), each with its words for a text query."""
 _CLASSES_OF_LABEL = {
-    "Non-irrigated arable land": ("annual crop",),
-    "Pastures": ("pasture",),
-    "Complex cultivation patterns": ("annual crop", "permanent crop"),
-    "Land principally occupied by agriculture, with significant areas of natural vegetation": (
-        "annual crop",
-        "pasture",
-        "herbaceous vegetation",
-    ),
-    "Broad-leaved forest": ("forest",),
-    "Coniferous forest": ("forest",),
-    "Mixed forest": ("forest",),
-    "Transitional woodland/shrub": ("herbaceous vegetation", "forest"),
-    "Peatbogs": ("herbaceous vegetation",),
-    "Water bodies": ("sea or lake",),
+    "Non-irrigated arable land": {"annual crop"},
+    "Pastures": {"pasture"},
+    "Complex cultivation patterns": {"annual crop", "permanent crop"},
+    _MIXED_FARMLAND: {"annual crop", "pasture", "herbaceous vegetation"},
+    "Broad-leaved forest": {"forest"},
+    "Coniferous forest": {"forest"},
+    "Mixed forest": {"forest"},
+    "Transitional woodland/shrub": {"herbaceous vegetation", "forest"},
+    "Peatbogs": {"herbaceous vegetation"},
+    "Water bodies": {"sea or lake"},
 }
+"""CORINE labels of the sample places, each with the classes that match it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +80,10 @@ def draw_places(places: Sequence[SamplePlace], model: str) -> Sheet:
     np.fill_diagonal(similarity, -np.inf)
     grids = _false_colour([np.asarray(place.grid.data) for place in places])
     looks = [quicklook(place.patch.dn) for place in places]
-    sheet = Sheet.titled(
-        (LEFT + len(places) * (_PLACE_PX + GAP), _PLACES_TOP + 3 * _ROW_PX),
-        f"Six places, as {model} sees them",
-        f"real Sentinel-2 imagery  |  {grids[0].width}x{grids[0].height} token grid, principal components as colours"
-        "  |  most similar place",
-    )
+    size = LEFT + len(places) * (_PLACE_PX + GAP), _PLACES_TOP + 3 * _ROW_PX
+    grid = f"{grids[0].width}x{grids[0].height} token grid, principal components as colours"
+    subtitle = f"real Sentinel-2 imagery  |  {grid}  |  most similar place"
+    sheet = Sheet.titled(size, f"Six places, as {model} sees them", subtitle)
     for column, (place, nearest) in enumerate(zip(places, similarity.argmax(axis=1), strict=True)):
         tiles = (
             (looks[column], f"{column + 1}. {place.sample.labels[0]}, {place.sample.date}"),
@@ -131,19 +127,14 @@ Rankings = dict[str, list[Chip]]
 
 def cut_chips(places: Sequence[SamplePlace], model: str) -> list[Chip]:
     """Return four chips per place, embedded in one batch."""
-    quarters = [
-        (number, place.sample.labels, place.patch.dn[:, row : row + CHIP_PX, col : col + CHIP_PX], (row, col))
-        for number, place in enumerate(places, start=1)
-        for row in (0, CHIP_PX)
-        for col in (0, CHIP_PX)
-    ]
-    looks = [quicklook(place.patch.dn) for place in places]
-    pixels = [dn for _, _, dn, _ in quarters]
+    corners = list(itertools.product((0, CHIP_PX), repeat=2))
+    pixels = [place.patch.dn[:, y : y + CHIP_PX, x : x + CHIP_PX] for place in places for y, x in corners]
     results = get_embeddings_batch(model, input_chws=pixels, output=OutputSpec.pooled("projected"))
     vectors = unit(np.stack([np.asarray(r.data) for r in results if isinstance(r, Embedding)]))
+    looks = [(n, place.sample.labels, quicklook(place.patch.dn)) for n, place in enumerate(places, start=1)]
     return [
-        Chip(place=number, labels=labels, picture=_quarter(looks[number - 1], *corner), vector=vector)
-        for (number, labels, _, corner), vector in zip(quarters, vectors, strict=True)
+        Chip(place=number, labels=labels, picture=_quarter(look, *corner), vector=vector)
+        for ((number, labels, look), corner), vector in zip(itertools.product(looks, corners), vectors, strict=True)
     ]
 
 
@@ -172,11 +163,9 @@ def count_right(chips: Sequence[Chip], model: str) -> dict[int, int]:
 
 def draw_rankings(rankings: Rankings, model: str) -> Sheet:
     """Draw one row per phrase, the best chips first."""
-    sheet = Sheet.titled(
-        (LEFT + _SHOWN * (_CHIP_SIDE + GAP), 90 + len(rankings) * _PHRASE_PX),
-        f"Places by words, ranked by {model}",
-        "chips of 600 m, Sentinel-2 L2A  |  best match on the left  |  numbers are those of the places",
-    )
+    size = LEFT + _SHOWN * (_CHIP_SIDE + GAP), 90 + len(rankings) * _PHRASE_PX
+    subtitle = "chips of 600 m, Sentinel-2 L2A  |  best match on the left  |  numbers are those of the places"
+    sheet = Sheet.titled(size, f"Places by words, ranked by {model}", subtitle)
     for row, (phrase, chips) in enumerate(rankings.items()):
         y = 90 + row * _PHRASE_PX
         sheet.write((LEFT, y), f"“{phrase}”", size=20)
@@ -188,4 +177,4 @@ def draw_rankings(rankings: Rankings, model: str) -> Sheet:
 
 def right_answers(labels: Sequence[str]) -> set[str]:
     """Return the classes that a place with these labels may show."""
-    return {answer for label in labels for answer in _CLASSES_OF_LABEL.get(label, ())}
+    return set().union(*(_CLASSES_OF_LABEL.get(label, set()) for label in labels))

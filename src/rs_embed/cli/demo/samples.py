@@ -87,13 +87,10 @@ def _embed(samples: Sequence[Sample], model: str, output: OutputSpec, title: str
 
 def _similarity(places: Sequence[SamplePlace]) -> str:
     """Return the cosine similarity of all pairs as a table, with the numbers of the list above."""
-    rows = enumerate(zip(places, comparison.cosine(places), strict=True), start=1)
-    return "\n".join(
-        [
-            "   cosine  " + "".join(f"{i:>7}" for i in range(1, len(places) + 1)),
-            *(f"   {i:>6}  {''.join(f'{v:>7.2f}' for v in row)}   {p.sample.labels[0][:44]}" for i, (p, row) in rows),
-        ]
-    )
+    lines = ["   cosine  " + "".join(f"{number:>7}" for number in range(1, len(places) + 1))]
+    for number, (place, row) in enumerate(zip(places, comparison.cosine(places), strict=True), start=1):
+        lines.append(f"   {number:>6}  {''.join(f'{v:>7.2f}' for v in row)}   {place.sample.labels[0][:44]}")
+    return "\n".join(lines)
 
 
 def _search(rankings: comparison.Rankings, right: dict[int, int]) -> str:

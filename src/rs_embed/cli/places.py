@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,8 +41,17 @@ def read_places(options: RequestOptions, file: Path | None = None) -> list[Named
         raise SpecError("a size is needed: --buffer-m M (half the side) or --chip M (the whole side)")
     if options.point is not None:
         return [NamedPlace("0", PointBuffer(*options.point, side / 2))]
-    assert file is not None
-    return list(_read_file(file, side))
+    from rs_embed.export.formats import ReadOptions
+    from rs_embed.export.inputs import read_places as read_rows
+
+    places = []
+    for row in read_rows(file, ReadOptions(chip_m=side)).rows:
+        if row.place is None:  # an error, because the vectors of `embed` have no column for it
+            raise SpecError(f"{file}, {row.where}: {row.error}")
+        if row.start or row.end:
+            raise SpecError(f"{file}, {row.where}: only `rs-embed export` takes time ranges of rows; leave them out")
+        places.append(NamedPlace(row.id, row.place))
+    return places
 
 
 def check_one_source(sources: dict[str, object], needed: str) -> None:
@@ -57,19 +66,6 @@ def side_m(buffer_m: float | None, chip: float | None) -> float | None:
     if buffer_m is not None and chip is not None:
         raise SpecError("--chip M equals --buffer-m M/2: give one of the two")
     return chip if buffer_m is None else 2 * buffer_m
-
-
-def _read_file(file: Path, side: float) -> Iterator[NamedPlace]:
-    """Yield the places of a file; a bad row is an error, because the vectors of `embed` have no column for it."""
-    from rs_embed.export.formats import ReadOptions
-    from rs_embed.export.inputs import read_places as read_rows
-
-    for row in read_rows(file, ReadOptions(chip_m=side)).rows:
-        if row.place is None:
-            raise SpecError(f"{file}, {row.where}: {row.error}")
-        if row.start or row.end:
-            raise SpecError(f"{file}, {row.where}: only `rs-embed export` takes time ranges of rows; leave them out")
-        yield NamedPlace(row.id, row.place)
 
 
 def describe(place: Place) -> str:

@@ -69,7 +69,7 @@ class Preparation:
     """DN shown as black and as white."""
     size: ChipSize
     stage: Literal["chips", "rgb", "dn"] = "chips"
-    """How far to go: to chips; to RGB images of any size, for a network that resizes by itself; or only to DN
+    """Last step on the host: chips; RGB images of any size, for a network that resizes by itself; or DN
     (3, y, x) in memory that the device reads, which makes the chips (`clip.device`)."""
     pinned: bool = False
     """Place DN in pinned memory, for CUDA."""

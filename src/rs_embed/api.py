@@ -15,11 +15,9 @@ from rs_embed.providers.base import PatchRequest, Provider, fetch_patches
 from rs_embed.providers.registry import resolve
 from rs_embed.specs import (
     DEFAULT_SENSOR,
-    BBox,
     InputPrep,
     OutputSpec,
     Place,
-    PointBuffer,
     SensorSpec,
     TemporalSpec,
     check_choice,
@@ -108,17 +106,14 @@ def get_embeddings_batch(
         ProviderError: for an unknown backend, or imagery that cannot be fetched.
     """
     card, sensor = check_model(model, sensor)
-    places, times = _places_and_times(card.name, spatials, temporal, input_chws)
+    places, times, patches = _expand(card.name, spatials, temporal, sensor, input_chws)
     check_choice("on_error", on_error, ("raise", "return"))
     check_choice("input_prep", input_prep, ("resize", "tile"))
     if not isinstance(output, OutputSpec):
         raise SpecError(f"output must be an OutputSpec such as OutputSpec.pooled(), got {output!r}")
-    provider, pixels, patches = None, None, []
-    if input_chws is None:
-        provider, patches = resolve(backend), _patch_requests(places, times, sensor)
-    else:
-        alone = len(input_chws) == 1
-        pixels = [check_input_chw(array, None if alone else i) for i, array in enumerate(input_chws)]
+    provider = resolve(backend) if input_chws is None else None
+    alone = input_chws is not None and len(input_chws) == 1
+    pixels = [check_input_chw(array, None if alone else i) for i, array in enumerate(input_chws or ())]
     embedder = load_model(
         card,
         sensor,
@@ -145,7 +140,7 @@ def get_embeddings_batch(
     ]
     from rs_embed.pipeline import embed_all
 
-    arrivals = fetch_patches(provider, patches) if provider else enumerate(pixels or [])
+    arrivals = fetch_patches(provider, patches) if provider else enumerate(pixels)
     return embed_all(embedder, requests, arrivals, stop_on_error=on_error == "raise", progress=progress)
 
 
@@ -184,8 +179,8 @@ def fetch_patch(
         (10.0, 1)
     """
     sensor = DEFAULT_SENSOR if sensor is None else sensor
-    places, times = _places_and_times("fetching imagery", [spatial], temporal, None)
-    [(_, result)] = fetch_patches(resolve(backend), _patch_requests(places, times, sensor))
+    _, _, patches = _expand("fetching imagery", [spatial], temporal, sensor, None)
+    [(_, result)] = fetch_patches(resolve(backend), patches)
     if isinstance(result, Exception):
         raise result
     assert isinstance(result, Patch)
@@ -265,38 +260,36 @@ def inspect_gee_patch(
     )
 
 
-def _places_and_times(
+def _expand(
     caller: str,
     spatials: Sequence[Place] | None,
     temporal: TemporalSpec | Sequence[TemporalSpec] | None,
+    sensor: SensorSpec,
     input_chws: Sequence[object] | None,
-) -> tuple[list[Place | None], list[TemporalSpec | None]]:
-    """Return one place and one time range for each request, checked; `caller` is named in errors."""
-    if spatials is None and input_chws is None:
+) -> tuple[list[Place | None], list[TemporalSpec | None], list[PatchRequest]]:
+    """Return the place, the time range and, unless pixels were passed, the imagery of each request, all checked."""
+    given = spatials if spatials is not None else input_chws
+    if given is None:
         raise SpecError("a place is needed: spatial=PointBuffer(lon, lat, buffer_m) or BBox(…), or pixels as input_chw")
-    n = len(spatials if spatials is not None else input_chws or ())
+    n = len(given)
     if input_chws is not None and len(input_chws) != n:
         raise SpecError(f"{len(input_chws)} input_chws for {n} places: give one for each place")
     places: list[Place | None] = [None] * n if spatials is None else list(spatials)
-    for place in places:
-        if place is not None and not isinstance(place, (BBox, PointBuffer)):
-            raise SpecError(f"a place must be a BBox or a PointBuffer, got {place!r}")
-    one_for_all = temporal is None or isinstance(temporal, TemporalSpec)
-    times: list[TemporalSpec | None] = [temporal] * n if one_for_all else list(temporal)  # type: ignore[arg-type, list-item]
+    times: list[TemporalSpec | None] = (
+        [temporal] * n if temporal is None or isinstance(temporal, TemporalSpec) else list(temporal)
+    )
     if len(times) != n:
         raise SpecError(f"{len(times)} time ranges for {n} places: give one for all, or one for each")
-    for time in times if input_chws is None else ():
+    patches = []
+    for place, time in zip(places, times, strict=True):
+        if place is None and input_chws is not None:
+            continue
+        if not isinstance(place, Place):
+            raise SpecError(f"a place must be a BBox or a PointBuffer, got {place!r}")
+        if input_chws is not None:
+            continue
         if not isinstance(time, TemporalSpec) or time.mode != "range":
             got = "no temporal" if time is None else repr(time)
             raise ModelError(f"{caller} needs temporal=TemporalSpec.range('YYYY-MM-DD', 'YYYY-MM-DD'), got {got}")
-    return places, times
-
-
-def _patch_requests(
-    places: Sequence[Place | None], times: Sequence[TemporalSpec | None], sensor: SensorSpec
-) -> list[PatchRequest]:
-    return [
-        PatchRequest(place_geobox(place, sensor.scale_m), time, sensor)
-        for place, time in zip(places, times, strict=True)
-        if place is not None and time is not None
-    ]
+        patches.append(PatchRequest(place_geobox(place, sensor.scale_m), time, sensor))
+    return places, times, patches

@@ -136,17 +136,11 @@ def _median_strip(dn: list[DnArray], valid: list[BoolArray]) -> FloatArray:
 @lru_cache(maxsize=64)
 def _sorting_network(n: int) -> tuple[tuple[int, int], ...]:
     """Return Batcher's odd-even merge sort for n inputs: pairs (i, j) to put in order, i < j."""
-    return tuple(_comparators(n))
-
-
-def _comparators(n: int) -> Iterator[tuple[int, int]]:
-    p = 1
-    while p < n:
-        k = p
-        while k >= 1:
-            for j in range(k % p, n - k, 2 * k):
-                for i in range(j, j + min(k, n - j - k)):
-                    if i // (2 * p) == (i + k) // (2 * p):
-                        yield i, i + k
-            k //= 2
-        p *= 2
+    return tuple(
+        (i, i + k)
+        for p in (1 << level for level in range((n - 1).bit_length()))
+        for k in (p >> step for step in range(p.bit_length()))
+        for j in range(k % p, n - k, 2 * k)
+        for i in range(j, j + min(k, n - j - k))
+        if i // (2 * p) == (i + k) // (2 * p)
+    )

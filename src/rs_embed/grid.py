@@ -9,10 +9,8 @@ import math
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import numpy as np
 from affine import Affine
 
-from rs_embed.arrays import CoordinateArray
 from rs_embed.errors import SpecError
 from rs_embed.specs import BBox, Place
 
@@ -22,7 +20,8 @@ if TYPE_CHECKING:  # imported when needed: they take a quarter of a second
 
 MAX_SIDE_PX = 8192
 _SNAP_PX = 1e-6
-_OUTLINE_POINTS = 21
+_DENSIFY = 19
+"""Points on each side of a box between its corners, whose envelope is the box in another CRS."""
 
 
 def utm_epsg(lon: float, lat: float) -> int:
@@ -62,11 +61,12 @@ def place_geobox(place: Place, scale_m: float) -> GeoBox:
 
 def lonlat_bounds(geobox: GeoBox) -> tuple[float, float, float, float]:
     """Return (west, south, east, north) of a grid's outline in degrees, cut at the antimeridian."""
-    box, epsg = geobox.boundingbox, epsg_of(geobox)
-    lon, lat = transformer(epsg, 4326).transform(*_outline(box.left, box.bottom, box.right, box.top))
-    side = np.sign(6 * (epsg % 100) - 183)  # of the zone: 180.001 must not become -179.999
-    lon = np.where(lon * side < -90, 180.0 * side, lon) if epsg % 100 in (1, 60) else lon
-    return float(np.min(lon)), float(np.min(lat)), float(np.max(lon)), float(np.max(lat))
+    epsg, box = epsg_of(geobox), geobox.boundingbox
+    to_lonlat = transformer(epsg, 4326)
+    west, south, east, north = to_lonlat.transform_bounds(*box.bbox, densify_pts=_DENSIFY)
+    if west > east:  # the outline crosses 180°: keep the side of the grid's zone, 1 or 60
+        west, east = (-180.0, east) if epsg % 100 == 1 else (west, 180.0)
+    return west, south, east, north
 
 
 def lonlat_text(lon: float, lat: float) -> str:
@@ -96,16 +96,8 @@ def transformer(source_epsg: int, target_epsg: int) -> Transformer:
 
 def _box_pixels(place: BBox, epsg: int, scale_m: float) -> tuple[int, int, int, int]:
     """Return left, top, width, height in pixels of a box's UTM envelope, snapped outward."""
-    x, y = transformer(4326, epsg).transform(*_outline(place.minlon, place.minlat, place.maxlon, place.maxlat))
-    left, bottom = (math.floor(float(np.min(v)) / scale_m + _SNAP_PX) for v in (x, y))
-    right, top = (math.ceil(float(np.max(v)) / scale_m - _SNAP_PX) for v in (x, y))
+    box = (place.minlon, place.minlat, place.maxlon, place.maxlat)
+    west, south, east, north = transformer(4326, epsg).transform_bounds(*box, densify_pts=_DENSIFY)
+    left, bottom = (math.floor(v / scale_m + _SNAP_PX) for v in (west, south))
+    right, top = (math.ceil(v / scale_m - _SNAP_PX) for v in (east, north))
     return left, top, right - left, top - bottom
-
-
-def _outline(west: float, south: float, east: float, north: float) -> tuple[CoordinateArray, CoordinateArray]:
-    """Return x and y of points along the four sides of a box."""
-    x, y = np.linspace(west, east, _OUTLINE_POINTS), np.linspace(south, north, _OUTLINE_POINTS)
-    return (
-        np.concatenate([x, x, np.full_like(y, west), np.full_like(y, east)]),
-        np.concatenate([np.full_like(x, south), np.full_like(x, north), y, y]),
-    )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rs_embed.arrays import AnyArray, BoolArray
+from rs_embed.arrays import AnyArray
 from rs_embed.patch import observed
 
 MIN_FINITE_FRAC = 0.999
@@ -43,16 +43,14 @@ def inspect_array(
         bands: names of the bands that are expected.
         scenes: provenance, part of the report.
     """
-    filled = np.where(np.isnan(dn), fill_value, dn) if dn.dtype.kind == "f" else dn
-    finite = np.isfinite(filled)
-    seen = [band[mask] for band, mask in zip(dn, _observed(dn, finite), strict=True)]
-    outside = None if value_range is None else _outside(seen, value_range)
-    fill_frac = float((filled == fill_value).all(axis=0).mean()) if dn.size else 1.0
+    missing = np.isnan(dn)
+    filled = np.where(missing, fill_value, dn) if missing.any() else dn
+    seen = [band[np.isfinite(band)] for band in dn]
     report: dict[str, Any] = {
         "name": name,
         "shape": list(dn.shape),
         "dtype": str(dn.dtype),
-        "finite_frac": float(finite.mean()) if dn.size else 0.0,
+        "finite_frac": float(np.isfinite(filled).mean()) if dn.size else 0.0,
         "valid_frac": float(observed(dn).mean()) if dn.size else 0.0,
         "band_min": _each(seen, np.min),
         "band_max": _each(seen, np.max),
@@ -60,12 +58,18 @@ def inspect_array(
         "band_std": _each(seen, np.std),
         "band_quantiles": {f"p{q:02d}": _each(seen, lambda b, q=q: np.percentile(b, q)) for q in (1, 50, 99)},
         "hist": _histogram(seen, value_range),
-        "outside_range_frac": outside,
+        "outside_range_frac": None,
         "fill_value": fill_value,
-        "fill_frac": fill_frac,
+        "fill_frac": float((filled == fill_value).all(axis=0).mean()) if dn.size else 1.0,
         "scenes": list(scenes),
     }
-    issues, warnings = _judge(report, bands, value_range), _notes(report)
+    if value_range is not None:
+        values, (low, high) = np.concatenate(seen), value_range
+        report["outside_range_frac"] = float(((values < low) | (values > high)).mean()) if values.size else 0.0
+    issues, warnings = _judge(report, bands, value_range), []
+    highest = max((v for v in report["band_max"] if v is not None), default=0.0)
+    if dn.dtype.kind == "f" and 0 < highest <= _REFLECTANCE_MAX:
+        warnings = [f"values up to {highest:g} look like reflectance: this library takes DN (reflectance x 10000)"]
     return {"ok": not issues, "issues": issues, "warnings": warnings, **report}
 
 
@@ -86,27 +90,8 @@ def _judge(report: dict[str, Any], bands: Sequence[str], value_range: tuple[floa
     return issues
 
 
-def _notes(report: dict[str, Any]) -> list[str]:
-    highest = [v for v in report["band_max"] if v is not None]
-    if highest and report["dtype"].startswith("float") and 0 < max(highest) <= _REFLECTANCE_MAX:
-        return [f"values up to {max(highest):g} look like reflectance: this library takes DN (reflectance x 10000)"]
-    return []
-
-
-def _observed(dn: AnyArray, finite: BoolArray) -> BoolArray:
-    """Return (bands, y, x), True where a value was observed and is a finite number."""
-    result: BoolArray = finite & ~np.isnan(dn) if dn.dtype.kind == "f" else finite
-    return result
-
-
 def _each(bands: Sequence[AnyArray], statistic: Any) -> list[float | None]:
     return [float(statistic(band.astype(np.float64))) if band.size else None for band in bands]
-
-
-def _outside(bands: Sequence[AnyArray], value_range: tuple[float, float]) -> float:
-    values = np.concatenate([band.ravel() for band in bands])
-    low, high = value_range
-    return float(((values < low) | (values > high)).mean()) if values.size else 0.0
 
 
 def _histogram(bands: Sequence[AnyArray], value_range: tuple[float, float] | None) -> dict[str, Any]:
@@ -133,9 +118,8 @@ def quicklook(dn: AnyArray, *, side_px: int = _QUICKLOOK_PX) -> Image.Image:
     image = Image.fromarray(np.where(valid[..., None], rgb, hatch))
     zoom = side_px / max(image.size)
     if zoom > 1:
-        return image.resize(
-            (max(1, round(image.width * zoom)), max(1, round(image.height * zoom))), Image.Resampling.NEAREST
-        )
+        width, height = (max(1, round(side * zoom)) for side in image.size)
+        return image.resize((width, height), Image.Resampling.NEAREST)
     image.thumbnail((side_px * 2, side_px * 2), Image.Resampling.LANCZOS)
     return image
 

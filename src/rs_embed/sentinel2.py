@@ -19,28 +19,12 @@ RGB_BANDS = ("B4", "B3", "B2")
 REFLECTANCE_DN = 10_000.0
 """DN of reflectance 1."""
 
-COMMON_NAMES = {
-    "B1": "coastal",
-    "B2": "blue",
-    "B3": "green",
-    "B4": "red",
-    "B5": "rededge1",
-    "B6": "rededge2",
-    "B7": "rededge3",
-    "B8": "nir",
-    "B8A": "nir08",
-    "B9": "nir09",
-    "B11": "swir16",
-    "B12": "swir22",
-    "SCL": "scl",
-}
+COMMON_NAMES = (
+    {"B1": "coastal", "B2": "blue", "B3": "green", "B4": "red"}
+    | {"B5": "rededge1", "B6": "rededge2", "B7": "rededge3"}
+    | {"B8": "nir", "B8A": "nir08", "B9": "nir09", "B11": "swir16", "B12": "swir22", "SCL": "scl"}
+)
 """Earth Engine's band name to the asset key that Earth Search uses."""
-
-_ALIASES = {
-    alias.lower(): band
-    for band, common in COMMON_NAMES.items()
-    for alias in (band, common, re.sub(r"^B(\d)$", r"B0\1", band))
-}
 
 CLEAR_SCL = (2, 4, 5, 6, 7, 11)
 """Scene classes in which the ground is seen: dark, vegetation, bare, water, unclassified, snow.
@@ -65,6 +49,9 @@ def canonical_band(name: str) -> str | None:
 def asset_keys(band: str) -> tuple[str, ...]:
     """Return the names that catalogs give the asset of a band, such as `("red", "B04", "B4", "b4")`."""
     return tuple(dict.fromkeys((COMMON_NAMES[band], re.sub(r"^B(\d)$", r"B0\1", band), band, band.lower())))
+
+
+_ALIASES = {key.lower(): band for band in COMMON_NAMES for key in asset_keys(band)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +88,12 @@ class Radiometry:
     """DN added to every valid pixel; None when unknown (then nothing is added, and a warning says so)."""
     reason: str
 
+    @classmethod
+    def of_reflectance(cls, source: str, scale: float, offset: float) -> Radiometry:
+        """Return the conversion of values that become reflectance by a scale and an offset."""
+        gain, dn_offset = (round(v * REFLECTANCE_DN, 6) for v in (scale, offset))
+        return cls(gain, dn_offset, f"{source} scale {scale:g}, offset {offset:g}")
+
 
 def radiometry(
     *,
@@ -129,15 +122,14 @@ def radiometry(
     if facts.get("earthsearch:boa_offset_applied") is True:
         return Radiometry(1.0, 0.0, "earthsearch:boa_offset_applied is true")
     if raster_bands and ("offset" in raster_bands[0] or "scale" in raster_bands[0]):
-        scale = float(raster_bands[0].get("scale", 1.0 / REFLECTANCE_DN))
-        offset = float(raster_bands[0].get("offset", 0.0))
-        return Radiometry(_dn(scale), _dn(offset), f"raster:bands scale {scale:g}, offset {offset:g}")
+        scale, offset = raster_bands[0].get("scale", 1.0 / REFLECTANCE_DN), raster_bands[0].get("offset", 0.0)
+        return Radiometry.of_reflectance("raster:bands", float(scale), float(offset))
     baseline = processing_baseline(facts, names)
     if baseline is not None:
         shifted = baseline >= _OFFSET_BASELINE
         return Radiometry(1.0, OFFSET_2022 if shifted else 0.0, f"processing baseline {baseline}")
     if (file_scale, file_offset) != (1.0, 0.0):
-        return Radiometry(_dn(file_scale), _dn(file_offset), f"file scale {file_scale:g}, offset {file_offset:g}")
+        return Radiometry.of_reflectance("file", file_scale, file_offset)
     if acquired is not None and acquired < _OFFSET_DATE:
         return Radiometry(1.0, 0.0, "acquired before 2022-01-25")
     return Radiometry(1.0, None, "unknown: no flag, no raster:bands, no processing baseline, no tags in the file")
@@ -155,12 +147,5 @@ def processing_baseline(properties: Mapping[str, Any], names: Sequence[str]) -> 
         value = str(properties.get(key, ""))
         if re.fullmatch(r"\d{2}\.\d{2}", value):
             return value
-    for name in names:
-        product = parse_product_name(name)
-        if product is not None and product.baseline is not None:
-            return product.baseline
-    return None
-
-
-def _dn(reflectance: float) -> float:
-    return round(reflectance * REFLECTANCE_DN, 6)
+    products = filter(None, map(parse_product_name, names))
+    return next((product.baseline for product in products if product.baseline is not None), None)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Literal
+from typing import Literal, cast
 
 from rs_embed.errors import SpecError
 from rs_embed.sentinel2 import COLLECTIONS, HARMONIZED_COLLECTION, RGB_BANDS, canonical_band
@@ -36,10 +36,8 @@ class BBox:
     crs: str = "EPSG:4326"
 
     def __post_init__(self) -> None:
-        for name in ("minlon", "minlat", "maxlon", "maxlat"):
-            object.__setattr__(self, name, _number(name, getattr(self, name)))
-        _check_lonlat(self.crs, self.minlon, self.minlat)
-        _check_lonlat(self.crs, self.maxlon, self.maxlat)
+        _set_numbers(self, "minlon", "minlat", "maxlon", "maxlat")
+        _check_lonlat(self.crs, (self.minlon, self.minlat), (self.maxlon, self.maxlat))
         if self.minlon > self.maxlon:
             raise SpecError(
                 f"minlon {self.minlon:g} is greater than maxlon {self.maxlon:g}: swap them, or, if the box crosses "
@@ -71,9 +69,8 @@ class PointBuffer:
     crs: str = "EPSG:4326"
 
     def __post_init__(self) -> None:
-        for name in ("lon", "lat", "buffer_m"):
-            object.__setattr__(self, name, _number(name, getattr(self, name)))
-        _check_lonlat(self.crs, self.lon, self.lat)
+        _set_numbers(self, "lon", "lat", "buffer_m")
+        _check_lonlat(self.crs, (self.lon, self.lat))
         if self.buffer_m <= 0:
             raise SpecError(f"buffer_m must be greater than 0 metres, got {self.buffer_m:g} (it is half the side)")
         reach = self.buffer_m / (_METRES_PER_DEGREE * math.cos(math.radians(self.lat)))
@@ -115,7 +112,7 @@ class TemporalSpec:
     @classmethod
     def range(cls, start: str | date, end: str | date) -> TemporalSpec:
         """Return the days from `start` to the day before `end`: `TemporalSpec.range("2022-06-01", "2022-09-01")`."""
-        return cls("range", _day("start", start).isoformat(), _day("end", end).isoformat())
+        return cls("range", cast(str, start), cast(str, end))  # dates become texts as they are checked
 
     @classmethod
     def year(cls, year: int) -> TemporalSpec:
@@ -152,10 +149,13 @@ class SensorSpec:
     check_save_dir: str | None = None
 
     def __post_init__(self) -> None:
-        _check_collection(self.collection)
+        name = self.collection
+        if not isinstance(name, str) or not name.strip() or name == "hf:":
+            raise SpecError(f"collection must name a product or be 'hf:<repo_or_path>', got {name!r}")
+        if not name.startswith("hf:") and name not in COLLECTIONS:
+            raise SpecError(f"collection {name!r} is not Sentinel-2 L2A; known names: {', '.join(COLLECTIONS)}")
         object.__setattr__(self, "bands", _bands(self.bands))
-        for name in ("scale_m", "cloudy_pct", "fill_value"):
-            object.__setattr__(self, name, _number(name, getattr(self, name)))
+        _set_numbers(self, "scale_m", "cloudy_pct", "fill_value")
         if self.scale_m <= 0:
             raise SpecError(f"scale_m must be greater than 0 metres a pixel, got {self.scale_m:g}")
         if not 0 <= self.cloudy_pct <= 100:
@@ -207,27 +207,29 @@ class OutputSpec:
         return cls("grid")
 
 
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        converted = getattr(value, "item", lambda: None)()  # numpy scalars
-        if isinstance(converted, bool) or not isinstance(converted, (int, float)):
+def _set_numbers(spec: object, *names: str) -> None:
+    """Turn fields of a spec into floats, numpy scalars too, and refuse those that are no finite number."""
+    for name in names:
+        value = getattr(spec, name)
+        number = getattr(value, "item", lambda value=value: value)()
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
             raise SpecError(f"{name} must be a number, got {value!r}")
-        value = converted
-    if not math.isfinite(value):
-        raise SpecError(f"{name} must be finite, got {value}")
-    return float(value)
+        if not math.isfinite(number):
+            raise SpecError(f"{name} must be finite, got {number}")
+        object.__setattr__(spec, name, float(number))
 
 
-def _check_lonlat(crs: str, lon: float, lat: float) -> None:
+def _check_lonlat(crs: str, *points: tuple[float, float]) -> None:
     if crs != "EPSG:4326":
         raise SpecError(f"crs must be 'EPSG:4326' (longitude, latitude), got {crs!r}: transform the place first")
-    swapped = " (are longitude and latitude swapped?)"
-    if not -180 <= lon <= 180:
-        raise SpecError(f"longitude {lon:g} lies outside -180…180")
-    if not -90 <= lat <= 90:
-        raise SpecError(f"latitude {lat:g} lies outside -90…90{swapped if abs(lon) <= 90 else ''}")
-    if not _SOUTH <= lat <= _NORTH:
-        raise SpecError(f"latitude {lat:g} lies beyond UTM (80°S…84°N), where Sentinel-2 has no tiles for us")
+    for lon, lat in points:
+        if not -180 <= lon <= 180:
+            raise SpecError(f"longitude {lon:g} lies outside -180…180")
+        if not -90 <= lat <= 90:
+            swapped = " (are longitude and latitude swapped?)" if abs(lon) <= 90 else ""
+            raise SpecError(f"latitude {lat:g} lies outside -90…90{swapped}")
+        if not _SOUTH <= lat <= _NORTH:
+            raise SpecError(f"latitude {lat:g} lies beyond UTM (80°S…84°N), where Sentinel-2 has no tiles for us")
 
 
 def _day(name: str, value: object) -> date:
@@ -240,21 +242,13 @@ def _day(name: str, value: object) -> date:
     raise SpecError(f"{name} must be a day as YYYY-MM-DD, got {value!r}")
 
 
-def _check_collection(collection: object) -> None:
-    if not isinstance(collection, str) or not collection.strip() or collection == "hf:":
-        raise SpecError(f"collection must name a product or be 'hf:<repo_or_path>', got {collection!r}")
-    if not collection.startswith("hf:") and collection not in COLLECTIONS:
-        raise SpecError(f"collection {collection!r} is not Sentinel-2 L2A; known names: {', '.join(COLLECTIONS)}")
-
-
 def _bands(bands: Sequence[str]) -> tuple[str, ...]:
     if isinstance(bands, str) or not isinstance(bands, Sequence) or not bands:
         raise SpecError(f"bands must be a sequence of Sentinel-2 band names such as {RGB_BANDS}, got {bands!r}")
-    names = tuple(canonical_band(b) if isinstance(b, str) else None for b in bands)
-    known = tuple(n for n in names if n is not None)
-    if len(known) != len(bands) or len(set(known)) != len(known):
+    known = dict.fromkeys(name for b in bands if isinstance(b, str) and (name := canonical_band(b)))
+    if len(known) != len(bands):
         raise SpecError(f"bands {tuple(bands)!r} holds an unknown or repeated Sentinel-2 band; RGB is {RGB_BANDS}")
-    return known
+    return tuple(known)
 
 
 def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:

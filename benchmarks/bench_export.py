@@ -61,10 +61,6 @@ _CHIPS = replace(
 class _Embedder(RemoteClipEmbedder):
     """Embedder that takes no time."""
 
-    @property
-    def preparation(self) -> Preparation:
-        return _Preparation((0, 1), ChipSize(32, 32))
-
     def start(
         self, patches: Sequence[Chips], output: OutputSpec, *, step: int, with_tokens: bool = False
     ) -> Callable[[], list[Encoded]]:
@@ -98,6 +94,7 @@ def run_one(n: int, root: Path) -> dict[str, float]:
     folder = DatasetFolder(root / f"ds-{n}")
     card = find_card("remoteclip_s2rgb")
     embedder = _Embedder(
+        preparation=_Preparation((0, 1), ChipSize(32, 32)),
         card=card,
         network=None,  # type: ignore[arg-type]
         size=ChipSize(32, 32),

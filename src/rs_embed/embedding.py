@@ -29,6 +29,7 @@ LOW_CLEAR_FRAC = 0.5
 LOW_VALID_FRAC = 0.8
 MUCH_CROPPED = 0.1
 
+CLIP_PREPROCESS = "clip: resize shorter side (bicubic), centre crop, normalise"
 GRID_NOTE = "ViT tokens, not georeferenced pixels: a token mixes in what lies around its footprint"
 
 
@@ -128,7 +129,15 @@ def build_embedding(
     else:
         output = _grid_facts(array)
     fetched = dict.fromkeys(_FETCHED_KEYS) if patch is None else _fetched_facts(patch, sensor)
-    model_input = _model_input(chips, patch, encoded.levels)
+    p02, p50, p98 = encoded.levels
+    model_input = {
+        "p02": p02,
+        "p50": p50,
+        "p98": p98,
+        "effective_gsd_m": None if patch is None else float(patch.geobox.affine.a) * chips.zoom,
+        "cropped_frac": chips.cropped_frac,
+        "chips": len(chips.images),
+    }
     meta = {
         "model": request.model,
         "type": "on_the_fly",
@@ -144,7 +153,7 @@ def build_embedding(
         "ckpt": embedder.checkpoint,
         "weights_sha256": embedder.weights_sha256,
         "activation": embedder.activation,
-        "preprocess": embedder.preprocess,
+        "preprocess": "model.transform" if embedder.transform else CLIP_PREPROCESS,
         "precision": request.precision,
         "device": str(embedder.device),
         **output,
@@ -217,19 +226,6 @@ def _fetched_facts(patch: Patch, sensor: SensorSpec) -> dict[str, Any]:
         "crs": f"EPSG:{epsg_of(patch.geobox)}",
         "transform": [float(v) for v in patch.geobox.affine[:6]],
         "bounds": [box.left, box.bottom, box.right, box.top],
-    }
-
-
-def _model_input(chips: Chips, patch: Patch | None, levels: tuple[int, int, int]) -> dict[str, Any]:
-    """Describe the images that the network saw."""
-    p02, p50, p98 = levels
-    return {
-        "p02": p02,
-        "p50": p50,
-        "p98": p98,
-        "effective_gsd_m": None if patch is None else float(patch.geobox.affine.a) * chips.zoom,
-        "cropped_frac": chips.cropped_frac,
-        "chips": len(chips.images),
     }
 
 

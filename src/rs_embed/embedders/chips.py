@@ -95,10 +95,10 @@ class Preparation:
         (height, width), size = pixels.shape[:2], self.size
         (new_height, new_width), (top, left) = centre_crop(height, width, size.image_px)
         x, y = width / new_width, height / new_height  # patch pixels per model pixel
-        images = self._images([resize_and_crop(pixels, size.image_px) if self.stage == "chips" else pixels])
+        images, counts = self._finish([resize_and_crop(pixels, size.image_px) if self.stage == "chips" else pixels])
         return Chips(
             images=images,
-            histogram=self._histogram(images),
+            histogram=counts,
             corners=((0, 0),),
             grid_hw=(size.grid, size.grid),
             token_affine=Affine(x * size.patch_px, 0, left * x, 0, y * size.patch_px, top * y),
@@ -121,10 +121,10 @@ class Preparation:
         if not seen:
             raise NoImageryError(f"none of the {len(corners)} chips of the place is at least half observed")
         rows, cols = height // token, width // token
-        images = self._images([np.ascontiguousarray(_window(pixels, p, size)) for p in seen])
+        images, counts = self._finish([np.ascontiguousarray(_window(pixels, p, size)) for p in seen])
         return Chips(
             images=images,
-            histogram=self._histogram(images),
+            histogram=counts,
             corners=tuple((r // token, c // token) for r, c in seen),
             grid_hw=(rows, cols),
             token_affine=Affine.scale(token),
@@ -133,13 +133,11 @@ class Preparation:
             valid_frac=valid_frac,
         )
 
-    def _images(self, images: Sequence[AnyArray]) -> tuple[Any, ...]:
+    def _finish(self, images: Sequence[Any]) -> tuple[tuple[Any, ...], npt.NDArray[np.int64] | None]:
+        """Return the images as `Chips` have them, and their histogram."""
         if self.stage == "dn":
-            return tuple(pin(image.transpose(2, 0, 1), pinned=self.pinned) for image in images)
-        return tuple(images)
-
-    def _histogram(self, images: Sequence[Any]) -> npt.NDArray[np.int64] | None:
-        return None if self.stage == "dn" else grey_histogram(images)
+            return tuple(pin(image.transpose(2, 0, 1), pinned=self.pinned) for image in images), None
+        return tuple(images), grey_histogram(images)
 
 
 def _starts(length: int, size: ChipSize) -> list[int]:

@@ -14,7 +14,7 @@ from rs_embed.clip.model import VisionTower
 from rs_embed.clip.weights import resolve
 from rs_embed.digest import digest_of
 from rs_embed.embedders.cards import ModelCard, shipped_folder
-from rs_embed.embedders.chips import ChipSize
+from rs_embed.embedders.chips import ChipSize, Preparation
 from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
 from rs_embed.embedders.wrapped import wrap
 from rs_embed.errors import ModelError
@@ -61,6 +61,7 @@ def load_embedder(card: ModelCard, *, checkpoint: object | None, device: str, pr
             card=card,
             network=wrapper.network,
             size=wrapper.size,
+            preparation=Preparation(card.dn_range, wrapper.size, stage="rgb" if wrapper.transform else "chips"),
             device=where,
             checkpoint=wrapper.label,
             digest=None,
@@ -71,11 +72,13 @@ def load_embedder(card: ModelCard, *, checkpoint: object | None, device: str, pr
     weights = find_weights(reference)
     digest = digest_of(weights)  # computed while the weights are read
     loaded = _images.get(weights, lambda: _load_images(weights, where, precision), f"{where} {precision}")
-    config = loaded.tower.config
+    size = ChipSize(loaded.tower.config.image_px, loaded.tower.config.patch_px)
+    on_cuda = where.type == "cuda"
     return RemoteClipEmbedder(
         card=card,
         network=loaded.tower,
-        size=ChipSize(config.image_px, config.patch_px),
+        size=size,
+        preparation=Preparation(card.dn_range, size, stage="dn" if on_cuda else "chips", pinned=on_cuda),
         device=where,
         checkpoint=reference.removeprefix("hf:"),
         digest=digest,

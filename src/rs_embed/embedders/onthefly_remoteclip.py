@@ -29,6 +29,8 @@ class RemoteClipEmbedder:
     card: ModelCard
     network: TokenEncoder | ImageEncoder
     size: ChipSize
+    preparation: Preparation
+    """Conversion of a patch to chips; it needs no weights."""
     device: torch.device
     checkpoint: str
     """Reference of the loaded weights, as the user would write it."""
@@ -44,13 +46,6 @@ class RemoteClipEmbedder:
     def weights_sha256(self) -> str | None:
         """Hexadecimal digest of the weights file; waits until it is computed."""
         return None if self.digest is None else self.digest.result()
-
-    @property
-    def preprocess(self) -> str:
-        """Name of the preprocessing, for metadata."""
-        if self.transform:
-            return "model.transform"
-        return "clip: resize shorter side (bicubic), centre crop, normalise"
 
     def pooling(self, output: OutputSpec) -> str | None:
         """Return the name of the pooling for metadata; None for a token grid.
@@ -69,14 +64,6 @@ class RemoteClipEmbedder:
         if output.pooling == "projected":
             return "clip_projection"
         return "token_mean" if has_tokens else "model"
-
-    @property
-    def preparation(self) -> Preparation:
-        """Conversion of a patch to chips; it needs no weights."""
-        if self.transform is not None:
-            return Preparation(self.card.dn_range, self.size, stage="rgb")
-        on_device = self.device.type == "cuda"
-        return Preparation(self.card.dn_range, self.size, stage="dn" if on_device else "chips", pinned=on_device)
 
     def embed(self, patches: Sequence[Chips], output: OutputSpec) -> list[FloatArray]:
         """Embed each patch as one array: (d,) for a pooled output, (d, rows, cols) for a token grid."""
@@ -115,7 +102,7 @@ class RemoteClipEmbedder:
             found: list[Encoded] = []
             for k, chips in enumerate(patches):
                 part = slice(starts[k], starts[k + 1])
-                vector, projection = (_mean(v[part]) for v in (pooled, projected))
+                vector, projection = (v[part].mean(axis=0, dtype=np.float32) for v in (pooled, projected))
                 grid = _stitched(tokens[part], chips) if wanted else None
                 array = grid if output.mode == "grid" and grid is not None else vector
                 found.append(Encoded(array, projection, grid, levels[k]))
@@ -187,12 +174,6 @@ def _percentiles(patches: Sequence[Chips], counts: AnyArray, starts: IndexArray)
     cumulative = np.cumsum(np.stack(histograms), axis=1, dtype=np.float64)  # (patches, 256)
     below = cumulative[:, None, :] < np.array([[0.02], [0.50], [0.98]]) * cumulative[:, None, -1:]
     return [(int(a), int(b), int(c)) for a, b, c in below.sum(axis=2)]
-
-
-def _mean(vectors: FloatArray) -> FloatArray:
-    """Return the mean over a patch's chips, (n, d) to (d,)."""
-    mean: FloatArray = vectors[0].copy() if len(vectors) == 1 else vectors.mean(axis=0, dtype=np.float32)
-    return mean
 
 
 def _stitched(tokens: FloatArray, chips: Chips) -> FloatArray:

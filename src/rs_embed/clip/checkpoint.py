@@ -34,11 +34,9 @@ class _Tensors(Protocol):
     @property
     def shapes(self) -> Mapping[str, Shape]:
         """Shape of each key."""
-        ...
 
     def read(self, keys: Sequence[str]) -> list[Tensor]:
         """Read tensors, mapped from the file if its format allows that."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -52,21 +50,13 @@ class Checkpoint:
     tensors: _Tensors
 
     def load_vision(self) -> VisionTower:
-        """Load the image tower in float32, ready to use; the text tower is not read.
-
-        Raises:
-            CheckpointError: naming a key that holds NaN, infinity or no numbers.
-        """
+        """Load the image tower in float32, ready to use; the text tower is not read."""
         with torch.device("meta"):
             tower = VisionTower(self.config.vision, self.config.projection, self.config.activation)
         return self._filled(tower, _VISION)
 
     def load_text(self) -> TextTower:
-        """Load the text tower in float32, ready to use; the image tower is not read.
-
-        Raises:
-            CheckpointError: naming a key that holds NaN, infinity or no numbers.
-        """
+        """Load the text tower in float32, ready to use; the image tower is not read."""
         with torch.device("meta"):
             tower = TextTower(self.config.text, self.config.projection, self.config.activation)
         return self._filled(tower, "")
@@ -90,14 +80,7 @@ class Checkpoint:
 
 
 def open_checkpoint(file: Path) -> Checkpoint:
-    """Open a weights file and check every key and shape; a `config.json` beside it gives heads and activation.
-
-    Args:
-        file: safetensors or a torch archive, with the keys of open_clip, a hub wrapper or transformers.
-
-    Raises:
-        CheckpointError: for another format, a file cut short, an unsafe pickle, or an incomplete CLIP ViT.
-    """
+    """Open safetensors or a torch archive, and check its shapes; a `config.json` beside it gives heads, activation."""
     tensors = _open(file)
     try:
         sources, shapes = normal_names(tensors.shapes)
@@ -109,17 +92,7 @@ def open_checkpoint(file: Path) -> Checkpoint:
 
 
 def save_checkpoint(folder: Path, vision: VisionTower, text: TextTower, facts: Mapping[str, Any]) -> Path:
-    """Write both towers as a RemoteCLIP checkpoint folder in float16: `model.safetensors` and `config.json`.
-
-    Args:
-        folder: created if it does not exist.
-        vision: the image tower.
-        text: the text tower.
-        facts: further entries of `config.json`.
-
-    Returns:
-        The weights file, which is complete or absent.
-    """
+    """Write both towers as a RemoteCLIP checkpoint folder in float16: `model.safetensors` and `config.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {f"model.{_VISION}{k}": v for k, v in vision.state_dict().items()}
     state |= {f"model.{k}": v for k, v in text.state_dict().items()}

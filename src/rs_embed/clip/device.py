@@ -12,16 +12,14 @@ from torch import Tensor
 from rs_embed.arrays import AnyArray
 from rs_embed.clip.resample import resize_and_crop_levels
 
-_MOST_BYTES = 1 << 30
-"""Float32 levels that are resized at once; larger batches of large patches take several rounds."""
+_MOST_BYTES = 1 << 30  # float32 levels resized at once; larger batches of large patches take several rounds
 _SAME_ON_DEVICE = (np.uint8, np.uint16, np.float32)
 
 
 def pin(dn: AnyArray, *, pinned: bool) -> Tensor:
     """Copy DN of any layout, (3, y, x), to memory that a GPU reads directly.
 
-    Threads copy patches one by one, faster together than one thread stacks them. Types other than uint8, uint16 and
-    float32 become float32, as on the host.
+    Threads copy patches one by one, faster together than one thread stacks them.
     """
     if dn.dtype not in _SAME_ON_DEVICE:
         dn = dn.astype(np.float32)

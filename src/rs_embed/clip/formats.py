@@ -24,13 +24,12 @@ _HARMLESS = re.compile(r"(^|\.)(attn_mask|position_ids|input_resolution|context_
 _HEAD_WIDTH = 64
 _WIDTHS_WITHOUT_CONFIG = range(192, 1025, 64)
 
-_KNOWN = {
+_KNOWN = {  # open_clip's model names: width, layers and patch size of the image tower
     "ViT-B-32": (768, 12, 32),
     "ViT-B-16": (768, 12, 16),
     "ViT-L-14": (1024, 24, 14),
     "ViT-L-14-336": (1024, 24, 14),
 }
-"""open_clip's model names: width, layers and patch size of the image tower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +42,7 @@ class Source:
 
 
 def normal_names(shapes: Mapping[str, Shape]) -> tuple[dict[str, Source], dict[str, Shape]]:
-    """Map open_clip's name of each parameter to its source in the file, and to its shape.
-
-    Raises:
-        CheckpointError: for a ResNet, or a file that holds no CLIP.
-    """
+    """Map open_clip's name of each parameter to its source in the file, and to its shape."""
     kept = {key: shape for key, shape in shapes.items() if not _HARMLESS.search(key)}
     if any("vision_model." in key for key in kept):
         return _from_transformers(kept)
@@ -128,11 +123,7 @@ def _open_clip_name(key: str) -> str | None:
 
 
 def infer_config(shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> ClipConfig:
-    """Infer the network's sizes from the shapes of its parameters; heads and activation from `config.json`.
-
-    Raises:
-        CheckpointError: when a deciding key is missing, or the config contradicts the shapes.
-    """
+    """Infer the network's sizes from the shapes of its parameters; heads and activation from `config.json`."""
     width, _, patch, _ = _shape(shapes, "visual.conv1.weight", 4)
     tokens = _shape(shapes, "visual.positional_embedding", 2)[0]
     side = round((tokens - 1) ** 0.5)
@@ -215,11 +206,7 @@ def _activation(config: Mapping[str, Any]) -> Activation:
 
 
 def check_keys(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
-    """Check that no key is missing, unexpected or misshapen.
-
-    Raises:
-        CheckpointError: naming the first ones.
-    """
+    """Check that no key is missing, unexpected or misshapen."""
     missing = [k for k in expected if k not in found]
     unexpected = [k for k in found if k not in expected]
     misshapen = [f"{k} {found[k]} instead of {s}" for k, s in expected.items() if k in found and found[k] != s]

@@ -18,9 +18,7 @@ from rs_embed.retry import HUB
 
 CLIP_TOKENIZER_REPO = "openai/clip-vit-base-patch32"
 _TOKENIZER = "tokenizer.json"
-_COMPANIONS = ("config.json", "open_clip_config.json", _TOKENIZER)
-"""Files that configure the weights, downloaded with them if the repo has them."""
-
+_COMPANIONS = ("config.json", "open_clip_config.json", _TOKENIZER)  # downloaded with the weights if the repo has them
 _REPO = re.compile(r"(?P<id>[\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?:@(?P<revision>[^:@]+))?(?::(?P<file>[^:]+))?")
 
 
@@ -30,19 +28,14 @@ class HubRepo:
 
     id: str
     revision: str = "main"
-    file: str | None = None
-    """One weights file of several."""
+    file: str | None = None  # one weights file of several
 
     def __str__(self) -> str:
         return self.id + (f"@{self.revision}" if self.revision != "main" else "")
 
 
 def resolve_tokenizer(weights: Path) -> Tokenizer:
-    """Load the tokenizer beside a checkpoint's weights, else CLIP's from the hub, else from an installed open_clip.
-
-    Raises:
-        CheckpointError: when none of these exists.
-    """
+    """Load the tokenizer beside a checkpoint's weights, else CLIP's from the hub, else from an installed open_clip."""
     beside = weights.parent / _TOKENIZER
     if beside.is_file():
         return Tokenizer.from_file(beside)
@@ -62,11 +55,7 @@ def resolve_tokenizer(weights: Path) -> Tokenizer:
 
 
 def parse(text: str) -> HubRepo:
-    """Parse `owner/name[@revision][:file]`.
-
-    Raises:
-        CheckpointError: for any other text.
-    """
+    """Parse `owner/name[@revision][:file]`."""
     match = _REPO.fullmatch(text)
     if match is None:
         raise CheckpointError(
@@ -96,11 +85,7 @@ def snapshot(repo: HubRepo) -> Path | None:
 
 
 def download_weights(repo: HubRepo, name: str, names: list[str]) -> Path:
-    """Download one weights file of a repo and the files that belong to it, among the `names` that it has.
-
-    Raises:
-        CheckpointError: when the repo lacks the file, or the hub does not answer.
-    """
+    """Download one weights file of a repo and the files that belong to it, among the `names` that it has."""
     if name not in names:
         raise CheckpointError(f"the hub repo {repo} has no file {name!r} (it has {', '.join(sorted(names)[:8])})")
     folder = PurePosixPath(name).parent

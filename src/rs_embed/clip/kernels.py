@@ -58,10 +58,7 @@ class PackedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """A linear layer and its activation in int8, (…, in) to (…, out).
-
-    Weights are scaled by output channel, inputs by row; sums are exact, in int32.
-    """
+    """A linear layer and its activation in int8, (…, in) to (…, out), scaled by output channel and by input row."""
 
     def __init__(self, linear: Linear, activation: nn.Module | None) -> None:
         super().__init__()

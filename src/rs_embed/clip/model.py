@@ -26,7 +26,6 @@ class VisionConfig:
     layers: int
     heads: int
     patch_px: int
-    """Side of one patch in pixels."""
     image_px: int
     """Side of the square input in pixels, a multiple of `patch_px`."""
 

@@ -1,8 +1,7 @@
 """Conversion of raw digital numbers to the network's input, equal to Pillow's bit for bit.
 
 DN (3, y, x) → uint8 (y, x, 3) → shorter side to 224, bicubic with antialiasing → centre crop → (3, 224, 224) f32.
-Source: open_clip's `image_transform` for inference (Resize, CenterCrop, ToTensor, Normalize). `clip.device` does the
-same on a GPU.
+Source: open_clip's `image_transform` for inference (Resize, CenterCrop, ToTensor, Normalize).
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ from rs_embed.clip.resample import centre_crop, resize_and_crop_levels
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _STRIP_ROWS = 128
-_LONGEST_PX = 16 * 224
-"""Pillow would resize all of a longer strip, of which the crop keeps the centre."""
+_LONGEST_PX = 16 * 224  # Pillow would resize all of a longer strip, of which the crop keeps the centre
 
 
 def to_uint8(dn: npt.NDArray[np.generic], dn_range: tuple[float, float]) -> GreyArray:

@@ -18,14 +18,10 @@ from torch import Tensor
 
 from rs_embed.arrays import CoordinateArray
 
-_BITS = 22
-"""Fractional bits of a coefficient."""
-_LOW_BITS = 12
-"""Bits of the lower half of a coefficient; both halves are exact in TF32, too."""
-_MOST_TAPS = 24
-"""Coefficients of one output pixel up to which sums of lower halves stay below 2**24, exact in float32."""
-_REACH = 2.0
-"""Reach of the bicubic kernel, in input pixels where an image is enlarged."""
+_BITS = 22  # fractional bits of a coefficient
+_LOW_BITS = 12  # of the lower half of a coefficient; both halves are exact in TF32, too
+_MOST_TAPS = 24  # coefficients of a pixel up to which sums of lower halves stay below 2**24, exact in float32
+_REACH = 2.0  # of the bicubic kernel, in input pixels where an image is enlarged
 
 
 def centre_crop(height: int, width: int, side_px: int) -> tuple[tuple[int, int], tuple[int, int]]:

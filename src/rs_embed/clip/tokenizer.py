@@ -1,6 +1,6 @@
 """CLIP's tokenizer: open_clip's cleaning of a text, then a `tokenizer.json` of the `tokenizers` library.
 
-Source of the cleaning and the vocabulary: https://github.com/openai/CLIP (`simple_tokenizer.py`).
+Source: https://github.com/openai/CLIP (`simple_tokenizer.py`).
 """
 
 from __future__ import annotations
@@ -36,11 +36,7 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, file: Path) -> Tokenizer:
-        """Read a `tokenizer.json`.
-
-        Raises:
-            CheckpointError: when it is not readable as one.
-        """
+        """Read a `tokenizer.json`."""
         try:
             return cls(tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8")))
         except Exception as error:

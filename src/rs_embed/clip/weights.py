@@ -13,11 +13,7 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
 def resolve(reference: str) -> Path:
-    """Return the weights file that a reference names, downloaded if it is not on this machine yet.
-
-    Raises:
-        CheckpointError: when it cannot be found or downloaded, with the remedy.
-    """
+    """Return the weights file that a reference names, downloaded if it is not on this machine yet."""
     if (local := local_file(reference)) is not None:
         return local
     try:
@@ -53,11 +49,7 @@ def _without_prefix(reference: str) -> str:
 
 
 def choose_file(names: Iterable[str], where: str) -> str:
-    """Return the weights file among the names of a folder or repo.
-
-    Raises:
-        CheckpointError: when it has no weights, several files of them, or only parts of a file.
-    """
+    """Return the weights file among the names of a folder or repo."""
     top = [name for name in names if "/" not in name and name.endswith(_SUFFIXES)]
     for name in PREFERRED:
         if name in top:
@@ -72,11 +64,7 @@ def choose_file(names: Iterable[str], where: str) -> str:
 
 
 def find_file(folder: Path, name: str | None = None) -> Path:
-    """Return the weights file of a folder; `name` chooses one of several and cannot point outside it.
-
-    Raises:
-        CheckpointError: when the folder has none.
-    """
+    """Return the weights file of a folder; `name` chooses one of several and cannot point outside it."""
     if name is None:
         return folder / choose_file((path.name for path in folder.iterdir()), str(folder))
     file = folder / name

@@ -35,7 +35,6 @@ class ModelCard:
     """Activation of the default checkpoint, unless its config names another."""
     licence: str = ""
     limits: str = ""
-    """Limits of its training and of what was measured."""
 
 
 CARDS = (
@@ -88,18 +87,13 @@ class Fidelity:
 LOWER_PRECISIONS = {"bf16": Fidelity(0.997, 96.1), "int8": Fidelity(0.993, 93.6)}
 """The only place of these figures; README and `describe_model` quote it."""
 
-PACKAGE = "package:"
-"""Marks a checkpoint that is a folder beside this module."""
+PACKAGE = "package:"  # marks a checkpoint that is a folder beside this module
 
 _EXAMPLE_SIDES_M = (640, 1200, 2240, 4096)
 
 
 def find_card(model: str) -> ModelCard:
-    """Return the card of a model's name or alias.
-
-    Raises:
-        UnknownModelError: with the closest name.
-    """
+    """Return the card of a model's name or alias."""
     names = {name: card for card in CARDS for name in (card.name, *card.aliases)}
     if isinstance(model, str) and model in names:
         return names[model]
@@ -115,8 +109,6 @@ def list_models() -> list[str]:
 
 def describe_model(model: str) -> dict[str, Any]:
     """Return a model's card, its outputs and the scale of its tokens for places of several sizes, JSON-ready.
-
-    No weights are loaded.
 
     Raises:
         UnknownModelError: for an unknown name.
@@ -155,11 +147,7 @@ def describe_model(model: str) -> dict[str, Any]:
 
 
 def check_bands(bands: Sequence[str], model: str) -> None:
-    """Check that the bands are those that the models take.
-
-    Raises:
-        ModelError: unless they are B4, B3, B2 in this order.
-    """
+    """Check that the bands are those that the models take."""
     if tuple(bands) != RGB_BANDS:
         raise ModelError(f"{model} takes the bands {RGB_BANDS} (red, green, blue) in this order, got {tuple(bands)}")
 

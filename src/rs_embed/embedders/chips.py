@@ -1,7 +1,6 @@
 """Chips: a patch cut to model-sized squares, and their tokens stitched to one grid.
 
-`resize` shrinks or enlarges the whole patch to one chip. `tile` cuts it at native resolution from the
-top left; the last row and column of chips are shifted in by whole tokens, so that the stitched grid stays regular.
+`tile` shifts the last row and column of chips in by whole tokens, so that the stitched grid stays regular.
 """
 
 from __future__ import annotations
@@ -49,8 +48,7 @@ class Chips:
     """Counts (256,) of the images' grey levels; None for DN, which become grey levels on the device."""
     corners: tuple[tuple[int, int], ...]
     """Row and column of each image's first token in the grid of the patch."""
-    grid_hw: tuple[int, int]
-    """Tokens of the patch, rows and columns."""
+    grid_hw: tuple[int, int]  # tokens of the patch, rows and columns
     token_affine: Affine
     """From (column, row) in the token grid to (column, row) in the patch's pixels."""
     zoom: float
@@ -69,18 +67,12 @@ class Preparation:
     """DN shown as black and as white."""
     size: ChipSize
     stage: Literal["chips", "rgb", "dn"] = "chips"
-    """Last step on the host: chips; RGB images of any size, for a network that resizes by itself; or DN
-    (3, y, x) in memory that the device reads, which makes the chips (`clip.device`)."""
+    """Last step on the host: chips; RGB of any size, for a network that resizes; DN (3, y, x), for `clip.device`."""
     pinned: bool = False
     """Place DN in pinned memory, for CUDA."""
 
     def cut(self, dn: npt.NDArray[np.generic], *, fill_value: float, prep: InputPrep) -> Chips:
-        """Cut one patch to chips: (3, y, x) DN, NaN where not observed.
-
-        Raises:
-            NoImageryError: when no pixel was observed, or with `tile` no chip at least by half.
-            ModelError: when a patch is too small for `tile`.
-        """
+        """Cut (3, y, x) DN, NaN where not observed; `NoImageryError` if all are, or with `tile` half of each chip."""
         valid = observed(dn)
         valid_frac = float(valid.mean()) if dn.dtype.kind == "f" else 1.0
         if valid_frac == 0.0:
@@ -91,7 +83,7 @@ class Preparation:
         return self._tiled(pixels, valid, valid_frac) if prep == "tile" else self._resized(pixels, valid_frac)
 
     def _resized(self, pixels: Any, valid_frac: float) -> Chips:
-        """Show the whole patch as one chip."""
+        """Shrink or enlarge the whole patch to one chip."""
         (height, width), size = pixels.shape[:2], self.size
         (new_height, new_width), (top, left) = centre_crop(height, width, size.image_px)
         x, y = width / new_width, height / new_height  # patch pixels per model pixel
@@ -108,7 +100,7 @@ class Preparation:
         )
 
     def _tiled(self, pixels: AnyArray, valid: BoolArray, valid_frac: float) -> Chips:
-        """Cut the patch at native resolution."""
+        """Cut the patch at native resolution, from the top left."""
         (height, width), size = pixels.shape[:2], self.size
         px, token = size.image_px, size.patch_px
         if min(height, width) < px:

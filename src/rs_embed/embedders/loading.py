@@ -37,18 +37,7 @@ _images: FileMemo[_Images] = FileMemo()
 
 
 def load_embedder(card: ModelCard, *, checkpoint: object | None, device: str, precision: str) -> RemoteClipEmbedder:
-    """Load the embedder of a card, with its default checkpoint or another.
-
-    Args:
-        card: the model.
-        checkpoint: hub repo, path, or a ready object that encodes images; None for the card's own.
-        device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        precision: "fp32", "bf16", "int8" (on a CPU), "fp16" (on CUDA).
-
-    Raises:
-        CheckpointError: when the weights are missing or do not fit.
-        ModelError: for a device or precision that is not available.
-    """
+    """Load the embedder of a card; `checkpoint` is a path, a hub repo, or an object that encodes images."""
     where = find_device(device)
     if precision != "fp32":
         _check_precision(precision, where)
@@ -105,11 +94,7 @@ def find_weights(reference: str) -> Path:
 
 
 def find_device(device: str) -> torch.device:
-    """Return a device by name; `"auto"` is CUDA if the machine has it, else the CPU.
-
-    Raises:
-        ModelError: for a device that this machine or this torch lacks.
-    """
+    """Return a device by name; `"auto"` is CUDA if the machine has it, else the CPU."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -30,7 +30,6 @@ class RemoteClipEmbedder:
     network: TokenEncoder | ImageEncoder
     size: ChipSize
     preparation: Preparation
-    """Conversion of a patch to chips; it needs no weights."""
     device: torch.device
     checkpoint: str
     """Reference of the loaded weights, as the user would write it."""
@@ -38,7 +37,6 @@ class RemoteClipEmbedder:
     """Digest of the weights file; None for a model object."""
     activation: str | None
     transform: PixelTransform | None = None
-    """The network's own preprocessing, used instead of CLIP's."""
     dtype: torch.dtype = torch.float32
     """Type that the network computes in."""
 
@@ -48,11 +46,7 @@ class RemoteClipEmbedder:
         return None if self.digest is None else self.digest.result()
 
     def pooling(self, output: OutputSpec) -> str | None:
-        """Return the name of the pooling for metadata; None for a token grid.
-
-        Raises:
-            ModelError: for a token grid from a network that returns no tokens.
-        """
+        """Return the name of the pooling for metadata; None for a token grid."""
         has_tokens = isinstance(self.network, TokenEncoder)
         if output.mode == "grid" and not has_tokens:
             raise ModelError(
@@ -80,10 +74,7 @@ class RemoteClipEmbedder:
     def start(
         self, patches: Sequence[Chips], output: OutputSpec, *, step: int, with_tokens: bool = False
     ) -> Callable[[], list[Encoded]]:
-        """Start `encode` with `step` chips in one forward pass, and return a function that waits for its results.
-
-        On CUDA the host is free meanwhile.
-        """
+        """Start `encode` with `step` chips in one forward pass, and return a function that waits for its results."""
         images = [image for chips in patches for image in chips.images]
         wanted = output.mode == "grid" or with_tokens
         with torch.inference_mode():
@@ -155,7 +146,6 @@ class Encoded:
     """Results of one forward pass for a patch."""
 
     array: FloatArray
-    """The requested output."""
     projected: FloatArray
     """The CLIP projection (d,)."""
     tokens: FloatArray | None

@@ -32,8 +32,6 @@ RS_TEMPLATES = (
 """Eight sentences, which are as good as a hundred: see `benchmarks/bench_whurs19.py`."""
 
 _BATCH = 256
-
-
 _SMALL_WORDS = frozenset({"a", "an", "the", "of", "in", "on", "at", "by", "with", "and", "or", "to", "from", "its"})
 
 
@@ -88,11 +86,7 @@ class TextEmbedder:
 
 
 def frames_of(template: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    """Return the sentences of a template: eight of remote sensing for `"rs"`, None for the text as it is.
-
-    Raises:
-        SpecError: for a sentence without `{}`.
-    """
+    """Return the sentences of a template: eight of remote sensing for `"rs"`, None for the text as it is."""
     if template is None:
         return None
     if template == "rs":
@@ -104,11 +98,7 @@ def frames_of(template: str | Sequence[str] | None) -> tuple[str, ...] | None:
 
 
 def check_texts(texts: str | Sequence[str]) -> list[str]:
-    """Return one text or several as a list.
-
-    Raises:
-        ModelError: for an empty text, or a value that is not a text.
-    """
+    """Return one text or several as a list."""
     found = [texts] if isinstance(texts, str) else list(texts)
     for position, text in enumerate(found):
         if not isinstance(text, str) or not text.strip():
@@ -138,12 +128,7 @@ _loaded: FileMemo[_LoadedTexts] = FileMemo()
 
 
 def load_text_embedder(card: ModelCard, *, checkpoint: str | Path | None, device: str) -> TextEmbedder:
-    """Load the text side of a model, from its default checkpoint or another; the image tower is not read.
-
-    Raises:
-        CheckpointError: when weights or tokenizer are missing or do not fit each other.
-        ModelError: for a device that this machine lacks, or a model object, whose tokenizer is unknown.
-    """
+    """Load the text side of a model, from its default checkpoint or another; the image tower is not read."""
     if checkpoint is not None and not isinstance(checkpoint, (str, Path)):
         raise ModelError(
             f"texts need a checkpoint that is a path or hub repo, got a {type(checkpoint).__qualname__}: its tokenizer "

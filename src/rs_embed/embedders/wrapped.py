@@ -1,7 +1,4 @@
-"""Model objects passed as `checkpoint=`: an open_clip model, an `rshf.remoteclip.RemoteCLIP`, any image encoder.
-
-A ViT image tower with a class embedding returns its tokens as well; any other object returns one vector for an image.
-"""
+"""Model objects passed as `checkpoint=`: an open_clip model, an `rshf.remoteclip.RemoteCLIP`, any image encoder."""
 
 from __future__ import annotations
 
@@ -22,11 +19,9 @@ class TokenEncoder(Protocol):
 
     def tokens(self, pixels: Tensor, /) -> Tensor:
         """Return the tokens of the last block, CLS first: (n, 3, px, px) to (n, t, w)."""
-        ...
 
     def project(self, tokens: Tensor, /) -> Tensor:
         """Return the CLIP projection of those tokens: (n, t, w) to (n, d)."""
-        ...
 
 
 @runtime_checkable
@@ -35,7 +30,6 @@ class ImageEncoder(Protocol):
 
     def encode_image(self, pixels: Tensor, /) -> Tensor:
         """Return the CLIP projection of images: (n, 3, px, px) to (n, d)."""
-        ...
 
 
 @runtime_checkable
@@ -44,7 +38,6 @@ class PixelTransform(Protocol):
 
     def transform(self, rgb: GreyArray, image_size: int, /) -> Tensor:
         """Preprocess an image: (y, x, 3) uint8 to (3, image_size, image_size) f32."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +92,7 @@ class Wrapper:
 
 
 def wrap(model: object, *, default: ChipSize, device: torch.device) -> Wrapper:
-    """Wrap an object that encodes images.
-
-    Raises:
-        ModelError: for an object that does not.
-    """
+    """Wrap an object that encodes images."""
     label = f"{type(model).__module__}.{type(model).__qualname__}"
     inner = model if isinstance(model, ImageEncoder) else getattr(model, "model", None)
     if not isinstance(inner, ImageEncoder):

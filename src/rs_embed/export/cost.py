@@ -22,11 +22,9 @@ from rs_embed.providers.gee.expressions import bytes_per_pixel
 from rs_embed.providers.registry import resolve
 from rs_embed.specs import DEFAULT_OUTPUT, DEFAULT_SENSOR, BBox, OutputSpec, PointBuffer, SensorSpec, TemporalSpec
 
-_ROW_BYTES = 2_500
-"""Bytes of a row in its files, without vectors and thumbnail."""
+_ROW_BYTES = 2_500  # a row in its files, without vectors and thumbnail
 _THUMBNAIL_BYTES = 16_000
-_PLACES_A_S = 20.0
-"""Rate of ViT-B/32 on two cores; the network is mostly slower."""
+_PLACES_A_S = 20.0  # ViT-B/32 on two cores; the network is mostly slower
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +90,6 @@ def plan_export(
 ) -> ExportPlan:
     """Estimate the bytes that `export_embeddings` would read and write, from the backend's listings alone.
 
-    The arguments are those of `export_embeddings`, except for `mbit_s`.
-
     Args:
         places: places or a region.
         temporal: time range of rows without one.
@@ -144,11 +140,7 @@ def _alternatives(rows: list[InputRow], sensor: SensorSpec, provider: Provider) 
 
 
 def find_places(places: object, chip_m: float | None, read: ReadOptions | None) -> InputPlaces:
-    """Return the places of a file, a frame or a list, or the chips of a region.
-
-    Raises:
-        SpecError: for an input without places, or a region without a chip size.
-    """
+    """Return the places of a file, a frame or a list, or the chips of a region."""
     if isinstance(places, BBox):
         places = shapely.box(places.minlon, places.minlat, places.maxlon, places.maxlat)
     if isinstance(places, BaseGeometry):

@@ -71,14 +71,8 @@ class DatasetFolder:
         """True if the folder holds a dataset."""
         return self._manifest.is_file()
 
-    # --- request and plans
-
     def manifest(self) -> dict[str, Any]:
-        """Return the manifest: the request, the plans, and the versions of the packages.
-
-        Raises:
-            RSEmbedError: for a folder without a dataset, or one of a later version.
-        """
+        """Return the manifest: the request, the plans, and the versions of the packages."""
         try:
             manifest: dict[str, Any] = json.loads(self._manifest.read_text())
         except FileNotFoundError:
@@ -106,11 +100,7 @@ class DatasetFolder:
         return range(plans[-1].first + plans[-1].partitions if plans else 0)
 
     def check_request(self, request: ExportRequest) -> None:
-        """Check that a request is that of the folder.
-
-        Raises:
-            RSEmbedError: for another one, with each difference.
-        """
+        """Check that a request is that of the folder."""
         if not self.exists:
             return
         differing = list(differences(self.manifest()["request"], request.to_dict()))
@@ -163,8 +153,6 @@ class DatasetFolder:
         for plan in self.plans():
             yield from pq.read_table(self._state / plan.name, columns=[column])[column].to_pylist()
 
-    # --- partitions
-
     def part(self, kind: str, number: int) -> Path:
         """Return the path of a partition's file: its "embeddings", "failures" or "thumbnails"."""
         return self.path / kind / f"part-{number:06d}.parquet"
@@ -207,8 +195,6 @@ class DatasetFolder:
         folder = self._state / "locks"
         folder.mkdir(parents=True, exist_ok=True)
         return FileLock(folder / f"{name}.lock", thread_local=False)
-
-    # --- files
 
     def write_text(self, path: Path, text: str) -> None:
         """Write a text file atomically."""

@@ -43,7 +43,7 @@ class ReadOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """Content of a file: coordinates in its CRS, ids, and the user's columns."""
+    """Content of a file: coordinates in its CRS, ids, reasons why rows are not places, and the user's columns."""
 
     where: Callable[[int], str]
     """Function that returns the place of a row in the input: `line 3`, `feature 2`."""
@@ -51,17 +51,12 @@ class Columns:
     x: Sequence[object]
     y: Sequence[object]
     faults: Mapping[int, str]
-    """Reasons why rows are not places."""
     table: pa.Table
     crs: str | CRS = "EPSG:4326"
 
 
 def read_file(file: Path, options: ReadOptions) -> Columns:
-    """Read a file by the reader of its ending.
-
-    Raises:
-        SpecError: for a file that is missing, damaged, empty or of another format.
-    """
+    """Read a file by the reader of its ending."""
     if not file.is_file():
         raise SpecError(f"{file}: no such file")
     reader = _READERS.get(file.suffix.lower())
@@ -88,9 +83,6 @@ def number(value: object) -> float:
 def table_of(columns: Mapping[str, pa.Array], rows: int) -> pa.Table:
     """Return a table that keeps its number of rows when it has no column."""
     return pa.table({"": pa.nulls(rows), **columns}).drop_columns([""])
-
-
-# --- CSV -----------------------------------------------------------------------------------------------
 
 
 def _read_csv(file: Path, options: ReadOptions) -> Columns:
@@ -139,9 +131,6 @@ def _typed(texts: Sequence[str]) -> pa.Array:
         if filled and all(pattern.fullmatch(t) and t not in ("-", ".") for t in filled):
             return pa.array([None if t == "" else parse(t) for t in texts], kind)
     return pa.array(texts, pa.string())
-
-
-# --- geometries ----------------------------------------------------------------------------------------
 
 
 def _read_geojson(file: Path, options: ReadOptions) -> Columns:
@@ -210,11 +199,7 @@ def _from_wkb(file: Path, table: pa.Table, column: str, crs: CRS, options: ReadO
 
 
 def read_frame(frame: Any, options: ReadOptions) -> Columns:
-    """Read a GeoDataFrame.
-
-    Raises:
-        SpecError: for a frame without a CRS.
-    """
+    """Read a GeoDataFrame."""
     if frame.crs is None:
         raise SpecError("the GeoDataFrame has no CRS: set it with frame.set_crs(…)")
     table = pa.Table.from_pandas(frame.drop(columns=frame.geometry.name), preserve_index=False)

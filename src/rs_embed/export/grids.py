@@ -24,15 +24,13 @@ from rs_embed.files import cannot_write, flush
 if TYPE_CHECKING:
     import xarray as xr
 
-_CONVENTIONS = {
+_CONVENTIONS = {  # UUID and repository of each Zarr convention that the attributes follow
     "geoemb:": ("61c12cc5-0e28-4056-999a-480cf3fb7e4c", "geo-embeddings/embeddings-zarr-convention"),
     "proj:": ("f17cb550-5864-4468-aeb7-f3180cfb622f", "zarr-experimental/geo-proj"),
     "spatial:": ("689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "zarr-conventions/spatial"),
 }
-"""Uuid and repository of each Zarr convention that the attributes follow."""
 
-Grids = Mapping[str, "xr.DataArray"]
-"""`unique_id` to a token grid (d, y, x)."""
+Grids = Mapping[str, "xr.DataArray"]  # `unique_id` to a token grid (d, y, x)
 
 
 def write_root(path: Path, request: ExportRequest, dim: int) -> None:

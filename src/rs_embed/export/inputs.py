@@ -25,13 +25,11 @@ class InputRow:
     where: str
     """Position for a reader: `line 3`, `feature 2`."""
     id: str
-    place: Place | None
-    """None for a bad row."""
+    place: Place | None  # None for a bad row
     start: str | None = None
     end: str | None = None
     """Day after the last of the row's time range, where it has one."""
     error: str | None = None
-    """Reason why a bad row is not a place."""
 
     @property
     def temporal(self) -> TemporalSpec | None:
@@ -53,11 +51,7 @@ class InputPlaces:
 
 
 def read_places(source: object, options: ReadOptions) -> InputPlaces:
-    """Read the places of a file, a GeoDataFrame, or a sequence of places.
-
-    Raises:
-        SpecError: for another source, or one that cannot be read. A bad row raises nothing: it carries its error.
-    """
+    """Read the places of a file, a GeoDataFrame or a sequence of places; a bad row carries its error."""
     if isinstance(source, (str, Path)):
         return _to_places(read_file(Path(source), options), options)
     if type(source).__module__.partition(".")[0] == "geopandas":

@@ -32,7 +32,6 @@ class Partition:
     number: int
     table: pa.Table
     ids: list[str]
-    """Ids from the input."""
     earlier: pa.Table | None = None
     """Rows with vectors from an earlier run, when failures are tried again."""
     patches: dict[int, PatchRequest] = field(default_factory=dict)

@@ -29,8 +29,7 @@ _SCHEMA = pa.schema(
     {"input_row": pa.int64(), "id": _TEXT, "unique_id": _TEXT, "request_id": _TEXT}
     | {"place": pa.list_(pa.float64()), "start": _TEXT, "end": _TEXT, "error": _TEXT}
 )
-PLAN_COLUMNS = _SCHEMA.names
-"""Columns of a plan; the user's follow, with the prefix `user_`."""
+PLAN_COLUMNS = _SCHEMA.names  # the user's follow, with the prefix `user_`
 
 
 def windows(temporal: TemporalSpec, every: Every | None) -> list[TemporalSpec]:
@@ -119,10 +118,7 @@ def _spatial_order(rows: Sequence[InputRow], unique_ids: Sequence[str]) -> npt.N
 
 
 def hilbert(x: npt.NDArray[np.int64], y: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the distance of cells (x, y) along a Hilbert curve, x and y in 0…2**14 - 1.
-
-    Algorithm: https://en.wikipedia.org/wiki/Hilbert_curve.
-    """
+    """Return the distance of cells, x and y in 0…2**14 - 1, along https://en.wikipedia.org/wiki/Hilbert_curve."""
     x, y = (np.clip(v, 0, 2**_CURVE_BITS - 1) for v in (x, y))
     distance = np.zeros_like(x)
     side = 2 ** (_CURVE_BITS - 1)

@@ -50,21 +50,17 @@ class Progress:
     """Counts and times of a run."""
 
     total: int
-    finished_before: int = 0
-    """Places finished by earlier runs, which do not count for the rate."""
-    staged: bool = True
-    """True where the stages run in this process, so that their times are known."""
+    finished_before: int = 0  # by earlier runs, which do not count for the rate
+    staged: bool = True  # the stages run in this process, so that their times are known
     done: int = 0
     failed: int = 0
     no_imagery: int = 0
     wait_s: float = 0.0
-    """Time spent waiting for imagery."""
     write_s: float = 0.0
     started_s: float = field(default_factory=time.perf_counter)
     slowest: list[tuple[float, str]] = field(default_factory=list)
     """Ids of the slowest places, with the seconds from the start of their partition to the vector."""
     failures: list[tuple[str, str]] = field(default_factory=list)
-    """Ids and reasons of the first failures."""
 
     @property
     def finished(self) -> int:

@@ -1,7 +1,6 @@
 """The runner on a Ray cluster: CPU tasks fetch and prepare partitions, a pool of actors holds the model and writes.
 
-Ray Data schedules and streams the partitions, and repeats those whose worker died. Each file is written atomically, so
-that a repeated partition replaces itself. All machines must see the folder.
+Ray Data repeats partitions whose worker died; they replace themselves. All machines must see the folder.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ from rs_embed.pipeline import Outcome, PreparedPlace, embed_prepared, prepare_al
 from rs_embed.providers.base import Provider
 from rs_embed.providers.registry import resolve
 
-_QUIET_S = 60.0
-"""Silence after which a run reports the resources that the cluster has free."""
+_QUIET_S = 60.0  # silence after which a run reports the resources that the cluster has free
 _CORES_AN_ACTOR = 4
 _ROWS_WAITING = 64
 
@@ -96,11 +94,7 @@ class RayRunner:
     """Address of the cluster; one is started on this machine when None."""
 
     def run(self, numbers: Sequence[int], progress: Progress, listener: ProgressListener) -> None:
-        """Run partitions on the cluster.
-
-        Raises:
-            RSEmbedError: if Ray is not installed, or the cluster gives up.
-        """
+        """Run partitions on the cluster."""
         if not numbers:
             return
         ray = import_extra("ray", extra="ray")

@@ -20,11 +20,7 @@ from rs_embed.specs import PointBuffer
 
 
 def read_region(file: Path) -> BaseGeometry:
-    """Return the union of a GeoJSON file's polygons, longitude and latitude.
-
-    Raises:
-        SpecError: for a file without a polygon.
-    """
+    """Return the union of a GeoJSON file's polygons, longitude and latitude."""
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -24,11 +24,7 @@ class VectorLengths(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportRequest:
-    """Everything that determines the rows of a dataset, except the places and time ranges.
-
-    Raises:
-        SpecError: for a token grid as the vector, or another number type.
-    """
+    """Everything that determines the rows of a dataset, except the places and time ranges."""
 
     model: str
     sensor: SensorSpec
@@ -36,16 +32,12 @@ class ExportRequest:
     backend: str
     input_prep: InputPrep
     checkpoint: str | None
-    """Name that the user gave."""
     precision: str
     weights_sha256: str | None
     dtype: VectorType
-    """Number type of the column `embedding`."""
     normalise: bool
-    """True if `embedding` is divided by its L2 norm."""
     thumbnails: bool
     grid: bool
-    """True if token grids are written too."""
     columns: tuple[tuple[str, str], ...]
     """Names and types of the user's columns."""
 

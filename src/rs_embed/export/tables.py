@@ -28,7 +28,6 @@ from rs_embed.pipeline import Outcome
 
 SPATIAL_BLOCK_M = 10_000
 SOURCE_DATA = "https://documentation.dataspace.copernicus.eu/Data/SentinelMissions/Sentinel2.html"
-"""Page that descriptions of a dataset link to as its source."""
 _TIME = pa.timestamp("ms", tz="UTC")
 _EDGES = {"xmin": pc.min, "ymin": pc.min, "xmax": pc.max, "ymax": pc.max}
 _BOX = pa.struct([(name, pa.float64()) for name in _EDGES])
@@ -42,9 +41,7 @@ class ExportedRow:
     """A planned row and its result."""
 
     planned: Mapping[str, Any]
-    """Values of the row in the plan."""
-    geobox: GeoBox | None
-    """None for a bad row."""
+    geobox: GeoBox | None  # None for a bad row
     outcome: Outcome[int]
 
     @property
@@ -147,10 +144,7 @@ _OUR_NAMES = {name for name, _, _ in _COLUMNS}
 def partition_tables(
     rows: Sequence[ExportedRow], user: pa.Table, request: ExportRequest, lengths: VectorLengths
 ) -> dict[str, pa.Table]:
-    """Return the tables of a partition by kind: "embeddings", "failures", and "thumbnails" where they are wanted.
-
-    `user` is the table of the user's columns, for the same rows.
-    """
+    """Return the tables by kind, "thumbnails" only where wanted; `user` has the user's columns for the same rows."""
     tables = {}
     embedded = [isinstance(row.result, Embedding) for row in rows]
     for kind, wanted in (("embeddings", True), ("failures", False)):

@@ -1,7 +1,6 @@
 """The local runner: imagery of the next partitions is fetched while the model runs on the last ones.
 
-A partition is claimed by a lock, fetched, embedded and written; its mark, written last, makes it count. If a process
-dies, the system releases its locks, and another process repeats the partition.
+A lock claims a partition, its mark makes it count. The system releases a dead process's locks: another one repeats it.
 """
 
 from __future__ import annotations
@@ -31,20 +30,16 @@ from rs_embed.specs import OutputSpec
 _RETRY_LOCKS_AFTER_S = 1.0
 _REPORT_EVERY_S = 1.0
 
-RowKey = tuple[int, int]
-"""Numbers of a partition and of a row in it."""
+RowKey = tuple[int, int]  # numbers of a partition and of a row in it
 
 
 @dataclass(slots=True)
 class _Pass:
     """State of one pass over partitions, shared by the fetching thread and the model's."""
 
-    partitions: dict[int, tuple[Partition, FileLock]] = field(default_factory=dict)
-    """Claimed partitions, until they are written."""
-    requests: dict[RowKey, Request] = field(default_factory=dict)
-    """Requests that have no result yet."""
-    taken: list[int] = field(default_factory=list)
-    """Numbers of the partitions that another process holds or has finished."""
+    partitions: dict[int, tuple[Partition, FileLock]] = field(default_factory=dict)  # claimed, until they are written
+    requests: dict[RowKey, Request] = field(default_factory=dict)  # without a result yet
+    taken: list[int] = field(default_factory=list)  # partitions that another process holds or has finished
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -53,9 +52,8 @@ def fit_direction(start: FloatArray, positives: FloatArray, negatives: FloatArra
     x = np.column_stack([x, np.ones(len(x))])
     labels = np.repeat([1.0, 0.0], [len(positives), len(negatives)])
     sample_weights = np.where(labels == 1, 1 / max(len(positives), 1), 1 / len(negatives))
-    initial = np.append(_START_LENGTH * start.astype(np.float64), 0.0)
+    weights = initial = np.append(_START_LENGTH * start.astype(np.float64), 0.0)
     decay = np.append(np.full(len(start), _WEIGHT_DECAY), 1e-6)  # the bias is free
-    weights = initial
     for _ in range(50):  # Newton's method: the loss is convex, and a handful of steps is enough
         predicted = 1 / (1 + np.exp(-np.clip(x @ weights, -500, 500)))
         gradient = x.T @ (sample_weights * (predicted - labels)) + decay * (weights - initial)
@@ -84,11 +82,7 @@ class Concepts:
         return self._folder.path / "concepts" / f"{name}.json"
 
     def save(self, concept: Concept) -> None:
-        """Write a concept, replacing any of the same name.
-
-        Raises:
-            SpecError: for a name that cannot be a file's name.
-        """
+        """Write a concept, replacing any of the same name; a SpecError refuses what cannot be a file's name."""
         self._folder.write_text(self._file(concept.name), json.dumps(asdict(concept), indent=1) + "\n")
 
     def read(self, name: str) -> Concept:
@@ -101,8 +95,7 @@ class Concepts:
         file = self._file(name)
         try:
             saved = json.loads(file.read_text(encoding="utf-8"))
-            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
-            concept = Concept(**fields)
+            concept = Concept(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
             if not concept.direction or not all(isinstance(v, float | int) for v in concept.direction):
                 raise ValueError("its direction is no list of numbers")
             return concept

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,6 @@ _STEPS_PER_WINDOW = 4
 _MIN_OBSERVED = 0.75
 _MAX_WINDOWS = 10_000
 _MEASURED_PX = 64
-_BANDS = ("probability", "score")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ class HeatMap:
             rasterio.open(part, "w", "GTiff", **layout, **georeference, compress="deflate", predictor=3) as file,
         ):
             file.write(np.stack([self.probability, self.score]))
-            file.descriptions = _BANDS
+            file.descriptions = ("probability", "score")
             file.update_tags(text=", ".join(self.meta["text"]), model=self.meta["model"])
         return path
 
@@ -175,7 +175,7 @@ def heat_map(
             "backend": provider.name,
             "temporal": asdict(temporal),
             "scenes": [asdict(scene) for scene in patch.scenes],
-            "warnings": [*remarks, *_inspect(patch, sensor), *patch.warnings, *_warnings(patch.valid, window)],
+            "warnings": [*remarks, *_warnings(patch, sensor, window)],
         },
     )
 
@@ -200,18 +200,14 @@ def _window_px(window_m: float, scale_m: float, geobox: GeoBox) -> int:
     return pixels
 
 
-def _inspect(patch: Patch, sensor: SensorSpec) -> list[str]:
-    """Return the warnings of an inspection, and save its quicklook if the sensor asks for one."""
+def _warnings(patch: Patch, sensor: SensorSpec, window: int) -> Iterator[str]:
+    """Yield all warnings about the imagery, and save its quicklook if the sensor asks for one."""
     if sensor.check_save_dir is not None:
         save_quicklook(patch.dn[:3], sensor.check_save_dir, "provider_patch")
-    report = inspect_array(patch.dn, name="heat_map", fill_value=sensor.fill_value, bands=sensor.bands)
-    warnings: list[str] = report["warnings"]
-    return warnings
-
-
-def _warnings(valid: BoolArray, window: int) -> Iterator[str]:
-    if not valid.all():
-        yield f"missing pixels: only {valid.mean():.0%} of the place was observed; the others have no value"
+    yield from inspect_array(patch.dn, name="heat_map", fill_value=sensor.fill_value, bands=sensor.bands)["warnings"]
+    yield from patch.warnings
+    if not patch.valid.all():
+        yield f"missing pixels: only {patch.valid.mean():.0%} of the place was observed; the others have no value"
     if window < _MEASURED_PX:
         yield (
             f"windows of {window} px show the model little, and it is too sure of what it sees: only windows of "
@@ -222,12 +218,8 @@ def _warnings(valid: BoolArray, window: int) -> Iterator[str]:
 def _window_corners(valid: BoolArray, window: int) -> list[tuple[int, int]]:
     """Return the first row and column of each window that is at least three quarters observed."""
     height, width = valid.shape
-    corners = [
-        (y, x)
-        for y in _starts(height, window)
-        for x in _starts(width, window)
-        if valid[y : y + window, x : x + window].mean() >= _MIN_OBSERVED
-    ]
+    starts = product(_starts(height, window), _starts(width, window))
+    corners = [(y, x) for y, x in starts if valid[y : y + window, x : x + window].mean() >= _MIN_OBSERVED]
     if not corners:
         raise NoImageryError("no window of the place is observed by three quarters: take a longer time range")
     return corners

@@ -18,7 +18,7 @@ from rs_embed.files import FileMemo
 from rs_embed.search.concepts import Concept, Concepts
 from rs_embed.search.query import Query, QueryEncoder, as_list
 from rs_embed.search.results import SearchResults, notice_text
-from rs_embed.search.rows import BBoxLike, Rows
+from rs_embed.search.rows import BBoxLike
 from rs_embed.search.store import IndexProgress, IndexStore
 from rs_embed.search.vectors import Neighbours
 from rs_embed.specs import TemporalSpec
@@ -53,20 +53,12 @@ class EmbeddingIndex:
         return f"EmbeddingIndex({str(self.folder.path)!r}, {len(self):,} rows, {self.request.model})"
 
     def build(self, report: IndexProgress | None = None) -> int:
-        """Rebuild the index from the dataset, as after rows were changed by hand, and return its number of rows.
-
-        Args:
-            report: as for `EmbeddingIndex`.
-        """
+        """Rebuild the index, as after rows were changed by hand; return its size. `report` as for `EmbeddingIndex`."""
         self._rows = self._store.build(report)
         return len(self)
 
     def add(self, report: IndexProgress | None = None) -> int:
-        """Add the rows that the dataset has and the index lacks, and return their number.
-
-        Args:
-            report: as for `EmbeddingIndex`.
-        """
+        """Add the dataset's new rows to the index and return their number; `report` is that of `EmbeddingIndex`."""
         before = len(self)
         self._rows = self._store.add(self._rows, report)
         return len(self) - before
@@ -160,9 +152,9 @@ class EmbeddingIndex:
         rows = self._rows
         if not len(rows):
             return SearchResults(notice="this dataset has no rows yet")
-        encoder = self._encoder(rows)
+        encoder = QueryEncoder(self.request, self.concepts, rows)
         encoded = encoder.encode(query)
-        candidates = rows.select(bbox, time, exclude=encoded.example_ids, every_window=every_window)
+        candidates = rows.select(bbox, time, encoded.example_ids, every_window)
         if candidates is not None and not len(candidates):
             return SearchResults(notice=rows.no_match_notice)
         found = rows.nearest(
@@ -192,7 +184,7 @@ class EmbeddingIndex:
             SpecError: for an invalid name, an unknown row, a row on both sides, or a side without rows.
         """
         rows = self._rows
-        encoder = self._encoder(rows)
+        encoder = QueryEncoder(self.request, self.concepts, rows)
         likes, unlikes = ([rows.unique_id(id) for id in as_list(ids)] for ids in (positives, negatives))
         if not likes or not unlikes:
             raise SpecError(f"a concept needs rows on both sides, got {len(likes)} positive, {len(unlikes)} negative")
@@ -257,11 +249,9 @@ class EmbeddingIndex:
             zeros = np.zeros(len(page), np.float32)
             scored = Neighbours(page, zeros, zeros, exact=True)
         else:
-            scored = rows.file.compare(self._encoder(rows).encode(query).vector, page)
+            encoded = QueryEncoder(self.request, self.concepts, rows).encode(query)
+            scored = rows.file.compare(encoded.vector, page)
         return SearchResults(hits=rows.hits(scored, None, limit, every_window=True), searched=len(positions))
-
-    def _encoder(self, rows: Rows) -> QueryEncoder:
-        return QueryEncoder(self.request, self.concepts, rows)
 
 
 _thumbnail_files: FileMemo[dict[str, bytes]] = FileMemo(keep=16)
@@ -274,7 +264,7 @@ def _read_thumbnails(file: Path) -> dict[str, bytes]:
         return {}
 
     def read() -> dict[str, bytes]:
-        table = pq.read_table(file, columns=["unique_id", "thumbnail"])
-        return dict(zip(table["unique_id"].to_pylist(), table["thumbnail"].to_pylist(), strict=True))
+        columns = pq.read_table(file, columns=["unique_id", "thumbnail"]).to_pydict()
+        return dict(zip(*columns.values(), strict=True))
 
     return _thumbnail_files.get(file, read)

@@ -103,9 +103,8 @@ class QueryEncoder:
         vector = self._merge(words, negative, examples, query.background)
         if unlikes:
             vector = self.fit(vector, words, examples, unlikes)
-        return EncodedQuery(
-            vector=vector, centred=bool(words or unlikes), words=tuple(words), example_ids=(*likes, *unlikes)
-        )
+        centred = bool(words or unlikes)
+        return EncodedQuery(vector=vector, centred=centred, words=tuple(words), example_ids=(*likes, *unlikes))
 
     def fit(
         self, start: FloatArray, words: Sequence[str], examples: FloatArray | None, unlikes: Sequence[str]
@@ -141,8 +140,7 @@ class QueryEncoder:
         concept = self.concepts.read(name)
         if concept.weights_sha256 != self.request.weights_sha256:
             raise ModelError(f"the concept {name!r} is of other weights ({concept.model}): train it again")
-        (direction,) = self._checked(np.asarray(concept.direction, np.float32))
-        return np.asarray(direction, np.float32)
+        return self._checked(concept.direction).ravel()
 
     def _example_vectors(self, query: Query, likes: Sequence[str]) -> FloatArray | None:
         """Return the examples as (n, d); None where the query has none."""
@@ -309,10 +307,7 @@ def word_probabilities(embedder: TextEmbedder, texts: Sequence[str], images: Flo
     text = unit(embedder.embed(texts, frames_of("rs"))).mean(axis=0)
     common = unit(vectors).mean(axis=0)
     cosines = unit(unit(vectors) - common) @ unit(text - common)
-    others = [
-        query_words.isdisjoint(word.split()) and cosine < _SYNONYM_COSINE
-        for word, cosine in zip(words, cosines, strict=True)
-    ]
+    others = np.array([query_words.isdisjoint(word.split()) for word in words], bool) & (cosines < _SYNONYM_COSINE)
     return _probability_against(text, vectors[others], images, embedder.logit_scale)
 
 

@@ -76,9 +76,8 @@ def notice_text(probabilities: FloatArray | None, remarks: Sequence[str]) -> str
     if probabilities is not None and len(probabilities):
         best = probabilities[:NOTICE_HITS]
         if (mean := float(best.mean())) < LIKELY:
-            sentences.insert(
-                0, f"{NOTHING_LIKE_IT}: the best {len(best)} are like these words with {mean:.0%} on average"
-            )
+            about = f"the best {len(best)} are like these words with {mean:.0%} on average"
+            sentences.insert(0, f"{NOTHING_LIKE_IT}: {about}")
     return ". ".join(sentences) or None
 
 
@@ -88,10 +87,8 @@ def utc_day(moment: datetime) -> str:
 
 
 def footprint_corners(wkb: bytes) -> tuple[tuple[float, float], ...]:
-    """Return the corners of an exported footprint: north-west, north-east, south-east, south-west.
-
-    The export writes them anticlockwise from the south-east.
-    """
+    """Return the corners of an exported footprint: north-west, north-east, south-east, south-west."""
+    # The export writes them anticlockwise from the south-east.
     south_east, north_east, north_west, south_west = shapely.get_coordinates(shapely.from_wkb(wkb))[:4].tolist()
     return tuple((x, y) for x, y in (north_west, north_east, south_east, south_west))
 

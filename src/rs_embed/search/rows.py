@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,13 @@ from rs_embed.specs import BBox, TemporalSpec
 BBoxLike = BBox | tuple[float, float, float, float]
 """A box, or its west, south, east, north in degrees."""
 
-DATASET_COLUMNS = (
-    "unique_id",
-    "id",
-    "centre_lon",
-    "centre_lat",
-    "bbox",
-    "geometry",
-    "datetime_start",
-    "datetime_end",
-    "status",
-    "scene_ids",
-)
+_PLACE_COLUMNS = ["id", "centre_lon", "centre_lat"]
+"""Columns that all time ranges of one place share: ids are unique within one input only."""
+_TIME_COLUMNS = ["datetime_start", "datetime_end"]
+DATASET_COLUMNS = ["unique_id", *_PLACE_COLUMNS, "bbox", "geometry", *_TIME_COLUMNS, "status", "scene_ids"]
 STORED_COLUMNS = [*DATASET_COLUMNS, "part"]
 """Columns of the index's rows; `part` is the dataset's file that a row came from."""
 _BOUNDS = ("xmin", "ymin", "xmax", "ymax")
-_PLACE_COLUMNS = ["id", "centre_lon", "centre_lat"]
-"""Columns that all time ranges of one place share: ids are unique within one input only."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +52,7 @@ class Rows:
         file = VectorFile(folder).load()
         files = sorted(folder.glob("rows-*.parquet"))
         tables = [pq.read_table(f) for f in files if int(f.stem.removeprefix("rows-")) < len(file)]
-        empty = pa.table({name: [] for name in STORED_COLUMNS})
-        table = pa.concat_tables(tables).combine_chunks() if tables else empty
+        table = pa.concat_tables(tables).combine_chunks() if tables else pa.table({n: [] for n in STORED_COLUMNS})
         if table.num_rows != len(file):
             raise ValueError(f"{table.num_rows} rows have metadata, {len(file)} have vectors")
         return cls(file, table)
@@ -74,8 +64,7 @@ class Rows:
     def _filter_columns(self) -> dict[str, npt.NDArray[Any]]:
         """Bounds and time ranges of all rows, as arrays."""
         boxes = self.table["bbox"].combine_chunks()
-        columns = {n: boxes.field(n).to_numpy() for n in _BOUNDS}
-        return columns | {n: self.table[n].to_numpy() for n in ("datetime_start", "datetime_end")}
+        return {n: boxes.field(n).to_numpy() for n in _BOUNDS} | {n: self.table[n].to_numpy() for n in _TIME_COLUMNS}
 
     @property
     def extent(self) -> tuple[float, float, float, float] | None:
@@ -90,15 +79,11 @@ class Rows:
         """First day of all rows and the day after the last; None without rows."""
         if not len(self):
             return None
-        start, end = self._filter_columns["datetime_start"].min(), self._filter_columns["datetime_end"].max()
-        return str(start.astype("M8[D]")), str(end.astype("M8[D]"))
+        start, end = (self._filter_columns[n].astype("M8[D]") for n in _TIME_COLUMNS)
+        return str(start.min()), str(end.max())
 
     def position_of(self, id: str) -> int:
-        """Return the position of a row by its `unique_id` or `id`.
-
-        Raises:
-            SpecError: for an unknown id.
-        """
+        """Return the position of a row by its `unique_id` or `id`; a SpecError says that there is none."""
         for column in ("unique_id", "id"):
             position = self.table[column].combine_chunks().index(id).as_py() if len(self) else -1
             if position >= 0:
@@ -106,11 +91,7 @@ class Rows:
         raise SpecError(f"the dataset has no row {id!r}")
 
     def unique_id(self, id: str) -> str:
-        """Return the `unique_id` of a row by its `unique_id` or `id`.
-
-        Raises:
-            SpecError: for an unknown id.
-        """
+        """Return the `unique_id` of a row by its `unique_id` or `id`; a SpecError says that there is none."""
         return str(self.table["unique_id"][self.position_of(id)].as_py())
 
     def vectors_of(self, ids: Sequence[str]) -> FloatArray:
@@ -122,20 +103,11 @@ class Rows:
         return np.asarray(self.file.vectors[positions], np.float32)
 
     def select(
-        self,
-        bbox: BBoxLike | None,
-        time: TemporalSpec | None,
-        *,
-        exclude: Sequence[str] = (),
-        every_window: bool = True,
+        self, bbox: BBoxLike | None, time: TemporalSpec | None, exclude: Sequence[str] = (), every_window: bool = True
     ) -> Positions | None:
-        """Return the positions that filters leave; None for all.
+        """Return the positions that the filters of `EmbeddingIndex.search` leave; None for all.
 
-        Args:
-            bbox: only rows whose footprint meets this box.
-            time: only rows whose time range lies inside this one.
-            exclude: ids of rows to leave out.
-            every_window: keep the other time ranges of the places of those rows.
+        The rows `exclude` are left out; unless `every_window`, so are the other time ranges of their places.
         """
         if not len(self) or (bbox is None and time is None and not exclude):
             return None
@@ -155,7 +127,7 @@ class Rows:
 
     def _of_same_place(self, position: int) -> npt.NDArray[np.bool_]:
         """Return a mask of the rows that are time ranges of one row's place."""
-        columns = [self.table[name] for name in _PLACE_COLUMNS]
+        columns = self.table.select(_PLACE_COLUMNS).columns
         equal = [pc.equal(column, column[position]).to_numpy(zero_copy_only=False) for column in columns]
         mask: npt.NDArray[np.bool_] = np.logical_and.reduce(equal)
         return mask
@@ -190,8 +162,8 @@ class Rows:
 
     def _place_keys(self, positions: Positions) -> list[tuple[Any, ...]]:
         """Return a key for each row, equal for the time ranges of one place."""
-        columns = self.table.select(_PLACE_COLUMNS).take(pa.array(positions)).columns
-        return list(zip(*(column.to_pylist() for column in columns), strict=True))
+        columns = self.table.select(_PLACE_COLUMNS).take(pa.array(positions)).to_pydict()
+        return list(zip(*columns.values(), strict=True))
 
     def hits(
         self, found: Neighbours, probabilities: FloatArray | None, limit: int, *, every_window: bool
@@ -201,25 +173,22 @@ class Rows:
         best = dict(zip(reversed(keys), reversed(range(len(keys))), strict=True))  # first of each key
         chosen = sorted(best.values())[:limit]
         rows = self.table.take(pa.array(found.positions[chosen], pa.int64())).to_pylist()
-        hits = []
-        for rank, (i, row) in enumerate(zip(chosen, rows, strict=True), start=1):
-            box = row["bbox"]
-            hits.append(
-                Hit(
-                    rank=rank,
-                    score=float(found.scores[i]),
-                    percentile=float(found.percentiles[i]),
-                    probability=None if probabilities is None else float(probabilities[i]),
-                    unique_id=row["unique_id"],
-                    id=row["id"],
-                    lon=row["centre_lon"],
-                    lat=row["centre_lat"],
-                    bounds=(box["xmin"], box["ymin"], box["xmax"], box["ymax"]),
-                    footprint=footprint_corners(row["geometry"]),
-                    start=utc_day(row["datetime_start"]),
-                    end=utc_day(row["datetime_end"]),
-                    status=row["status"],
-                    scene_ids=tuple(row["scene_ids"]),
-                )
+        return tuple(
+            Hit(
+                rank=rank,
+                score=float(found.scores[i]),
+                percentile=float(found.percentiles[i]),
+                probability=None if probabilities is None else float(probabilities[i]),
+                unique_id=row["unique_id"],
+                id=row["id"],
+                lon=row["centre_lon"],
+                lat=row["centre_lat"],
+                bounds=itemgetter(*_BOUNDS)(row["bbox"]),
+                footprint=footprint_corners(row["geometry"]),
+                start=utc_day(row["datetime_start"]),
+                end=utc_day(row["datetime_end"]),
+                status=row["status"],
+                scene_ids=tuple(row["scene_ids"]),
             )
-        return tuple(hits)
+            for rank, (i, row) in enumerate(zip(chosen, rows, strict=True), start=1)
+        )

@@ -99,7 +99,7 @@ class VectorFile:
     @cached_property
     def _bits(self) -> npt.NDArray[np.uint8]:
         """(n, d / 8 rounded up) signs, eight to a byte."""
-        shape = len(self), _sign_bytes(self.header["dim"])
+        shape = len(self), -(-self.header["dim"] // 8)
         if not len(self):
             return np.empty(shape, np.uint8)
         return np.memmap(self.folder / "signs.u1", np.uint8, "r", shape=shape)
@@ -114,10 +114,6 @@ class VectorFile:
     def append(self, vectors: FloatArray, notes: Mapping[str, Any]) -> VectorFile:
         """Add (n, d) unit vectors and return the file with them; they count once the header, written last, says so.
 
-        Args:
-            vectors: (n, d).
-            notes: entries for the header.
-
         Raises:
             ModelError: for vectors of another length.
         """
@@ -127,10 +123,9 @@ class VectorFile:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not count:
             np.save(self.folder / "mean.npy", vectors[: 16 * _CHUNK].mean(axis=0, dtype=np.float64).astype(np.float32))
-        mean: FloatArray = np.load(self.folder / "mean.npy", allow_pickle=False)
         _write_at(self.folder / "vectors.f16", count * dim * 2, vectors.astype(np.float16).tobytes())
-        signs = np.packbits(vectors > mean, axis=1).tobytes()
-        _write_at(self.folder / "signs.u1", count * _sign_bytes(dim), signs)
+        signs = np.packbits(vectors > self.mean, axis=1)
+        _write_at(self.folder / "signs.u1", count * signs.shape[1], signs.tobytes())
         return self.annotate({**notes, "count": count + len(vectors), "dim": dim})
 
     def annotate(self, notes: Mapping[str, Any]) -> VectorFile:
@@ -179,9 +174,7 @@ class VectorFile:
             rescored: number of the nearest by sign bits that are compared exactly; None decides by `k`.
         """
         n = len(self) if candidates is None else len(candidates)
-        if exact is None:
-            exact = n <= EXACT_UP_TO
-        if exact:
+        if exact or (exact is None and n <= EXACT_UP_TO):
             return self._exact(query, min(k, n), candidates)
         count = max(_MIN_RESCORED, _RESCORED_PER_HIT * k) if rescored is None else rescored
         return self._by_signs(query, min(k, n), candidates, centred, min(max(count, k), n))
@@ -230,12 +223,7 @@ class VectorFile:
 
 def _percentiles(scores: FloatArray, others: FloatArray) -> FloatArray:
     """Return the share of other scores that are lower, per cent."""
-    below = np.searchsorted(np.sort(others), scores)
-    return (below * (100.0 / max(len(others), 1))).astype(np.float32)
-
-
-def _sign_bytes(dim: int) -> int:
-    return -(-dim // 8)
+    return (np.searchsorted(np.sort(others), scores) * (100.0 / max(len(others), 1))).astype(np.float32)
 
 
 def _faiss() -> Any:
@@ -256,11 +244,8 @@ def _selector(candidates: Positions, count: int) -> Any:
 
 def _best(scores: FloatArray, k: int) -> Positions:
     """Return the positions of the `k` greatest scores, best first; ties keep their order."""
-    if k <= 0:
-        return np.empty(0, np.int64)
-    top = np.argpartition(-scores, k - 1)[:k] if k < len(scores) else np.arange(len(scores))
-    order = np.lexsort((top, -scores[top]))
-    return top[order].astype(np.int64)
+    top = np.sort(np.argpartition(-scores, k - 1)[:k]) if 0 < k < len(scores) else np.arange(len(scores))
+    return top[np.argsort(-scores[top], kind="stable")][:k]
 
 
 def _write_at(path: Path, offset: int, body: bytes) -> None:

@@ -23,11 +23,7 @@ from rs_embed.search.query import background_words, known_words
 from rs_embed.search.results import SearchResults
 from rs_embed.specs import BBox, TemporalSpec
 
-MAX_TEXT = 500
-MAX_WORDS = 8
 MAX_MARKS = 50
-MAX_K = 500
-MAX_PLACES = 20_000
 MAX_ID = 200
 _REFRESH_S = 3.0
 _CONCURRENT_SEARCHES = 4
@@ -41,17 +37,17 @@ _POLICY = (
 _log = logging.getLogger("rs_embed")
 
 Id = Annotated[str, StringConstraints(max_length=MAX_ID)]
-Words = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
+Words = Annotated[str, StringConstraints(max_length=500)]
 BBoxText = Annotated[str | None, Query(max_length=100, description="West,south,east,north in degrees.")]
 Day = Annotated[str | None, Query(max_length=10, description="YYYY-MM-DD; both days or none.")]
-K = Annotated[int, Query(ge=1, le=MAX_K)]
+K = Annotated[int, Query(ge=1, le=500)]
 
 
 class QueryParams(BaseModel):
     """Criteria that rows are ranked by, and filters."""
 
     text: Words | None = Field(None, description="Words, such as `river through forest`.")
-    negative: list[Words] = Field([], max_length=MAX_WORDS, description="Words for what is not wanted; repeatable.")
+    negative: list[Words] = Field([], max_length=8, description="Words for what is not wanted; repeatable.")
     id: list[Id] = Field([], max_length=MAX_MARKS, description="An example row; repeatable.")
     unlike: list[Id] = Field([], max_length=MAX_MARKS, description="A negative example row; repeatable.")
     concept: Id | None = Field(None, description="A concept that `EmbeddingIndex.train` saved.")
@@ -60,9 +56,9 @@ class QueryParams(BaseModel):
     end: Day = None
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments that `EmbeddingIndex.search` and `places` share."""
-        query = self.model_dump(include={"text", "negative", "id", "unlike", "concept"})
-        return query | {"bbox": _parse_bbox(self.bbox), "time": _parse_time(self.start, self.end)}
+        """Return the arguments for `EmbeddingIndex.search` or `places`."""
+        filters = {"bbox": _parse_bbox(self.bbox), "time": _parse_time(self.start, self.end)}
+        return self.model_dump(exclude={"bbox", "start", "end"}) | filters
 
 
 class SearchParams(QueryParams):
@@ -70,41 +66,34 @@ class SearchParams(QueryParams):
 
     k: K = 20
 
-    def run(self, index: EmbeddingIndex) -> SearchResults:
-        """Search the index."""
-        return index.search(**self.arguments(), k=self.k)
-
 
 class PlacesParams(QueryParams):
     """Parameters of a list of rows in the order of the dataset; with a query, each has its percentile."""
 
-    limit: Annotated[int, Field(ge=1, le=MAX_PLACES)] = 1000
+    limit: Annotated[int, Field(ge=1, le=20_000)] = 1000
     offset: Annotated[int, Field(ge=0)] = 0
     spread: bool = Field(False, description="Every n-th row instead of the first ones, if there are more than `limit`.")
-
-    def run(self, index: EmbeddingIndex) -> SearchResults:
-        """List rows of the index."""
-        return index.places(**self.arguments(), limit=self.limit, offset=self.offset, spread=self.spread)
 
 
 class Searcher:
     """Index behind the API: a few searches at a time, with rows that were added seen within seconds."""
 
     def __init__(self, index: EmbeddingIndex) -> None:
-        self.index = index
+        self._index = index
         self._slots = anyio.Semaphore(_CONCURRENT_SEARCHES)
         self._refreshed = time.monotonic()
 
-    async def run(self, search: Callable[[EmbeddingIndex], SearchResults]) -> SearchResults:
-        """Run a search in a thread once a slot is free."""
-        async with self._slots:
-            return await anyio.to_thread.run_sync(self._run, search)
+    async def run(self, search: Callable[..., SearchResults], **arguments: Any) -> SearchResults:
+        """Call `search` or `places` of the index in a thread once a slot is free."""
 
-    def _run(self, search: Callable[[EmbeddingIndex], SearchResults]) -> SearchResults:
-        if time.monotonic() - self._refreshed > _REFRESH_S:
-            self._refreshed = time.monotonic()
-            self.index.refresh()
-        return search(self.index)
+        def refresh_and_search() -> SearchResults:
+            if time.monotonic() - self._refreshed > _REFRESH_S:
+                self._refreshed = time.monotonic()
+                self._index.refresh()
+            return search(**arguments)
+
+        async with self._slots:
+            return await anyio.to_thread.run_sync(refresh_and_search)
 
 
 def create_app(folder: Path) -> FastAPI:
@@ -119,7 +108,7 @@ def create_app(folder: Path) -> FastAPI:
 def _app(index: EmbeddingIndex) -> FastAPI:
     about = f"Search places embedded by {index.request.model}."
     app = FastAPI(title="rs-embed", description=about, docs_url=None, redoc_url=None)  # those pages come from a CDN
-    _add_searches(app, Searcher(index))
+    _add_searches(app, index)
     _add_dataset(app, index)
 
     @app.exception_handler(RSEmbedError)
@@ -137,32 +126,33 @@ def _app(index: EmbeddingIndex) -> FastAPI:
     return app
 
 
-def _add_searches(app: FastAPI, searcher: Searcher) -> None:
+def _add_searches(app: FastAPI, index: EmbeddingIndex) -> None:
     """Add the routes that search or list rows."""
+    searcher = Searcher(index)
 
     @app.get("/api/search")
     async def search(params: Annotated[SearchParams, Query()]) -> dict[str, Any]:
         """Find the rows that resemble words, other rows, both, or a saved concept most."""
-        return (await searcher.run(params.run)).to_dict()
+        return (await searcher.run(index.search, **params.arguments())).to_dict()
 
     @app.get("/api/search.geojson")
     async def download(params: Annotated[SearchParams, Query()]) -> JSONResponse:
         """Return the footprints of the same search as a GeoJSON file."""
-        results = await searcher.run(params.run)
+        results = await searcher.run(index.search, **params.arguments())
         headers = {"Content-Disposition": 'attachment; filename="hits.geojson"'}
         return JSONResponse(results.to_geojson(), media_type="application/geo+json", headers=headers)
 
     @app.get("/api/similar/{id:path}")
     async def similar(id: str, bbox: BBoxText = None, start: Day = None, end: Day = None, k: K = 20) -> dict[str, Any]:
         """Find the rows that resemble one row most."""
-        _unique_id(searcher.index, id)
-        box, days = _parse_bbox(bbox), _parse_time(start, end)
-        return (await searcher.run(lambda index: index.search(id=id, bbox=box, time=days, k=k))).to_dict()
+        _unique_id(index, id)
+        filters = {"bbox": _parse_bbox(bbox), "time": _parse_time(start, end)}
+        return (await searcher.run(index.search, id=id, k=k, **filters)).to_dict()
 
     @app.get("/api/places")
     async def places(params: Annotated[PlacesParams, Query()]) -> dict[str, Any]:
         """List rows in the order of the dataset; with words or examples, each has its percentile."""
-        return (await searcher.run(params.run)).to_dict()
+        return (await searcher.run(index.places, **params.arguments())).to_dict()
 
 
 def _add_dataset(app: FastAPI, index: EmbeddingIndex) -> None:

@@ -19,8 +19,6 @@ from rs_embed.export.folder import DatasetFolder
 
 _START_LENGTH, _WEIGHT_DECAY = 10.0, 0.1
 _NAME = re.compile(r"\w[\w -]{0,62}")
-_MAX_NAME_BYTES = 200
-"""Length of a name in UTF-8; file systems allow 255 with the ending."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +75,7 @@ class Concepts:
         return sorted(f.stem for f in (self._folder.path / "concepts").glob("*.json"))
 
     def _file(self, name: str) -> Path:
-        if not _NAME.fullmatch(name) or len(name.encode()) > _MAX_NAME_BYTES:
+        if not _NAME.fullmatch(name) or len(name.encode()) > 200:  # file systems allow 255 bytes with the ending
             raise SpecError(f"a concept's name is letters, digits, spaces, _ and -, 63 at most, got {name!r}")
         return self._folder.path / "concepts" / f"{name}.json"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +138,7 @@ def heat_map(
     texts = load_text_embedder(find_card(model), checkpoint=checkpoint, device=device)
     if not any(texts.reads(words) for words in wanted):
         raise ModelError(f"{texts.model} knows no word of {', '.join(map(repr, wanted))}: use other words")
-    remarks = [remark for words in (*wanted, *unwanted) for remark in texts.remarks(words)]
+    remarks = chain.from_iterable(map(texts.remarks, wanted + unwanted))
     provider = resolve(backend)
     patch = fetch_patch(spatial, temporal, sensor, provider)
     corners = _window_corners(patch.valid, window)
@@ -183,19 +183,19 @@ def heat_map(
 def _window_px(window_m: float, scale_m: float, geobox: GeoBox) -> int:
     """Return the side of a window in pixels, or raise a SpecError where it does not suit the place."""
     height, width = geobox.shape
+    place = f"{width * scale_m:g} x {height * scale_m:g} m"
     if not (np.isfinite(window_m) and window_m >= 2 * scale_m):
         raise SpecError(f"window_m must be at least two pixels ({2 * scale_m:g} m), got {window_m!r}")
     pixels = round(window_m / scale_m)
     step = max(pixels // _STEPS_PER_WINDOW, 1)
     if (count := (height // step) * (width // step)) > _MAX_WINDOWS:
         raise SpecError(
-            f"windows of {window_m:g} m on a place of {width * scale_m:g} x {height * scale_m:g} m are some {count:,}, "
-            f"and at most {_MAX_WINDOWS:,} are embedded: take larger windows or a smaller place"
+            f"windows of {window_m:g} m on a place of {place} are some {count:,}, and at most {_MAX_WINDOWS:,} are "
+            "embedded: take larger windows or a smaller place"
         )
     if pixels > min(height, width):
         raise SpecError(
-            f"the place is {width * scale_m:g} x {height * scale_m:g} m, less than one window of {window_m:g} m: "
-            "take a larger place or a smaller window_m"
+            f"the place is {place}, less than one window of {window_m:g} m: take a larger place or a smaller window_m"
         )
     return pixels
 

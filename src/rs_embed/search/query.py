@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,12 +85,7 @@ class QueryEncoder:
     rows: Rows
 
     def encode(self, query: Query) -> EncodedQuery:
-        """Combine all criteria of a query into one direction.
-
-        Raises:
-            SpecError: for criteria that exclude each other, or an unknown row or concept.
-            ModelError: for an empty query, or a vector of another model or weights.
-        """
+        """Combine all criteria of a query into one direction, or raise an error that `EmbeddingIndex.search` lists."""
         words = [] if query.text is None else check_texts(query.text)
         negative = check_texts(as_list(query.negative)) if query.negative else []
         likes, unlikes = as_list(query.id), as_list(query.unlike)
@@ -128,8 +124,7 @@ class QueryEncoder:
 
     def remarks(self, query: Query) -> list[str]:
         """Return a sentence for each part of the words that the model cannot read."""
-        words = [*as_list(query.text), *as_list(query.negative)]
-        return [remark for word in words for remark in self._texts.remarks(word)]
+        return list(chain.from_iterable(map(self._texts.remarks, as_list(query.text) + as_list(query.negative))))
 
     @property
     def _texts(self) -> TextEmbedder:
@@ -149,12 +144,9 @@ class QueryEncoder:
         if likes:
             return self.rows.vectors_of(likes)
         if query.image is not None:
-            embedding = get_embedding(
-                self.request.model,
-                input_chw=np.asarray(query.image),
-                output=OutputSpec.pooled("projected"),
-                checkpoint=self.request.checkpoint,
-            )
+            image, projected = np.asarray(query.image), OutputSpec.pooled("projected")
+            checkpoint = self.request.checkpoint
+            embedding = get_embedding(self.request.model, input_chw=image, output=projected, checkpoint=checkpoint)
             return np.asarray(embedding.data, np.float32)[None]
         return None if query.vector is None else self._checked(query.vector)
 
@@ -236,9 +228,8 @@ def text_query(
     """
     wanted, unwanted = check_texts(texts), check_texts(negatives) if negatives else []
     embedder = load_text_embedder(find_card(model), checkpoint=checkpoint, device="auto")
-    for text in (*wanted, *unwanted):
-        for remark in embedder.remarks(text):
-            _log.warning("%s", remark)
+    for remark in chain.from_iterable(map(embedder.remarks, wanted + unwanted)):
+        _log.warning("%s", remark)
     return word_query(embedder, wanted, unwanted, template=template, images=images, image_weight=image_weight)
 
 
@@ -272,17 +263,9 @@ def query_vector(
     images: FloatArray | None = None,
     image_weight: float = 0.5,
 ) -> FloatArray:
-    """Merge vectors of texts and images into one unit vector (d,) to rank images by.
+    """Merge what `text_query` describes into one unit vector (d,), given as vectors: (n, d) each.
 
-    Args:
-        texts: (t, d) what to find; several are meant together.
-        background: (b, d) texts of other concepts, see `background_words`.
-        negatives: (m, d) texts of what not to find.
-        images: (i, d) places that show what to find.
-        image_weight: share of the images where there are texts too, 0…1.
-
-    Raises:
-        ModelError: without a text and an image.
+    `background` are texts of other concepts, see `background_words`. A ModelError asks for a text or an image.
     """
     common = unit(background).mean(axis=0)
     words = np.zeros_like(common)

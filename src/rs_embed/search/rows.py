@@ -43,12 +43,7 @@ class Rows:
 
     @classmethod
     def open(cls, folder: Path) -> Rows:
-        """Open an index folder; a missing one has no rows.
-
-        Raises:
-            ValueError: for files that are damaged or do not fit together.
-            OSError: for a missing file.
-        """
+        """Open an index folder; a missing one has no rows. Damaged files are a ValueError, missing ones an OSError."""
         file = VectorFile(folder).load()
         files = sorted(folder.glob("rows-*.parquet"))
         tables = [pq.read_table(f) for f in files if int(f.stem.removeprefix("rows-")) < len(file)]

@@ -39,20 +39,12 @@ class IndexStore:
         return self.dataset.path / ".rs-embed" / "index"
 
     def open(self, report: IndexProgress | None) -> Rows:
-        """Return the rows of the dataset, building the index or adding to it as needed.
-
-        Raises:
-            RSEmbedError: for an index of other weights, or one that must be built in a folder that is read-only.
-        """
+        """Return the rows of the dataset, building the index or adding to it as needed."""
         rows = self.read()
         return self.build(report) if rows is None else self.add(rows, report)
 
     def read(self) -> Rows | None:
-        """Return the rows that the index holds now; None when it must be rebuilt.
-
-        Raises:
-            RSEmbedError: for an index of other weights.
-        """
+        """Return the rows that the index holds now; None when it must be rebuilt."""
         try:
             rows = Rows.open(self.folder)
         except (ValueError, OSError) as error:  # ValueError: also of JSON and Arrow

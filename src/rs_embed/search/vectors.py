@@ -85,10 +85,7 @@ class VectorFile:
     @cached_property
     def vectors(self) -> npt.NDArray[np.float16]:
         """(n, d) unit vectors, memory-mapped."""
-        if not len(self):
-            return np.empty((0, self.header["dim"]), np.float16)
-        shape = len(self), self.header["dim"]
-        return np.memmap(self.folder / "vectors.f16", np.float16, "r", shape=shape)
+        return self._map("vectors.f16", np.float16, self.header["dim"])
 
     @cached_property
     def mean(self) -> FloatArray:
@@ -99,10 +96,11 @@ class VectorFile:
     @cached_property
     def _bits(self) -> npt.NDArray[np.uint8]:
         """(n, d / 8 rounded up) signs, eight to a byte."""
-        shape = len(self), -(-self.header["dim"] // 8)
-        if not len(self):
-            return np.empty(shape, np.uint8)
-        return np.memmap(self.folder / "signs.u1", np.uint8, "r", shape=shape)
+        return self._map("signs.u1", np.uint8, -(-self.header["dim"] // 8))
+
+    def _map(self, name: str, dtype: type[np.generic], width: int) -> npt.NDArray[Any]:
+        shape = len(self), width
+        return np.memmap(self.folder / name, dtype, "r", shape=shape) if len(self) else np.empty(shape, dtype)
 
     @cached_property
     def _signs(self) -> Any:
@@ -202,8 +200,11 @@ class VectorFile:
     def _by_signs(
         self, query: FloatArray, k: int, candidates: Positions | None, centred: bool, rescored: int
     ) -> Neighbours:
+        faiss, selector = _faiss(), None
+        if candidates is not None:
+            chosen = np.packbits(np.bincount(candidates, minlength=len(self)), bitorder="little")
+            selector = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(chosen))
         bits = np.packbits(query > (0 if centred else self.mean))[None]
-        selector = None if candidates is None else _selector(candidates, len(self))
         _, found = self._signs.search(bits, rescored, params=selector)
         positions = np.sort(found[0]).astype(np.int64)
         scores = np.asarray(self.vectors[positions], np.float32) @ query
@@ -233,13 +234,6 @@ def _faiss() -> Any:
     except ModuleNotFoundError:
         raise RSEmbedError(missing_package("faiss", extra="search")) from None
     return faiss
-
-
-def _selector(candidates: Positions, count: int) -> Any:
-    """Return faiss's search parameters that select some positions: a bit each, lowest first."""
-    faiss, chosen = _faiss(), np.zeros(count, bool)
-    chosen[candidates] = True
-    return faiss.SearchParameters(sel=faiss.IDSelectorBitmap(np.packbits(chosen, bitorder="little")))
 
 
 def _best(scores: FloatArray, k: int) -> Positions:

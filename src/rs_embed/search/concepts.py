@@ -38,13 +38,9 @@ class Concept:
 
 
 def fit_direction(start: FloatArray, positives: FloatArray, negatives: FloatArray, mean: FloatArray) -> FloatArray:
-    """Return the unit direction (d,) near `start` that separates positives from negatives.
+    """Return the unit direction (d,) near `start` that separates unit vectors: positives (p, d), negatives (m, d).
 
-    Args:
-        start: (d,) unit direction to start from.
-        positives: (p, d) unit vectors, p ≥ 0.
-        negatives: (m, d) unit vectors.
-        mean: (d,) mean of all vectors, which is subtracted: what they have in common separates nothing.
+    The mean (d,) of all vectors is subtracted: what they have in common separates nothing. There may be no positives.
     """
     x = np.concatenate([positives, negatives]).astype(np.float64) - mean
     x = np.column_stack([x, np.ones(len(x))])
@@ -84,12 +80,7 @@ class Concepts:
         self._folder.write_text(self._file(concept.name), json.dumps(asdict(concept), indent=1) + "\n")
 
     def read(self, name: str) -> Concept:
-        """Read a saved concept.
-
-        Raises:
-            SpecError: for an unknown name.
-            RSEmbedError: for a file that holds no concept.
-        """
+        """Read a saved concept; a SpecError refuses an unknown name, an RSEmbedError a file that holds no concept."""
         file = self._file(name)
         try:
             saved = json.loads(file.read_text(encoding="utf-8"))

@@ -92,7 +92,10 @@ class QueryEncoder:
         if query.concept is not None:
             if words or negative or likes or unlikes or query.image is not None or query.vector is not None:
                 raise SpecError(f"concept {query.concept!r} stands for itself: leave out words and examples")
-            return EncodedQuery(vector=self._concept_direction(query.concept), centred=True)
+            concept = self.concepts.read(query.concept)
+            if concept.weights_sha256 != self.request.weights_sha256:
+                raise ModelError(f"the concept {query.concept!r} is of other weights ({concept.model}): train it again")
+            return EncodedQuery(vector=self._checked(concept.direction).ravel(), centred=True)
         if query.background is not None and (words or negative or query.vector is None):
             raise SpecError("a background goes with vector=, a text's; words have the model's own background")
         examples = self._example_vectors(query, likes)
@@ -130,12 +133,6 @@ class QueryEncoder:
     def _texts(self) -> TextEmbedder:
         """The model's text side, which stays loaded."""
         return load_text_embedder(find_card(self.request.model), checkpoint=self.request.checkpoint, device="auto")
-
-    def _concept_direction(self, name: str) -> FloatArray:
-        concept = self.concepts.read(name)
-        if concept.weights_sha256 != self.request.weights_sha256:
-            raise ModelError(f"the concept {name!r} is of other weights ({concept.model}): train it again")
-        return self._checked(concept.direction).ravel()
 
     def _example_vectors(self, query: Query, likes: Sequence[str]) -> FloatArray | None:
         """Return the examples as (n, d); None where the query has none."""

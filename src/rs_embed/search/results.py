@@ -64,7 +64,13 @@ class SearchResults:
 
     def to_geojson(self) -> dict[str, Any]:
         """Return the footprints as a GeoJSON FeatureCollection."""
-        return {"type": "FeatureCollection", "features": [_feature(hit) for hit in self.hits]}
+        features = []
+        for hit in self.hits:
+            north_west, *others = hit.footprint
+            ring = [north_west, *reversed(others), north_west]
+            geometry = {"type": "Polygon", "coordinates": [ring]}
+            features.append({"type": "Feature", "id": hit.unique_id, "geometry": geometry, "properties": asdict(hit)})
+        return {"type": "FeatureCollection", "features": features}
 
 
 def notice_text(probabilities: FloatArray | None, remarks: Sequence[str]) -> str | None:
@@ -91,13 +97,3 @@ def footprint_corners(wkb: bytes) -> tuple[tuple[float, float], ...]:
     # The export writes them anticlockwise from the south-east.
     south_east, north_east, north_west, south_west = shapely.get_coordinates(shapely.from_wkb(wkb))[:4].tolist()
     return tuple((x, y) for x, y in (north_west, north_east, south_east, south_west))
-
-
-def _feature(hit: Hit) -> dict[str, Any]:
-    north_west, *others = hit.footprint
-    return {
-        "type": "Feature",
-        "id": hit.unique_id,
-        "geometry": {"type": "Polygon", "coordinates": [[north_west, *reversed(others), north_west]]},
-        "properties": asdict(hit),
-    }

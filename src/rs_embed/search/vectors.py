@@ -71,12 +71,7 @@ class VectorFile:
         return int(self.header["count"])
 
     def load(self) -> VectorFile:
-        """Map all files now, so that they cannot change during a search.
-
-        Raises:
-            ValueError: for a file that is damaged or too short.
-            OSError: for a missing file.
-        """
+        """Map all files, so that a search sees no change. Damaged files are a ValueError, missing ones an OSError."""
         if len(self) and self.mean.shape != (self.header["dim"],):
             raise ValueError(f"mean.npy has the shape {self.mean.shape}")
         _ = self.vectors, self._bits
@@ -161,12 +156,9 @@ class VectorFile:
         exact: bool | None = None,
         rescored: int | None = None,
     ) -> Neighbours:
-        """Find the `k` vectors with the greatest product with a query.
+        """Find the `k` vectors, among the candidates or all, that have the greatest product with a query (d,).
 
         Args:
-            query: (d,).
-            k: number of neighbours.
-            candidates: positions to search; all when None.
             centred: True for a query that is a difference of vectors, False for one like the stored vectors.
             exact: compare every vector; None decides by their number.
             rescored: number of the nearest by sign bits that are compared exactly; None decides by `k`.

@@ -65,8 +65,7 @@ class EmbeddingIndex:
 
     def refresh(self) -> None:
         """Load what other processes added to the dataset or its index; without changes it only lists the folder."""
-        fingerprint = self._store.fingerprint()
-        if fingerprint != self._fingerprint:
+        if self._store.fingerprint() != self._fingerprint:
             self._rows = self._store.open(None)
             self._fingerprint = self._store.fingerprint()
 

@@ -337,7 +337,7 @@ def test_what_cannot_be_asked_is_refused(sample, tmp_path):
     )
     for how, error, says in (
         ({}, ModelError, "nothing was asked"),
-        ({"text": " "}, ModelError, "must be a text"),
+        ({"text": " "}, ModelError, "must be a non-empty text"),
         ({"text": "x", "k": 0}, SpecError, "from 1 to 1000"),
         ({"id": "nobody"}, SpecError, "has no row 'nobody'"),
         ({"vector": mean}, ModelError, "is a token_mean"),

@@ -10,6 +10,7 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -84,7 +85,8 @@ class Concepts:
         file = self._file(name)
         try:
             saved = json.loads(file.read_text(encoding="utf-8"))
-            concept = Concept(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
+            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
+            concept = Concept(**fields)
             if not concept.direction or not all(isinstance(v, float | int) for v in concept.direction):
                 raise ValueError("its direction is no list of numbers")
             return concept

@@ -46,11 +46,7 @@ class Channel(Generic[T]):
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
 
     def enter(self, size: int = 0, *, wait: bool = True) -> bool:
-        """Take room for an item of `size` bytes, and wait for it if `wait`; return False if there is none.
-
-        Raises:
-            ConsumerGone: once nobody takes items any more.
-        """
+        """Take room for an item of `size` bytes, and wait for it if `wait`; return False if there is none."""
         with self._changed:
             while not self.is_closed and self._count > 0:
                 if self._count < self.limit and self._bytes + size <= self.limit_bytes:
@@ -70,11 +66,7 @@ class Channel(Generic[T]):
             self._changed.notify_all()
 
     def offer(self, item: T, *, wait: bool = False) -> bool:
-        """Hand over an item if there is room for it now, or once there is if `wait`.
-
-        Raises:
-            ConsumerGone: once nobody takes items any more.
-        """
+        """Hand over an item if there is room for it now, or once there is if `wait`."""
         if not self.enter(wait=wait):
             return False
         done: Future[T] = Future()
@@ -141,16 +133,9 @@ def map_in_background(
     limit_bytes: int = sys.maxsize,
     ordered: bool = False,
 ) -> Generator[T, None, None]:
-    """Call `work` on every item in threads, and yield the results as they are finished.
+    """Call `work` on every item in threads, and yield the results as they are finished, or in order if `ordered`.
 
-    Args:
-        work: called in several threads at once; what it raises, the consumer raises.
-        items: advanced by one thread at a time; a generator is closed in the end.
-        workers: threads.
-        limit: items in the making or waiting for the consumer.
-        size_of: bytes of an item's result.
-        limit_bytes: bytes of all results in the making or waiting.
-        ordered: yield results in the order of the items instead.
+    At most `limit` results of `limit_bytes` are in the making or wait for the consumer.
     """
     channel: Channel[T] = Channel(limit, limit_bytes)
     iterator: Iterator[S] = iter(items)

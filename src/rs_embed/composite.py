@@ -51,10 +51,7 @@ class SceneImage:
 
 
 def median(images: Sequence[SceneImage]) -> FloatArray:
-    """Return the median over time of each band: (bands, y, x) float32, NaN where no image observed.
-
-    The median of an even number of observations is the mean of the two in the middle.
-    """
+    """Return the median over time of each band: (bands, y, x) float32, NaN where no image observed."""
     bands, height, width = images[0].dn.shape
     out = np.empty((bands, height, width), dtype=np.float32)
     row_bytes = len(images) * bands * width * images[0].dn.itemsize
@@ -87,10 +84,7 @@ def clear_statistics(images: Sequence[SceneImage], *, on_top: bool = False) -> t
     """Return the share of pixels that are clear at least once, and the median number of clear observations.
 
     An image without a scene classification counts as never clear; None when no image has one.
-
-    Args:
-        images: those of the composite, for a mosaic the first on top.
-        on_top: count only the observation that a mosaic shows of each pixel.
+    With `on_top`, only the observation that a mosaic shows of each pixel counts.
     """
     if all(image.scl is None for image in images):
         return None, None

@@ -95,10 +95,7 @@ class Request:
 
 
 def as_dict(value: Any) -> Any:
-    """Return a dataclass of plain values as a dict, a place with its type; None for None.
-
-    `dataclasses.asdict` copies deeply, and takes ten times as long.
-    """
+    """Return a dataclass of plain values as a dict, a place with its type; `asdict` takes ten times as long."""
     if value is None:
         return None
     kind = {"type": type(value).__name__} if isinstance(value, Place) else {}
@@ -113,16 +110,7 @@ def build_embedding(
     encoded: Encoded,
     input_checks: Mapping[str, Any] | None,
 ) -> Embedding:
-    """Return the embedding of one place with its metadata.
-
-    Args:
-        embedder: the model.
-        request: the request.
-        chips: the images that the model saw.
-        patch: the patch that was fetched; None where pixels were passed.
-        encoded: what the model gave.
-        input_checks: report of `check_input`.
-    """
+    """Return the embedding of one place with its metadata; `patch` is None where pixels were passed."""
     temporal, sensor, array = request.temporal, request.sensor, encoded.array
     if request.output.mode == "pooled":
         output = {"output": "pooled", "pooling": embedder.pooling(request.output), "dim": array.shape[0]}
@@ -169,10 +157,7 @@ def build_embedding(
 
 
 def token_grid(request: Request, chips: Chips, patch: Patch | None, tokens: FloatArray) -> xr.DataArray:
-    """Return tokens (d, rows, cols) with the centres of their footprints as coordinates.
-
-    The coordinates are metres in the patch's CRS, or pixels where there is no patch.
-    """
+    """Return tokens (d, rows, cols) with their footprints' centres in metres, or in pixels without a patch."""
     try:
         import xarray as xr
     except ModuleNotFoundError as error:

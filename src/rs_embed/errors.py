@@ -56,11 +56,7 @@ def missing_package(package: str, *, extra: str | None = None) -> str:
 
 
 def import_extra(module: str, *, extra: str) -> Any:
-    """Import and return a module of an optional package.
-
-    Raises:
-        RSEmbedError: where the package is not installed, with the pip line.
-    """
+    """Import and return a module of an optional package; a missing one is an error with the pip line."""
     try:
         return import_module(module)
     except ModuleNotFoundError:

@@ -21,15 +21,8 @@ T = TypeVar("T")
 def atomic_write(path: Path, *, scratch: Path | None = None, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path with the same ending; the file written there replaces `path` when the block ends.
 
-    A block that raises leaves `path` as it was, and no temporary file.
-
-    Args:
-        path: the file to write.
-        scratch: folder on the same disk for the temporary file; the folder of `path` when None.
-        durable: flush the file and its folder to disk, so that the file survives a power cut.
-
-    Raises:
-        RSEmbedError: when the system refuses to write, because the disk is full for example.
+    A block that raises leaves `path` as it was, and no temporary file. It
+    lies in `scratch`, a folder on the same disk, if given; `durable` flushes it, so that it survives a power cut.
     """
     part = (scratch or path.parent) / f".{uuid.uuid4().hex[:12]}.part.{path.name}"
     try:

@@ -35,11 +35,7 @@ def utm_epsg(lon: float, lat: float) -> int:
 
 
 def place_geobox(place: Place, scale_m: float) -> GeoBox:
-    """Return the pixel grid of a place.
-
-    Raises:
-        SpecError: for a grid of more than 8,192 px a side.
-    """
+    """Return the pixel grid of a place; a grid of more than 8,192 px a side is a SpecError."""
     from odc.geo.geobox import GeoBox
 
     epsg = utm_epsg(*place.centre)
@@ -75,11 +71,7 @@ def lonlat_text(lon: float, lat: float) -> str:
 
 
 def epsg_of(geobox: GeoBox) -> int:
-    """Return the EPSG code of a grid.
-
-    Raises:
-        SpecError: for a grid without one.
-    """
+    """Return the EPSG code of a grid."""
     epsg = geobox.crs.epsg if geobox.crs is not None else None
     if epsg is None:
         raise SpecError(f"the grid's CRS has no EPSG code: {geobox.crs}")

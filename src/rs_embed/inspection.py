@@ -33,16 +33,7 @@ def inspect_array(
     bands: Sequence[str] = ("B4", "B3", "B2"),
     scenes: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Return a JSON-ready report of numbers that tell good imagery from bad.
-
-    Args:
-        dn: (bands, y, x), NaN where not observed.
-        name: name of the report.
-        fill_value: DN of unobserved pixels.
-        value_range: lowest and highest value expected; None checks no range.
-        bands: names of the bands that are expected.
-        scenes: provenance, part of the report.
-    """
+    """Return a JSON-ready report of numbers that tell good imagery from bad: (bands, y, x), NaN where not observed."""
     missing = np.isnan(dn)
     filled = np.where(missing, fill_value, dn) if missing.any() else dn
     seen = [band[np.isfinite(band)] for band in dn]
@@ -104,10 +95,7 @@ def _histogram(bands: Sequence[AnyArray], value_range: tuple[float, float] | Non
 
 
 def quicklook(dn: AnyArray, *, side_px: int = _QUICKLOOK_PX) -> Image.Image:
-    """Return a picture of (3, y, x) DN, enlarged, and hatched where not observed.
-
-    All bands share one stretch, p2 to p98, which keeps the colours true.
-    """
+    """Return a picture of (3, y, x) DN, enlarged and stretched p2 to p98, hatched where not observed."""
     valid = observed(dn)
     seen = dn[:, valid]
     low, high = np.percentile(seen.astype(np.float32), [2, 98]) if seen.size else (0.0, 1.0)

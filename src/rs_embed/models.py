@@ -19,11 +19,7 @@ if TYPE_CHECKING:
 
 
 def check_model(model: str, sensor: SensorSpec | None) -> tuple[ModelCard, SensorSpec]:
-    """Return a model's card and the sensor, the default one for None, before anything is read.
-
-    Raises:
-        ModelError: for an unknown model, or bands that the model does not take.
-    """
+    """Return a model's card and the sensor, the default one for None; refuse bands that the model does not take."""
     card, sensor = find_card(model), DEFAULT_SENSOR if sensor is None else sensor
     check_bands(sensor.bands, card.name)
     return card, sensor
@@ -43,21 +39,7 @@ def load_model(
     """Load a model's weights and check that it can give the output.
 
     torch is imported here, after all checks that do not need it. The digest of the weights is computed meanwhile.
-
-    Args:
-        card: the model.
-        sensor: may override the checkpoint by `collection="hf:…"`.
-        output: the output that is wanted.
-        checkpoint: comes before the sensor's, which comes before the card's.
-        device: see `get_embeddings_batch`.
-        precision: see there.
-        provider: the source of imagery; None where pixels were passed.
-        patches: its first requests.
-
-    Raises:
-        CheckpointError: for weights that are missing or do not fit.
-        NoImageryError: instead of it where no place has imagery, because no weights would help.
-        ModelError: for a device, precision or output that the model does not have.
+    Weights that are missing are a CheckpointError, or a NoImageryError where no place has imagery either.
     """
     reference = sensor.checkpoint if checkpoint is None else checkpoint
     if isinstance(reference, (str, Path)) and not shipped_folder(str(reference)):

@@ -80,11 +80,7 @@ def observed(dn: AnyArray) -> BoolArray:
 
 
 def check_input_chw(array: object, position: int | None = None) -> AnyArray:
-    """Return a user's pixels as an array: raw DN, (3, y, x), any numeric type, NaN where not observed.
-
-    Raises:
-        ModelError: for another shape or type, or no pixel at all.
-    """
+    """Return a user's pixels as an array: raw DN, (3, y, x), any numeric type, NaN where not observed."""
     name = "input_chw" if position is None else f"input_chws[{position}]"
     array = np.asarray(array)
     if array.dtype.kind not in "uif":

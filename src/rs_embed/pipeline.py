@@ -80,9 +80,7 @@ def embed_all(
 
     Pixels that were passed need no waiting: all processors prepare them, and then all multiply. Side by side the two
     would be slower, because a product waits for its slowest thread.
-
-    Raises:
-        RSEmbedError: with `stop_on_error`, the first failure; `error.results` holds the finished places.
+    With `stop_on_error` the first failure is raised; `error.results` holds the finished places.
     """
     at_hand = all(request.backend is None for request in requests)
     step, on_cuda = settings.batch_size(embedder.device.type, len(requests)), embedder.device.type == "cuda"
@@ -128,15 +126,7 @@ def prepare_all(
     """Prepare patches for the model in background threads, and yield them in the order of their arrival.
 
     A GPU takes more images a second than one thread can prepare; a fourth of the processors leaves the others to read,
-    decode and multiply. No weights are needed.
-
-    Args:
-        preparation: the model's way to cut and scale pixels.
-        requests: requests by position; they may be added while patches arrive.
-        arrivals: patches, or errors instead of them.
-        summarise: called with each place's pixels; its result is kept.
-        ahead: places prepared before the consumer takes them; as many as there are threads when None.
-        at_hand: arrivals need no waiting, so that all processors prepare.
+    decode and multiply. `requests` may be added while patches arrive; `ahead` places are prepared before they are taken.
     """
     workers = min(os.cpu_count() or 1, len(requests)) if at_hand else max(1, (os.cpu_count() or 1) // 4)
     return map_in_background(
@@ -156,14 +146,9 @@ def embed_prepared(
     stop_on_error: bool = False,
     with_tokens: bool = False,
 ) -> Iterator[Outcome[K]]:
-    """Embed prepared places in batches, and yield their outcomes.
+    """Embed prepared places, `step` chips in one forward pass, and yield their outcomes.
 
-    Args:
-        embedder: the model.
-        prepared: places, and the outcomes of those that failed already.
-        step: chips in one forward pass.
-        stop_on_error: end the run at the first failure, once the places in flight are done.
-        with_tokens: make token grids beside the vectors.
+    With `stop_on_error` the run ends at the first failure, once the places in flight are done.
     """
     in_flight = settings.fetch_workers()
     ahead = 1 if embedder.device.type == "cuda" else 0  # a CPU has nothing to overlap with

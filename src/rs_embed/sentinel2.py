@@ -107,14 +107,7 @@ def radiometry(
 ) -> Radiometry:
     """Decide the DN offset of one scene from its item and file; the first rule that applies wins.
 
-    Args:
-        collection: the collection's id.
-        properties: the STAC item's properties.
-        raster_bands: the asset's `raster:bands` (or `bands`), if any.
-        names: names that may hold the product's (item id, product URI, file name).
-        file_scale: the file's scale tag, 1.0 when it has none.
-        file_offset: the file's offset tag, 0.0 when it has none.
-        acquired: time of sensing.
+    `names` may hold the product's (item id, product URI, file name); a file without tags has scale 1 and offset 0.
     """
     facts = properties or {}
     if collection is not None and collection.upper().endswith("_HARMONIZED"):

@@ -19,11 +19,7 @@ class Count:
     default: int
 
     def __call__(self) -> int:
-        """Return its value, or the default where it is not set.
-
-        Raises:
-            RSEmbedError: for any other value.
-        """
+        """Return its value, or the default where it is not set."""
         text = os.environ.get(self.variable, "").strip()
         try:
             value = int(text) if text else self.default

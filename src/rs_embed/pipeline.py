@@ -126,7 +126,7 @@ def prepare_all(
     """Prepare patches for the model in background threads, and yield them in the order of their arrival.
 
     A GPU takes more images a second than one thread can prepare; a fourth of the processors leaves the others to read,
-    decode and multiply. `requests` may be added while patches arrive; `ahead` places are prepared before they are taken.
+    decode and multiply. `requests` may be added while patches arrive; `ahead` places are prepared meanwhile.
     """
     workers = min(os.cpu_count() or 1, len(requests)) if at_hand else max(1, (os.cpu_count() or 1) // 4)
     return map_in_background(

@@ -35,8 +35,7 @@ class Finding:
     ok: bool
     found: str
     remedy: str = ""
-    needed: bool = False
-    """True where nothing works without it."""
+    needed: bool = False  # True where nothing works without it
 
 
 def doctor(as_json: options.Json = False) -> None:

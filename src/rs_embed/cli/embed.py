@@ -19,8 +19,7 @@ from rs_embed.specs import InputPrep, OutputSpec
 if TYPE_CHECKING:
     from rs_embed.embedding import Embedding, Result
 
-_EXPORT_FROM = 200
-"""Number of places above which `embed` recommends `export`."""
+_EXPORT_FROM = 200  # number of places above which `embed` recommends `export`
 _BAR_WIDTH = 24
 
 

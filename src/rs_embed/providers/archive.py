@@ -18,8 +18,7 @@ from rs_embed.providers.scenes import Scene
 from rs_embed.providers.selection import Selection, select_scenes
 from rs_embed.sentinel2 import Radiometry
 
-NO_VALID_PIXEL = "no valid pixel in the place"
-"""Reason for which a scene is dropped that was read without a fault."""
+NO_VALID_PIXEL = "no valid pixel in the place"  # why a scene is dropped that was read without a fault
 
 
 class ArchiveProvider:
@@ -68,11 +67,10 @@ class CompositeBuilder:
     """Composite of one place, built scene by scene, newest first."""
 
     provider: str
-    source: str
-    """Origin of the imagery in words, for metadata."""
+    source: str  # origin of the imagery in words, for metadata
     selection: Selection
     check_offset: Callable[[Scene, Radiometry], tuple[Radiometry, str | None]] = lambda scene, stated: (stated, None)
-    """Function from the rule that a scene states to the rule to use, and to the evidence against it if there is any."""
+    """Function from the rule that a scene states to the rule to use, and the evidence against it if there is any."""
     images: list[SceneImage] = field(default_factory=list)
     dropped: list[DroppedScene] = field(default_factory=list)
 
@@ -144,11 +142,7 @@ def harmonise(values: AnyArray, rule: Radiometry) -> FloatArray:
 
 
 def _read_scene(scene: Scene, request: PatchRequest) -> list[RasterPixels]:
-    """Read a scene's bands, and its scene classification if there is one: metadata state how clear a composite is.
-
-    Raises:
-        ProviderError: for a band that the scene lacks, or a file that cannot be read.
-    """
+    """Read a scene's bands, and its scene classification if there is one: metadata state how clear a composite is."""
     for band in request.sensor.bands:
         if band not in scene.files:
             raise ProviderError(f"scene {scene.id} has no band {band} (it has {', '.join(scene.files)})")

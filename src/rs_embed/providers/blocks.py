@@ -33,8 +33,7 @@ _POLL_S = 0.01
 class Layer:
     """Stored values of one file on one place's grid."""
 
-    values: AnyArray
-    """(y, x), of the file's own type, `nodata` where nothing was read."""
+    values: AnyArray  # (y, x), of the file's own type, `nodata` where nothing was read
     nodata: float
 
     @property
@@ -48,19 +47,13 @@ class Layer:
 class PlaceLayers:
     """Layers of one place, filled block by block."""
 
-    position: int
-    """Number of the request."""
+    position: int  # of the request in its batch
     request: PatchRequest
-    scenes: Sequence[Scene]
-    """Scenes to read, newest first."""
-    scale_and_offset: dict[int, tuple[float, float]] = field(default_factory=dict)
-    """Tags of the first band's file, by scene number."""
-    faults: dict[int, str] = field(default_factory=dict)
-    """Reason why a scene cannot be read, by scene number."""
-    layers: dict[tuple[int, int], Layer] = field(default_factory=dict)
-    """Layers by scene number and band number."""
-    pending: int = 0
-    """Headers and blocks that are still to come."""
+    scenes: Sequence[Scene]  # newest first
+    scale_and_offset: dict[int, tuple[float, float]] = field(default_factory=dict)  # of the first band, by scene number
+    faults: dict[int, str] = field(default_factory=dict)  # reason why a scene cannot be read, by scene number
+    layers: dict[tuple[int, int], Layer] = field(default_factory=dict)  # by scene number and band number
+    pending: int = 0  # headers and blocks that are still to come
 
     def bands(self, scene: int) -> list[str]:
         """Return the bands to read of a scene; its scene classification comes last, and is read if it exists."""
@@ -96,10 +89,8 @@ class _Target:
 
     place: PlaceLayers
     scene: int
-    band: int
-    """Band number within the place."""
-    file_band: int
-    """Band number within the file, from 0."""
+    band: int  # band number within the place
+    file_band: int  # band number within the file, from 0
 
     @property
     def is_wanted(self) -> bool:
@@ -123,8 +114,7 @@ class _BlockRun:
     cog: Cog
     row: int
     cols: tuple[int, ...]
-    targets: tuple[Sequence[_Target], ...]
-    """Layers to fill, for each block."""
+    targets: tuple[Sequence[_Target], ...]  # layers to fill, for each block
 
     @property
     def map_order(self) -> tuple[float, float, float]:
@@ -147,8 +137,7 @@ def read_places(
 ) -> Iterator[PlaceLayers]:
     """Read all blocks that some places need in one sweep, and yield each place when it is complete.
 
-    At most `in_flight` requests are made at a time. `dark_pixels` holds the files whose histogram is read as well, by
-    address; values that are None are filled in.
+    `dark_pixels` holds the addresses of files whose histogram is read as well; values that are None are filled in.
     """
     channel: Channel[PlaceLayers] = Channel(limit=2 * in_flight)
     sweep = _Sweep(channel, in_flight, tokens, dark_pixels)

@@ -1,8 +1,4 @@
-"""Cache of patches on disk: the same request, also for another model, uses no network the second time.
-
-Each patch is one file, written atomically, so that any number of processes may share a folder and die at any time.
-A damaged file is fetched again.
-"""
+"""Cache of patches on disk, one file each, written atomically: processes may share a folder and die at any time."""
 
 from __future__ import annotations
 
@@ -26,27 +22,17 @@ from rs_embed.patch import DroppedScene, Patch, SceneRecord
 from rs_embed.providers.archive import NO_VALID_PIXEL
 from rs_embed.providers.base import FetchPlan, PatchRequest, Provider
 
-_FORMAT = 2
-"""Version of the cache, raised when the same request would give other pixels."""
-_SETTLED = timedelta(days=7)
-"""Time in which a catalog may still add scenes of a day."""
-_TRIM_TO = 0.9
-"""Share of the limit that remains after trimming."""
+_FORMAT = 2  # version of the cache, raised when the same request would give other pixels
+_SETTLED = timedelta(days=7)  # time in which a catalog may still add scenes of a day
+_TRIM_TO = 0.9  # share of the limit that remains after trimming
 _PATCHES_PER_TRIM = 256
-_ABANDONED_S = 3600.0
-"""Age from which an unfinished file counts as that of a killed process."""
+_ABANDONED_S = 3600.0  # age from which an unfinished file counts as that of a killed process
 
 _log = logging.getLogger("rs_embed")
 
 
 class CachedProvider:
-    """Provider that fetches from another one only the patches that a folder does not hold yet.
-
-    Args:
-        provider: source of the patches.
-        folder: the cache; created with the first patch.
-        limit_bytes: size of the folder from which the least recently used patches are removed.
-    """
+    """Provider that fetches from another one only the patches that a folder does not hold yet."""
 
     def __init__(self, provider: Provider, folder: Path, limit_bytes: int) -> None:
         self._provider, self._folder, self._limit_bytes = provider, folder, limit_bytes

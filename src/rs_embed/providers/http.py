@@ -1,8 +1,4 @@
-"""Byte ranges over HTTP: retried where that can help, signed where the host requires it, bounded in time.
-
-`RangeReader` implements obspec's `GetRangeAsync` and `GetRangesAsync`, so that async-tiff takes it as a store. Signed
-addresses exist in this module only: they are neither stored nor part of an error.
-"""
+"""Byte ranges over HTTP. Signed addresses exist in this module only: they are neither stored nor part of an error."""
 
 from __future__ import annotations
 
@@ -24,8 +20,7 @@ from rs_embed.retry import HTTP_RANGE
 
 _MAX_CONNECTIONS = 64
 _RENEW_TOKEN_BEFORE_S = 300.0
-JOIN_GAP_BYTES = 4096
-"""Largest gap between two ranges that are fetched with one request."""
+JOIN_GAP_BYTES = 4096  # largest gap between two ranges that are fetched with one request
 
 
 class FetchError(ProviderError):
@@ -36,19 +31,12 @@ class FetchError(ProviderError):
 class SasTokens:
     """Shared-access tokens of storage containers, reused until shortly before they expire."""
 
-    token_url: str
-    """Address that issues tokens: `<token_url>/<account>/<container>`."""
-    host_suffix: str
-    """Suffix of the hosts whose files need a token."""
-    _known: dict[str, tuple[str, float]] = field(default_factory=dict, repr=False)
-    """Container to its token and expiry (seconds since the epoch)."""
+    token_url: str  # address that issues tokens: `<token_url>/<account>/<container>`
+    host_suffix: str  # suffix of the hosts whose files need a token
+    _known: dict[str, tuple[str, float]] = field(default_factory=dict, repr=False)  # token and expiry (epoch seconds)
 
     async def sign(self, client: httpx2.AsyncClient, url: str, *, renew: bool) -> str:
-        """Return the address with a token where its host needs one.
-
-        Raises:
-            FetchError: when no token is issued.
-        """
+        """Return the address with a token where its host needs one."""
         parts = urlsplit(url)
         host = parts.hostname or ""
         if not host.endswith(self.host_suffix):
@@ -81,30 +69,23 @@ class _Failure:
     retry_after_s: float = 0.0
 
 
-@dataclass(slots=True, repr=False)
+@dataclass(slots=True, repr=False)  # async-tiff asks for the repr again and again
 class RangeReader:
-    """Reader of byte ranges, by the files' unsigned addresses.
-
-    It has no repr of its fields, since async-tiff asks for the repr again and again.
-    """
+    """Reader of byte ranges, by unsigned addresses: an obspec `GetRangeAsync` and `GetRangesAsync` for async-tiff."""
 
     client: httpx2.AsyncClient
     in_flight: asyncio.Semaphore
     tokens: SasTokens | None = None
     faults: dict[str, str] = field(default_factory=dict)
-    """Last error of each address, for callers behind a library that replaces our error by one of its own."""
+    """Last error of each address: async-tiff replaces ours by one of its own."""
     beginnings: dict[str, bytes] = field(default_factory=dict)
-    """Beginnings of files that a caller has read ahead; ranges inside them cause no request."""
+    """Beginnings of files, read ahead; ranges inside them cause no request."""
     _signing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def get_range_async(
         self, path: str, *, start: int, end: int | None = None, length: int | None = None
     ) -> bytes:
-        """Fetch the bytes from `start` to `end` (exclusive) of a file, fewer at its end.
-
-        Raises:
-            FetchError: naming the host, the file and the number of attempts.
-        """
+        """Fetch the bytes from `start` to `end` (exclusive) of a file, fewer at its end."""
         stop = end if end is not None else start + (length or 0)
         if stop <= len(self.beginnings.get(path, b"")):
             return self.beginnings[path][start:stop]

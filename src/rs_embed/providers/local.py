@@ -1,9 +1,4 @@
-"""Provider of the rasters in a folder, or of a static STAC catalog.
-
-Scenes come from the STAC items of a folder, if it has any. Otherwise rasters are grouped by name: one file per band
-(`…_B04.tif`, also in the R10m folders of a SAFE product), or one file with all bands, which their descriptions name.
-Dates come from product names, or from a date in the name of the file or folder.
-"""
+"""Provider of the rasters in a folder, or of a static STAC catalog."""
 
 from __future__ import annotations
 
@@ -36,9 +31,11 @@ _RESOLUTION_FOLDER = re.compile(r"R(10|20|60)m$", re.IGNORECASE)
 
 
 class LocalProvider(ArchiveProvider):
-    """Provider over files on this machine, the backend `"local:<path>"`.
+    """Provider over files on this machine, the backend `"local:<path>"`; the folder is searched once, at the start.
 
-    The folder is searched once, when the provider is built.
+    Scenes come from the STAC items of a folder, if it has any. Otherwise rasters are grouped by name: one file a band
+    (`…_B04.tif`, also in the R10m folders of a SAFE product), or one file with all bands, named by their descriptions.
+    Dates come from product names, or from a date in the name of the file or folder.
 
     Args:
         path: a folder of rasters, a folder with STAC items, or the `catalog.json` of a static STAC catalog.
@@ -64,9 +61,6 @@ class LocalProvider(ArchiveProvider):
 
     def __repr__(self) -> str:
         return f"LocalProvider({str(self.path)!r})"
-
-
-# --- STAC items --------------------------------------------------------------------------------------
 
 
 def _stac_scenes(root: Path) -> tuple[list[Scene], list[str]]:
@@ -134,19 +128,14 @@ def _local_path(href: str, folder: Path) -> Path | None:
     return Path(href) if Path(href).is_absolute() else (folder / href).resolve()
 
 
-# --- rasters by name ---------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class _NamedRaster:
     """One raster, and the band, scene and resolution in its name."""
 
     path: Path
-    band: str | None
-    """Band of the file; None where it holds several."""
+    band: str | None  # band of the file; None where it holds several
     scene: str
-    resolution: int
-    """Metres; 0 where the name states none."""
+    resolution: int  # metres; 0 where the name states none
 
 
 def _named_scenes(root: Path, problems: list[str]) -> tuple[list[Scene], list[str]]:

@@ -1,8 +1,4 @@
-"""Reading of a raster file on another pixel grid: any GDAL raster, any CRS, with its nodata, mask, scale and offset.
-
-Each target pixel takes the source pixel under its centre, by the exact transform. GDAL's warp is not used, since its
-result depends on the window that is read.
-"""
+"""Reading of a raster on another pixel grid, by the nearest pixel: GDAL's warp depends on the window that is read."""
 
 from __future__ import annotations
 
@@ -24,24 +20,18 @@ from rs_embed.arrays import AnyArray, BoolArray, IndexArray
 from rs_embed.errors import ProviderError
 from rs_embed.grid import epsg_of
 
-_EDGE_PX = 1e-6
-"""A target centre this close to a source pixel's edge belongs to the pixel right of or below it."""
-
-_STRIP_PX = 1 << 22
-"""Pixels of a strip: the coordinates of a large grid would fill the memory."""
+_EDGE_PX = 1e-6  # a target centre this close to a source pixel's edge belongs to the pixel right of or below it
+_STRIP_PX = 1 << 22  # pixels of a strip: the coordinates of a large grid would fill the memory
 
 
 @dataclass(frozen=True, slots=True)
 class RasterPixels:
     """Stored values of some bands of one file on the target grid."""
 
-    values: AnyArray
-    """(bands, y, x), as stored; undefined where `valid` is False."""
-    valid: BoolArray
-    """(y, x), True where every band has a value."""
+    values: AnyArray  # (bands, y, x), as stored; undefined where `valid` is False
+    valid: BoolArray  # (y, x), True where every band has a value
     scale: float
-    offset: float
-    """Tags of the file: reflectance = value * scale + offset; 1 and 0 when it has none."""
+    offset: float  # tags of the file: reflectance = value * scale + offset; 1 and 0 when it has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,28 +40,19 @@ class RasterHeader:
 
     bands: int
     descriptions: tuple[str | None, ...]
-    bounds_lonlat: tuple[float, float, float, float]
-    """(west, south, east, north)."""
+    bounds_lonlat: tuple[float, float, float, float]  # (west, south, east, north)
     resolution_m: float
 
 
 def read_header(path: str) -> RasterHeader:
-    """Read a file's header.
-
-    Raises:
-        ProviderError: when the file cannot be opened or has no georeference.
-    """
+    """Read a file's header; a file without georeference is a ProviderError."""
     with _open(path) as dataset:
         bounds = transform_bounds(dataset.crs, "EPSG:4326", *dataset.bounds, densify_pts=21)
         return RasterHeader(dataset.count, tuple(dataset.descriptions), bounds, abs(float(dataset.transform.a)))
 
 
 def read_onto(path: str, indexes: Sequence[int], geobox: GeoBox) -> RasterPixels:
-    """Read bands `indexes` (from 1) of a file at the pixels of `geobox`.
-
-    Raises:
-        ProviderError: when the file cannot be opened or read, or has no georeference.
-    """
+    """Read bands `indexes` (from 1) of a file: each pixel of `geobox` takes the source pixel under its centre."""
     height, width = geobox.shape
     step = max(1, _STRIP_PX // width)
     with _open(path) as dataset:
@@ -109,10 +90,7 @@ def _open(path: str) -> DatasetReader:
 
 
 def source_pixels(transform: Affine, crs: CRS, geobox: GeoBox) -> tuple[IndexArray, IndexArray]:
-    """Return row and column of the source pixel under each target pixel's centre.
-
-    Both broadcast to (y, x), and may lie outside of the raster.
-    """
+    """Return row and column, which broadcast to (y, x), of the source pixel under each centre, on or off the raster."""
     height, width = geobox.shape
     target = CRS.from_user_input(str(geobox.crs))
     to_source, to_target = ~transform, geobox.affine
@@ -151,8 +129,7 @@ class BlockGrid:
         return _blocks_under(self, _key(geobox))
 
 
-_GridKey = tuple[tuple[int, int], Affine, int]
-"""Shape, affine and EPSG code of a grid: hashing a GeoBox is slow, since it formats its CRS each time."""
+_GridKey = tuple[tuple[int, int], Affine, int]  # shape, affine, EPSG: a GeoBox formats its CRS each time it is hashed
 
 
 def _key(geobox: GeoBox) -> _GridKey:

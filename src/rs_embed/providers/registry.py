@@ -17,20 +17,11 @@ BACKENDS = (
     "gee",
     "stac:<api url>#<collection>",
 )
-
-OFFSET_OPTION = "?offset="
+_OFFSET_OPTION = "?offset="
 
 
 def resolve(backend: str | Provider, cache_dir: Path | None = None) -> Provider:
-    """Return the provider of a backend.
-
-    Args:
-        backend: one of `BACKENDS`, `"auto"`, or a provider, which is returned unchanged.
-        cache_dir: folder that keeps patches fetched over a network; `RS_EMBED_CACHE_DIR` when None.
-
-    Raises:
-        ProviderError: for an unknown name, or a cache folder with a backend that uses no network.
-    """
+    """Return the provider of one of `BACKENDS` or `"auto"`, with a cache for patches fetched over a network."""
     if not isinstance(backend, str):
         if isinstance(backend, Provider):
             return backend
@@ -67,8 +58,8 @@ def _open_stac(name: str) -> Provider:
     """Return one provider per catalog, which remembers its searches, tokens and checked offsets."""
     from rs_embed.providers.stac.provider import StacProvider
 
-    catalog, _, option = name.partition(OFFSET_OPTION)
-    if OFFSET_OPTION in name and option not in ("item", "pixels"):
+    catalog, _, option = name.partition(_OFFSET_OPTION)
+    if _OFFSET_OPTION in name and option not in ("item", "pixels"):
         raise ProviderError(f"backend {name!r}: offset must be 'item' or 'pixels', got {option!r}")
     return StacProvider(catalog, offset="pixels" if option == "pixels" else "item")
 

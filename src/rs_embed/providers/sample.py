@@ -1,7 +1,4 @@
-"""Real Sentinel-2 L2A imagery that installs with the package: six patches of BigEarthNet, 1,200 m a side.
-
-`sample_data/README.md` states their origin and licence.
-"""
+"""Six patches of BigEarthNet, 1,200 m a side, that install with the package; `sample_data/README.md` is the source."""
 
 from __future__ import annotations
 
@@ -16,11 +13,7 @@ from rs_embed.providers.archive import ArchiveProvider
 from rs_embed.providers.scenes import BandFile, Scene
 
 _FOLDER = Path(__file__).with_name("sample_data")
-_BANDS_OF_RESOLUTION = {
-    10: ("B2", "B3", "B4", "B8"),
-    20: ("B5", "B6", "B7", "B8A", "B11", "B12"),
-    60: ("B1", "B9"),
-}
+_BANDS_OF_RESOLUTION = {10: ("B2", "B3", "B4", "B8"), 20: ("B5", "B6", "B7", "B8A", "B11", "B12"), 60: ("B1", "B9")}
 """Bands in the order of each patch's three files."""
 
 

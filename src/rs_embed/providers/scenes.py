@@ -16,10 +16,8 @@ from rs_embed.sentinel2 import Radiometry, processing_baseline, radiometry
 from rs_embed.specs import TemporalSpec
 
 N = TypeVar("N", int, float)
-Rectangle = tuple[N, N, N, N]
-"""Two opposite corners, the lesser coordinates first."""
-Bounds = Rectangle[float]
-"""West, south, east, north, in degrees."""
+Rectangle = tuple[N, N, N, N]  # two opposite corners, the lesser coordinates first
+Bounds = Rectangle[float]  # west, south, east, north, in degrees
 
 
 def enclose(rectangles: Sequence[Rectangle[N]]) -> Rectangle[N]:
@@ -33,12 +31,9 @@ class BandFile:
     """The file that holds one band of a scene."""
 
     path: str
-    index: int = 1
-    """Band of the file, from 1."""
-    raster_bands: tuple[Mapping[str, Any], ...] = ()
-    """The asset's `raster:bands`, where a STAC item has it."""
-    grid: BlockGrid | None = None
-    """The file's pixel grid, where a STAC item states it; its block size is then a guess."""
+    index: int = 1  # band of the file, from 1
+    raster_bands: tuple[Mapping[str, Any], ...] = ()  # the asset's `raster:bands`, where a STAC item has it
+    grid: BlockGrid | None = None  # the file's pixel grid, where a STAC item states it; its block size is then a guess
     size_bytes: int | None = None
 
 
@@ -47,18 +42,14 @@ class Scene:
     """One Sentinel-2 product of a source."""
 
     id: str
-    acquired: datetime
-    """Time of sensing, UTC."""
+    acquired: datetime  # time of sensing, UTC
     bounds: Bounds
-    files: Mapping[str, BandFile]
-    """Earth Engine's band name (`"B4"`, `"SCL"`) to its file."""
-    footprint: BaseGeometry | None = None
-    """Outline of its data, in degrees; None where only its bounds are known."""
+    files: Mapping[str, BandFile]  # Earth Engine's band name (`"B4"`, `"SCL"`) to its file
+    footprint: BaseGeometry | None = None  # outline of its data, in degrees; None where only its bounds are known
     cloud_pct: float | None = None
     collection: str | None = None
     properties: Mapping[str, Any] = field(default_factory=dict)
-    names: tuple[str, ...] = ()
-    """Further names that may contain the product's name."""
+    names: tuple[str, ...] = ()  # further names that may contain the product's name
     warnings: tuple[str, ...] = ()
 
     @property

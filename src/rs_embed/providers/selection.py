@@ -23,12 +23,9 @@ class Selection:
     """Scenes selected for one request."""
 
     request: PatchRequest
-    listed: Sequence[Scene]
-    """All scenes that the source knows around the place."""
-    scenes: tuple[Scene, ...]
-    """Scenes to read, newest first."""
-    before_clouds: int
-    """Number of scenes that meet the place in the time range, before the cloud filter."""
+    listed: Sequence[Scene]  # all scenes that the source knows around the place
+    scenes: tuple[Scene, ...]  # scenes to read, newest first
+    before_clouds: int  # number of scenes that meet the place in the time range, before the cloud filter
     warnings: tuple[str, ...] = ()
 
     @property
@@ -41,12 +38,7 @@ class Selection:
         return float(union_all(footprints).intersection(place).area / place.area)
 
     def check(self, provider: str) -> None:
-        """Refuse a selection that cannot give a patch.
-
-        Raises:
-            NoImageryError: when it holds no scene.
-            ProviderError: when clouds are to be masked and a scene has no scene classification.
-        """
+        """Refuse a selection without a scene, and a cloud mask without the scene classification that it needs."""
         if not self.scenes:
             raise self.no_scene_error(provider)
         for scene in self.scenes if self.request.sensor.cloud_mask == "scl" else ():
@@ -106,10 +98,7 @@ def select_scenes(listed: Sequence[Scene], request: PatchRequest) -> Selection:
 
 
 def drop_duplicates(scenes: Iterable[Scene], collections: Sequence[str]) -> list[Scene]:
-    """Keep one scene of each tile and second: reprocessed products and other collections list it again.
-
-    The newest processing baseline is kept, then the scene of the first of `collections`.
-    """
+    """Keep one scene of each tile and second: of the newest processing baseline, then of the first collection."""
     best: dict[tuple[str, str], Scene] = {}
 
     def rank(scene: Scene) -> tuple[str, int]:

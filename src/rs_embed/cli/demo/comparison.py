@@ -113,12 +113,10 @@ def _false_colour(grids: Sequence[FloatArray]) -> list[Image.Image]:
 class Chip:
     """A quarter of a sample place, 600 m a side."""
 
-    place: int
-    """Number of its place, from 1."""
+    place: int  # number of its place, from 1
     labels: tuple[str, ...]
     picture: Image.Image
-    vector: FloatArray
-    """CLIP projection of length 1, in the space of texts."""
+    vector: FloatArray  # CLIP projection of length 1, in the space of texts
 
 
 Rankings = dict[str, list[Chip]]

@@ -1,7 +1,4 @@
-"""Earth Engine requests: scene listings, composite expressions, and their pixels.
-
-The scenes of a composite are named one by one, so that the composite and its provenance cannot differ.
-"""
+"""Requests to Earth Engine; the scenes of a composite are named one by one, so that its provenance cannot differ."""
 
 from __future__ import annotations
 
@@ -24,24 +21,17 @@ from rs_embed.providers.selection import drop_duplicates
 from rs_embed.sentinel2 import CLEAR_SCL, HARMONIZED_COLLECTION
 from rs_embed.specs import SensorSpec
 
-REQUEST_BYTES = 48_000_000
-"""Largest uncompressed response that we request; Earth Engine's limit is 50,331,648 bytes."""
+REQUEST_BYTES = 48_000_000  # largest uncompressed response to request; Earth Engine's limit is 50,331,648 bytes
 MAX_SIDE_PX = 32_768
 _PROPERTIES = ("system:time_start", "CLOUDY_PIXEL_PERCENTAGE", "PROCESSING_BASELINE", "PRODUCT_ID")
-_SMALLEST_PX = 64 * 64
-"""Smallest grid that is halved after a refusal for its size."""
-_SCENES_PER_BAND = 24
-"""Scenes that share a band as bits: every number type on the way holds whole numbers up to 2^24 exactly."""
+_SMALLEST_PX = 64 * 64  # smallest grid that is halved after a refusal for its size
+_SCENES_PER_BAND = 24  # scenes as bits of a band: all number types on the way hold whole numbers up to 2^24 exactly
 
-CompositePixels = npt.NDArray[np.void]
-"""Pixels of a composite, (y, x), one field per band."""
+CompositePixels = npt.NDArray[np.void]  # (y, x), one field per band
 
 
 def list_scenes(ee: ModuleType, bounds: Bounds, start: str, end: str) -> list[Scene]:
-    """Return all scenes that meet a box from `start` to before `end`, whatever their cloud cover.
-
-    One request is sent. A time range with more scenes than Earth Engine lists at once is halved.
-    """
+    """Return the scenes of a box from `start` to before `end`; a time range with too many for one request is halved."""
 
     def request() -> dict[str, Any]:
         area = ee.Geometry.BBox(*bounds)
@@ -137,7 +127,7 @@ def _exceeds_limits(height: int, width: int, pixel_bytes: int) -> bool:
 def read_pixels(ee: ModuleType, image: Callable[[], Any], geobox: GeoBox, pixel_bytes: int) -> CompositePixels:
     """Return the pixels of an image on a grid; a grid that exceeds the service's limits is requested in halves.
 
-    `image` builds the `ee.Image`. It is called as part of a request, so that errors of the client get their remedy.
+    `image` builds the `ee.Image` as part of a request, so that errors of the client get their remedy.
     """
     height, width = geobox.shape
     if _exceeds_limits(height, width, pixel_bytes):
@@ -175,12 +165,9 @@ def _read_halves(ee: ModuleType, image: Callable[[], Any], geobox: GeoBox, pixel
 def decode_pixels(
     pixels: CompositePixels, n_scenes: int, sensor: SensorSpec
 ) -> tuple[FloatArray, npt.NDArray[np.uint16], list[bool]]:
-    """Return the values and counts that the bands of `composite` encode.
+    """Return DN (bands, y, x), NaN where unobserved; clear observations (y, x); one flag per scene, newest first.
 
-    Returns:
-        DN (bands, y, x), NaN where nothing was observed; clear observations (y, x), of all scenes in a median, of the
-        scene on top in a mosaic; and one flag per scene, newest first: in a median the scene observed the place, in a
-        mosaic it lies on top there.
+    In a median, all scenes count and are flagged that observed the place; in a mosaic, those that lie on top.
     """
     valid = pixels["valid"] > 0
     dn = np.stack([pixels[name] for name in _band_names(sensor)]).astype(np.float32)

@@ -33,18 +33,15 @@ from rs_embed.providers.scenes import Rectangle, Scene, enclose
 from rs_embed.providers.selection import Selection, select_scenes
 from rs_embed.sentinel2 import HARMONIZED_COLLECTION, radiometry
 
-_MAX_SHARED_PX = 1 << 20
-"""Largest grid of a shared request, in pixels: the service needs long for larger ones, and times out."""
-_MIN_FILLED_SHARE = 0.3
-"""Smallest share of a shared grid that its places fill: the pixels between them are computed too."""
+_MAX_SHARED_PX = 1 << 20  # size of a shared request: the service needs long for larger grids, and times out
+_MIN_FILLED_SHARE = 0.3  # share of a shared grid that its places fill: the pixels between them are computed too
 
 
 @dataclass(frozen=True, slots=True)
 class SharedRequest:
     """Request for the pixels of nearby places that have the same scenes and sensor."""
 
-    selections: Mapping[int, Selection]
-    """Selections by the position of their place in the batch."""
+    selections: Mapping[int, Selection]  # by the position of their place in the batch
 
     @property
     def geobox(self) -> GeoBox:
@@ -62,8 +59,7 @@ class SharedRequest:
     @property
     def n_requests(self) -> int:
         """Requests to the service, several where its limits are exceeded."""
-        height, width = self.geobox.shape
-        return count_requests(height, width, self._pixel_bytes)
+        return count_requests(*self.geobox.shape, self._pixel_bytes)
 
     @property
     def _first(self) -> Selection:

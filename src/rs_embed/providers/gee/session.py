@@ -1,7 +1,4 @@
-"""The Earth Engine client: initialisation, the limit on concurrent requests, and errors with their remedies.
-
-https://developers.google.com/earth-engine/guides/usage · https://developers.google.com/earth-engine/apidocs
-"""
+"""The Earth Engine client (https://developers.google.com/earth-engine/apidocs) and its limits (…/guides/usage)."""
 
 from __future__ import annotations
 
@@ -24,8 +21,7 @@ from rs_embed.retry import EARTH_ENGINE
 T = TypeVar("T")
 
 PROJECT_VARIABLES = ("EE_PROJECT", "GOOGLE_CLOUD_PROJECT")
-IN_FLIGHT = 40
-"""Concurrent requests that Earth Engine accepts from a project."""
+IN_FLIGHT = 40  # concurrent requests that Earth Engine accepts from a project
 _KEY_VARIABLE = "GOOGLE_APPLICATION_CREDENTIALS"
 _SCOPES = ("https://www.googleapis.com/auth/earthengine", "https://www.googleapis.com/auth/cloud-platform")
 _REGISTER = "https://console.cloud.google.com/earth-engine"
@@ -75,14 +71,7 @@ _REMEDIES = {
 
 
 def open_client(project: str | None = None) -> ModuleType:
-    """Return the client, and initialise it unless the caller has done so. It never prompts the user.
-
-    Without a project, that of `EE_PROJECT`, `GOOGLE_CLOUD_PROJECT` or the credentials is used.
-
-    Raises:
-        RSEmbedError: if the client is not installed.
-        ProviderError: if it cannot be initialised; the message names the remedy.
-    """
+    """Return the client, and initialise it unless the caller has done so. It never prompts the user."""
     try:
         import ee
     except ModuleNotFoundError:
@@ -138,12 +127,7 @@ def _credentials(ee: Any) -> Any:
 
 
 def send(request: Callable[[], T]) -> T:
-    """Send a request and return its response; at most 40 are in flight in this process.
-
-    Raises:
-        ProviderError: if the service fails; the message names the remedy.
-        RequestTooLargeError: if a smaller request may succeed.
-    """
+    """Send a request and return its response; at most 40 are in flight in this process."""
     import ee
 
     for attempt in range(1, EARTH_ENGINE.attempts + 1):

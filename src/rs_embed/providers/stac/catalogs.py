@@ -14,7 +14,6 @@ class StacCatalog:
     """One STAC API and the collections that are searched in it."""
 
     name: str
-    """Name in metadata and errors."""
     url: str = field(repr=False)
     """Address of the API's landing page; it may hold a credential, so that repr leaves it out."""
     collections: tuple[str, ...]
@@ -40,15 +39,7 @@ CATALOGS = {catalog.name: catalog for catalog in (EARTH_SEARCH, PLANETARY_COMPUT
 
 
 def find_catalog(catalog: str, collection: str | Sequence[str] | None = None) -> StacCatalog:
-    """Return a known catalog by its name, or the catalog at an API's URL.
-
-    Args:
-        catalog: `"earth-search"`, `"planetary-computer"`, an API's URL, or `"stac:<api url>#<collection>"`.
-        collection: collections to search; None for those of the known catalog or of the `#` part.
-
-    Raises:
-        ProviderError: when the text is none of these, or names no collection.
-    """
+    """Return a known catalog by its name, or the catalog at an API's URL or `"stac:<api url>#<collection>"`."""
     collections = (collection,) if isinstance(collection, str) else tuple(collection or ())
     if catalog in CATALOGS:
         known = CATALOGS[catalog]

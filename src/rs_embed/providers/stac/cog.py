@@ -24,13 +24,10 @@ from rs_embed.retry import COG_BLOCK
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_BLOCK_BYTES = 1 << 21
-"""Size of a usual block when decoded: 1024 px a side, uint16."""
+_BLOCK_BYTES = 1 << 21  # size of a usual block when decoded: 1024 px a side, uint16
 _HEADER_BYTES = 32_768
-_OVERVIEW_BYTES = 786_432
-"""Length of a file's beginning that holds its header and its coarsest overview."""
-_MAX_OVERVIEW_PX = 1400
-"""Largest side of an overview that is read for a histogram."""
+_OVERVIEW_BYTES = 786_432  # length of a file's beginning that holds its header and its coarsest overview
+_MAX_OVERVIEW_PX = 1400  # largest side of an overview that is read for a histogram
 _SCALE_TAG = re.compile(r'role="(scale|offset)"[^>]*>([^<]+)<')
 
 
@@ -49,8 +46,7 @@ class Cog:
     url: str
     tiff: TIFF
     grid: BlockGrid
-    is_planar: bool
-    """True where each block holds a single band."""
+    is_planar: bool  # True where each block holds a single band
     nodata: float | None
     scale: float
     offset: float
@@ -70,11 +66,7 @@ class Cog:
 
 
 async def open_cog(reader: RangeReader, url: str, *, with_overview: bool = False) -> Cog:
-    """Fetch a COG's header, and with the same request its coarsest overview if wanted: it comes first in a COG.
-
-    Raises:
-        FetchError: when the header cannot be fetched, or is not that of a georeferenced COG.
-    """
+    """Fetch a COG's header, and with the same request its coarsest overview if wanted: it comes first in a COG."""
     fault = ""
     for _ in range(COG_BLOCK.attempts):
         try:

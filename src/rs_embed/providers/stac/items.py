@@ -14,27 +14,22 @@ from rs_embed.providers.raster import BlockGrid
 from rs_embed.providers.scenes import BandFile, Bounds, Scene
 from rs_embed.sentinel2 import canonical_band
 
-Locate = Callable[[str], str | None]
-"""Function from an asset's href to the file or address to read; None for an asset that cannot be read."""
-
+Locate = Callable[[str], str | None]  # an asset's href to the file or address to read, None where it cannot be read
 _TRUE_COLOUR = ("visual", "tci")
 
 
 def scene_of_item(item: Mapping[str, Any], locate: Locate) -> Scene:
-    """Return the scene that an item describes.
-
-    Raises:
-        ProviderError: when no asset is a band that can be read, or the item has no position.
-    """
+    """Return the scene that an item describes; an item without a readable band or a position is a ProviderError."""
     properties: Mapping[str, Any] = item["properties"]
     files = _band_files(item["assets"], properties, locate)
     if not files:
         raise ProviderError("no asset is a Sentinel-2 band that can be read")
+    acquired = datetime.fromisoformat(str(properties.get("datetime") or properties["start_datetime"]))
     cloud = properties.get("eo:cloud_cover")
     footprint = geometry.shape(item["geometry"]) if item.get("geometry") else None
     return Scene(
         id=str(item["id"]),
-        acquired=_parse_datetime(str(properties.get("datetime") or properties["start_datetime"])),
+        acquired=acquired if acquired.tzinfo else acquired.replace(tzinfo=UTC),
         bounds=_bounds(item, footprint),
         footprint=footprint,
         files=files,
@@ -85,8 +80,3 @@ def _bounds(item: Mapping[str, Any], footprint: Any) -> Bounds:
         raise ProviderError(f"the item {item['id']} has neither bbox nor geometry")
     west, south, east, north = bbox if len(bbox) == 4 else (bbox[0], bbox[1], bbox[3], bbox[4])
     return float(west), float(south), float(east), float(north)
-
-
-def _parse_datetime(text: str) -> datetime:
-    parsed = datetime.fromisoformat(text)
-    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)

@@ -11,11 +11,9 @@ import numpy.typing as npt
 
 from rs_embed.sentinel2 import OFFSET_2022, Radiometry
 
-_TOO_DARK_DN = 900
-"""DN that no reflectance falls under while 1000 is still added."""
+_TOO_DARK_DN = 900  # DN that no reflectance falls under while 1000 is still added
 _DARKEST_WITH_OFFSET_DN = 1500.0
-MANY_TOO_DARK = 0.005
-"""Share of too dark pixels from which the offset is certainly subtracted."""
+MANY_TOO_DARK = 0.005  # share of too dark pixels from which the offset is certainly subtracted
 _MIN_PIXELS = 1000
 
 
@@ -23,10 +21,8 @@ _MIN_PIXELS = 1000
 class DarkPixels:
     """Dark end of one band's histogram over a whole scene, in stored DN."""
 
-    too_dark_share: float
-    """Share of the valid pixels in 1…900."""
-    darkest_dn: float
-    """0.1st percentile of the valid pixels."""
+    too_dark_share: float  # share of the valid pixels in 1…900
+    darkest_dn: float  # 0.1st percentile of the valid pixels
 
 
 def dark_pixels(values: npt.NDArray[Any]) -> DarkPixels | None:

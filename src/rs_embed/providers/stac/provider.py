@@ -31,8 +31,7 @@ _TYPICAL_BLOCK_PX = 1024
 _SCL_BYTES_PER_PIXEL = 0.1
 _BAND_BYTES_PER_PIXEL = 1.3
 """Size of a deflated band over real ground, for items that do not state the size of their files."""
-_WITH_OVERVIEWS = 4 / 3
-"""Pixels of a file with its overviews, as a multiple of the full image."""
+_WITH_OVERVIEWS = 4 / 3  # pixels of a file with its overviews, as a multiple of the full image
 
 OffsetSource = Literal["item", "pixels"]
 

@@ -36,13 +36,9 @@ class Searcher:
     _recent: ListingCache = field(default_factory=ListingCache)
 
     def search(self, search: Search) -> list[Scene]:
-        """Return all scenes of the catalog's collections that match a search, each one once.
+        """Return the scenes that match a search, each one once.
 
-        Cloud cover is filtered by the caller: the error of an empty result states how many scenes the filter removed,
-        and some servers answer a query that they do not support with nothing.
-
-        Raises:
-            ProviderError: when the catalog cannot be reached or understood.
+        The caller filters by cloud cover: some servers answer a query that they do not support with nothing.
         """
         return self._recent.get(search, self._request)
 

@@ -57,12 +57,7 @@ def _app() -> typer.Typer:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 for success, 1 for a failed request, 2 for bad usage, 130 on Ctrl-C.
-
-    Args:
-        arguments: the words after the program's name; those of this process if None. `--debug` among them lets
-            errors through with their traceback instead of one line on stderr.
-    """
+    """Run the command line and exit: 0 for success, 1 for a failed request, 2 for bad usage, 130 on Ctrl-C."""
     if arguments is None:
         arguments = sys.argv[1:]
         atexit.register(gc.freeze)  # a last garbage collection takes a quarter of a second once torch is loaded

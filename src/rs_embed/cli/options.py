@@ -24,10 +24,7 @@ Engine = Literal["local", "ray"]
 
 
 def choice(values: object, help: str) -> Any:
-    """Declare an option for a `Literal`.
-
-    The word is passed on as it is: the library checks it and raises the error that its Python callers see.
-    """
+    """Declare an option for a `Literal`; the library checks the word and raises the error that Python callers see."""
     words = [str(word) for word in get_args(values)]
     return Option(metavar="|".join(words), help=help, parser=str, autocompletion=lambda: words)
 
@@ -132,11 +129,7 @@ def check_ending(option: str, path: Path, allowed: Sequence[str]) -> None:
 
 
 def expand_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command with one parameter for each field of its dataclass parameters.
-
-    Typer derives options from a function's signature and knows no dataclasses. The returned function has the fields
-    in its signature and builds the dataclasses when it is called.
-    """
+    """Return a command with one parameter for each field of its dataclass parameters: Typer knows no dataclasses."""
     declared = inspect.signature(command, eval_str=True).parameters.values()
     groups: dict[str, Any] = {p.name: p.annotation for p in declared if is_dataclass(p.annotation)}
     parameters: list[inspect.Parameter] = []

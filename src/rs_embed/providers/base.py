@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 T = TypeVar("T")
 
-_IN_FLIGHT_BYTES = 1 << 30
-"""Limit on fetched patches (float32) in memory; a place of 4 km has 2 MB, the largest allowed 805 MB."""
+_IN_FLIGHT_BYTES = 1 << 30  # limit on patches (float32) in memory: a place of 4 km has 2 MB, the largest 805 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +34,11 @@ class PatchRequest:
 class FetchPlan:
     """Cost of a fetch, known before any pixel is read."""
 
-    scenes_of: tuple[int, ...]
-    """Scenes to read for each request."""
-    covered: tuple[float, ...]
-    """Share of each place that lies under the footprints of its scenes, 0…1."""
+    scenes_of: tuple[int, ...]  # number of scenes to read for each request
+    covered: tuple[float, ...]  # share of each place that lies under the footprints of its scenes, 0…1
     read_bytes: int
-    """Bytes to read over the network, or from disk."""
-    blocks: int = 0
-    """Blocks of files to fetch, each once; 0 where nothing is fetched by blocks."""
-    requests: int = 0
-    """Requests for pixels, at most."""
+    blocks: int = 0  # blocks of files to fetch, each once; 0 where nothing is fetched by blocks
+    requests: int = 0  # requests for pixels, at most
 
     @property
     def places(self) -> int:
@@ -62,10 +56,8 @@ class FetchPlan:
         return tuple(i for i, n in enumerate(self.scenes_of) if n == 0)
 
 
-FetchResult = Patch | AnyArray | ProviderError
-"""Imagery of one place: a provider's patch, the user's own pixels, or why there are none."""
-FetchResults = Iterator[tuple[int, FetchResult]]
-"""Positions of requests with their results, in any order."""
+FetchResult = Patch | AnyArray | ProviderError  # a provider's patch, the user's own pixels, or why there are none
+FetchResults = Iterator[tuple[int, FetchResult]]  # positions of requests with their results, in any order
 
 
 @runtime_checkable
@@ -102,7 +94,6 @@ def in_threads(
 ) -> Generator[tuple[int, T | ProviderError], None, None]:
     """Call `work` on each item in threads, and yield its position with the result or ProviderError, in any order.
 
-    Any other exception is a defect, and is raised here. As many finished results may wait as there are `workers`;
     `size_of` gives the bytes of an item's result, which bound the memory in use.
     """
 

@@ -1,8 +1,4 @@
-"""Blocks of COGs for many places at once: each block is fetched and decoded once, and goes to all places on it.
-
-Blocks are taken in their order on the map. The arrays of a place are created when its first block arrives and handed
-over after its last one, so that memory holds the places along the front of the sweep, not all of them.
-"""
+"""Blocks of COGs, each read once for all places on it, in map order: memory holds the places along the front alone."""
 
 from __future__ import annotations
 

@@ -76,10 +76,8 @@ class RangeReader:
     client: httpx2.AsyncClient
     in_flight: asyncio.Semaphore
     tokens: SasTokens | None = None
-    faults: dict[str, str] = field(default_factory=dict)
-    """Last error of each address: async-tiff replaces ours by one of its own."""
-    beginnings: dict[str, bytes] = field(default_factory=dict)
-    """Beginnings of files, read ahead; ranges inside them cause no request."""
+    faults: dict[str, str] = field(default_factory=dict)  # by address, since async-tiff replaces our errors by its own
+    beginnings: dict[str, bytes] = field(default_factory=dict)  # of files, read ahead; ranges inside cause no request
     _signing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def get_range_async(

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 DEMO_MODEL = "clip_eurosat_s2rgb"
-DEGREES_PER_M = 1 / 111_320
-"""Degrees of latitude per metre."""
+DEGREES_PER_M = 1 / 111_320  # of latitude
 
 
 def program() -> str:

@@ -119,8 +119,7 @@ class Chip:
     vector: FloatArray  # CLIP projection of length 1, in the space of texts
 
 
-Rankings = dict[str, list[Chip]]
-"""Chips for each phrase, best first."""
+Rankings = dict[str, list[Chip]]  # chips for each phrase, best first
 
 
 def cut_chips(places: Sequence[SamplePlace], model: str) -> list[Chip]:

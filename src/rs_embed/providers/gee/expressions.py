@@ -125,10 +125,7 @@ def _exceeds_limits(height: int, width: int, pixel_bytes: int) -> bool:
 
 
 def read_pixels(ee: ModuleType, image: Callable[[], Any], geobox: GeoBox, pixel_bytes: int) -> CompositePixels:
-    """Return the pixels of an image on a grid; a grid that exceeds the service's limits is requested in halves.
-
-    `image` builds the `ee.Image` as part of a request, so that errors of the client get their remedy.
-    """
+    """Return the pixels of an image on a grid; a grid that exceeds the service's limits is requested in halves."""
     height, width = geobox.shape
     if _exceeds_limits(height, width, pixel_bytes):
         return _read_halves(ee, image, geobox, pixel_bytes)
@@ -140,6 +137,7 @@ def read_pixels(ee: ModuleType, image: Callable[[], Any], geobox: GeoBox, pixel_
     }
 
     def request() -> CompositePixels:
+        # The image is built here, so that errors of the client get their remedy.
         body = {"expression": image(), "fileFormat": "NUMPY_NDARRAY", "grid": grid}
         pixels: CompositePixels = ee.data.computePixels(body)
         if pixels.shape != (height, width):

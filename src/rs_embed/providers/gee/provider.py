@@ -59,7 +59,8 @@ class SharedRequest:
     @property
     def n_requests(self) -> int:
         """Requests to the service, several where its limits are exceeded."""
-        return count_requests(*self.geobox.shape, self._pixel_bytes)
+        height, width = self.geobox.shape
+        return count_requests(height, width, self._pixel_bytes)
 
     @property
     def _first(self) -> Selection:

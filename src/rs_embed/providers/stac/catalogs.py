@@ -14,14 +14,10 @@ class StacCatalog:
     """One STAC API and the collections that are searched in it."""
 
     name: str
-    url: str = field(repr=False)
-    """Address of the API's landing page; it may hold a credential, so that repr leaves it out."""
-    collections: tuple[str, ...]
-    """Collections of Sentinel-2 L2A. A scene that is in several is taken from the first one."""
-    sas_token_url: str | None = None
-    """Address that issues read tokens (`<sas_token_url>/<account>/<container>`); None where files are public."""
-    signed_hosts: str = ".blob.core.windows.net"
-    """Suffix of the hosts whose files need a token."""
+    url: str = field(repr=False)  # the API's landing page; repr leaves it out, since it may hold a credential
+    collections: tuple[str, ...]  # of Sentinel-2 L2A; a scene that is in several is taken from the first one
+    sas_token_url: str | None = None  # issues tokens at `<sas_token_url>/<account>/<container>`; None for public files
+    signed_hosts: str = ".blob.core.windows.net"  # suffix of the hosts whose files need a token
 
 
 EARTH_SEARCH = StacCatalog(

@@ -51,10 +51,7 @@ def has_offset(bands: Sequence[DarkPixels]) -> bool | None:
 def check_offset(
     stated: Radiometry, bands: Sequence[DarkPixels], *, pixels_decide: bool
 ) -> tuple[Radiometry, str | None]:
-    """Return the radiometry to use, and the contradiction between the stated one and the pixels if one is left.
-
-    With `pixels_decide`, the offset is taken from the pixels where they contradict the item.
-    """
+    """Return the radiometry to use, and the contradiction between the stated one and the pixels if one is left."""
     present = has_offset(bands)
     if present is None or stated.gain != 1.0 or stated.offset not in (0.0, OFFSET_2022, None):
         return stated, None

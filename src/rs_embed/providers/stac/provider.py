@@ -29,8 +29,7 @@ _DARK_BAND, _SECOND_BAND = "B2", "B4"
 """Bands whose overviews show the offset of 2022: the darkest one, and one in which sand is bright."""
 _TYPICAL_BLOCK_PX = 1024
 _SCL_BYTES_PER_PIXEL = 0.1
-_BAND_BYTES_PER_PIXEL = 1.3
-"""Size of a deflated band over real ground, for items that do not state the size of their files."""
+_BAND_BYTES_PER_PIXEL = 1.3  # of a deflated band over real ground, for items that do not state the size of their files
 _WITH_OVERVIEWS = 4 / 3  # pixels of a file with its overviews, as a multiple of the full image
 
 OffsetSource = Literal["item", "pixels"]

@@ -36,16 +36,13 @@ class Searcher:
     _recent: ListingCache = field(default_factory=ListingCache)
 
     def search(self, search: Search) -> list[Scene]:
-        """Return the scenes that match a search, each one once.
-
-        The caller filters by cloud cover: some servers answer a query that they do not support with nothing.
-        """
+        """Return the scenes that match a search, each one once."""
         return self._recent.get(search, self._request)
 
     def _request(self, search: Search) -> list[Scene]:
         try:
             client = self._client = self._client or self._open()
-            found = client.search(
+            found = client.search(  # without cloud cover: some servers answer a query they do not support with nothing
                 collections=list(self.catalog.collections),
                 bbox=list(search.bounds),
                 datetime=f"{search.temporal.start}T00:00:00Z/{search.temporal.end}T00:00:00Z",

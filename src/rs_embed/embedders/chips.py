@@ -72,7 +72,7 @@ class Preparation:
     """Place DN in pinned memory, for CUDA."""
 
     def cut(self, dn: npt.NDArray[np.generic], *, fill_value: float, prep: InputPrep) -> Chips:
-        """Cut (3, y, x) DN, NaN where not observed; `NoImageryError` if all are, or with `tile` half of each chip."""
+        """Cut (3, y, x) DN with NaN for gaps; `NoImageryError` if all are, or with `tile` over half of each chip."""
         valid = observed(dn)
         valid_frac = float(valid.mean()) if dn.dtype.kind == "f" else 1.0
         if valid_frac == 0.0:

@@ -34,9 +34,9 @@ def read_region(file: Path) -> BaseGeometry:
 
 
 def region_places(region: BaseGeometry, chip_m: float) -> InputPlaces:
-    """Cut a region into chips on multiples of their size, each in the UTM zone of its centre.
+    """Cut a region (longitude and latitude) into chips on multiples of their size, each in the UTM zone of its centre.
 
-    A chip belongs to the region (longitude and latitude) if its centre does: later runs and neighbouring regions align.
+    A chip belongs to the region that has its centre: later runs and neighbouring regions align.
     """
     rows: list[InputRow] = []
     for epsg in _zones(region):

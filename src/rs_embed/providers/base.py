@@ -36,7 +36,7 @@ class FetchPlan:
 
     scenes_of: tuple[int, ...]  # number of scenes to read for each request
     covered: tuple[float, ...]  # share of each place that lies under the footprints of its scenes, 0…1
-    read_bytes: int
+    read_bytes: int  # over the network, or from disk
     blocks: int = 0  # blocks of files to fetch, each once; 0 where nothing is fetched by blocks
     requests: int = 0  # requests for pixels, at most
 

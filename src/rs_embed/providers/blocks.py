@@ -1,4 +1,4 @@
-"""Blocks of COGs, each read once for all places on it, in map order: memory holds the places along the front alone."""
+"""Blocks of COGs, each read once for all places on it, in map order: memory holds the front of the sweep alone."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class LocalProvider(ArchiveProvider):
     """Provider over files on this machine, the backend `"local:<path>"`; the folder is searched once, at the start.
 
     Scenes come from the STAC items of a folder, if it has any. Otherwise rasters are grouped by name: one file a band
-    (`…_B04.tif`, also in the R10m folders of a SAFE product), or one file with all bands, named by their descriptions.
+    (`…_B04.tif`, also in the R10m folders of a SAFE product), or a file with all bands, which their descriptions name.
     Dates come from product names, or from a date in the name of the file or folder.
 
     Args:

@@ -1,4 +1,4 @@
-"""Reading of a raster on another pixel grid, by the nearest pixel: GDAL's warp depends on the window that is read."""
+"""Reading of a raster on another pixel grid, nearest pixel: the result of GDAL's warp depends on the window read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Six patches of BigEarthNet, 1,200 m a side, that install with the package; `sample_data/README.md` is the source."""
+"""Real Sentinel-2 imagery in the package: six patches of BigEarthNet, 1,200 m a side (`sample_data/README.md`)."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def select_scenes(listed: Sequence[Scene], request: PatchRequest) -> Selection:
 
 
 def drop_duplicates(scenes: Iterable[Scene], collections: Sequence[str]) -> list[Scene]:
-    """Keep one scene of each tile and second: of the newest processing baseline, then of the first collection."""
+    """Keep a scene of each tile and second, newest baseline, then first collection: reprocessing lists it again."""
     best: dict[tuple[str, str], Scene] = {}
 
     def rank(scene: Scene) -> tuple[str, int]:

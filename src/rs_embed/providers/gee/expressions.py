@@ -165,7 +165,7 @@ def decode_pixels(
 ) -> tuple[FloatArray, npt.NDArray[np.uint16], list[bool]]:
     """Return DN (bands, y, x), NaN where unobserved; clear observations (y, x); one flag per scene, newest first.
 
-    In a median, all scenes count and are flagged that observed the place; in a mosaic, those that lie on top.
+    In a median, all scenes that observed the place count and are flagged; in a mosaic, those that lie on top.
     """
     valid = pixels["valid"] > 0
     dn = np.stack([pixels[name] for name in _band_names(sensor)]).astype(np.float32)

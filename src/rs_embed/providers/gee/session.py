@@ -1,4 +1,4 @@
-"""The Earth Engine client (https://developers.google.com/earth-engine/apidocs) and its limits (…/guides/usage)."""
+"""The Earth Engine client (https://developers.google.com/earth-engine/apidocs): session, limits, errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rs_embed.retry import EARTH_ENGINE
 T = TypeVar("T")
 
 PROJECT_VARIABLES = ("EE_PROJECT", "GOOGLE_CLOUD_PROJECT")
-IN_FLIGHT = 40  # concurrent requests that Earth Engine accepts from a project
+IN_FLIGHT = 40  # concurrent requests of a project: https://developers.google.com/earth-engine/guides/usage
 _KEY_VARIABLE = "GOOGLE_APPLICATION_CREDENTIALS"
 _SCOPES = ("https://www.googleapis.com/auth/earthengine", "https://www.googleapis.com/auth/cloud-platform")
 _REGISTER = "https://console.cloud.google.com/earth-engine"

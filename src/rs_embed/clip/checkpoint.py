@@ -45,8 +45,7 @@ class Checkpoint:
 
     file: Path
     config: ClipConfig
-    sources: Mapping[str, Source]
-    """Keys in the file by open_clip's name of the parameter."""
+    sources: Mapping[str, Source]  # by open_clip's name of the parameter
     tensors: _Tensors
 
     def load_vision(self) -> VisionTower:

@@ -36,8 +36,7 @@ _KNOWN = {  # open_clip's model names: width, layers and patch size of the image
 class Source:
     """Location of a parameter in a file."""
 
-    keys: tuple[str, ...]
-    """One key, or those of query, key and value, which are concatenated."""
+    keys: tuple[str, ...]  # one, or those of query, key and value, which are concatenated
     transpose: bool = False
 
 

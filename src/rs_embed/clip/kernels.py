@@ -18,11 +18,8 @@ Precision = Literal["fp32", "bf16", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8")
 
 _INT8_MAX = 127
-_STRIP_ROWS = 256
-"""Rows that an int8 layer computes at a time. Temporaries of a whole batch would be returned to the system after each
-layer, and allocating them again takes a fourth of the time."""
-_PACKED_FOR_ROWS = 400
-"""Rows (images times tokens) that the packed layout is chosen for. It is constant, so that results are reproducible."""
+_STRIP_ROWS = 256  # of int8 at a time: allocating a whole batch's temporaries for each layer takes a fourth of the time
+_PACKED_FOR_ROWS = 400  # images times tokens, for the packed layout; constant, so that results are reproducible
 
 
 def can_pack(dtype: torch.dtype = torch.float32) -> bool:

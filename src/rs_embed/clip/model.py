@@ -26,8 +26,7 @@ class VisionConfig:
     layers: int
     heads: int
     patch_px: int
-    image_px: int
-    """Side of the square input in pixels, a multiple of `patch_px`."""
+    image_px: int  # side of the square input, a multiple of `patch_px`
 
     @property
     def grid(self) -> int:
@@ -42,8 +41,7 @@ class TextConfig:
     width: int
     layers: int
     heads: int
-    context: int
-    """Tokens a text, start and end included."""
+    context: int  # tokens a text, start and end included
     vocabulary: int
 
 
@@ -53,8 +51,7 @@ class ClipConfig:
 
     vision: VisionConfig
     text: TextConfig
-    projection: int
-    """Length of the CLIP projection, shared by images and texts."""
+    projection: int  # length of the CLIP projection, shared by images and texts
     activation: Activation = "gelu"
 
 

@@ -63,13 +63,11 @@ class Chips:
 class Preparation:
     """Conversion of DN to the chips of one network."""
 
-    dn_range: tuple[float, float]
-    """DN shown as black and as white."""
+    dn_range: tuple[float, float]  # shown as black and as white
     size: ChipSize
     stage: Literal["chips", "rgb", "dn"] = "chips"
     """Last step on the host: chips; RGB of any size, for a network that resizes; DN (3, y, x), for `clip.device`."""
-    pinned: bool = False
-    """Place DN in pinned memory, for CUDA."""
+    pinned: bool = False  # place DN in pinned memory, for CUDA
 
     def cut(self, dn: npt.NDArray[np.generic], *, fill_value: float, prep: InputPrep) -> Chips:
         """Cut (3, y, x) DN with NaN for gaps; `NoImageryError` if all are, or with `tile` over half of each chip."""

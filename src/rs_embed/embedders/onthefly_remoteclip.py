@@ -31,14 +31,11 @@ class RemoteClipEmbedder:
     size: ChipSize
     preparation: Preparation
     device: torch.device
-    checkpoint: str
-    """Reference of the loaded weights, as the user would write it."""
-    digest: Future[str] | None
-    """Digest of the weights file; None for a model object."""
+    checkpoint: str  # reference of the loaded weights, as the user would write it
+    digest: Future[str] | None  # of the weights file; None for a model object
     activation: str | None
     transform: PixelTransform | None = None
-    dtype: torch.dtype = torch.float32
-    """Type that the network computes in."""
+    dtype: torch.dtype = torch.float32  # of the computation
 
     @property
     def weights_sha256(self) -> str | None:
@@ -146,12 +143,9 @@ class Encoded:
     """Results of one forward pass for a patch."""
 
     array: FloatArray
-    projected: FloatArray
-    """The CLIP projection (d,)."""
-    tokens: FloatArray | None
-    """The token grid (d, rows, cols), if requested."""
-    levels: tuple[int, int, int]
-    """Percentiles 2, 50 and 98 of the grey levels that the network saw."""
+    projected: FloatArray  # the CLIP projection (d,)
+    tokens: FloatArray | None  # (d, rows, cols), if requested
+    levels: tuple[int, int, int]  # percentiles 2, 50 and 98 of the grey levels that the network saw
 
 
 _Part = tuple[Tensor, Tensor, Tensor, Tensor]

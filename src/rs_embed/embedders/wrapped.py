@@ -87,8 +87,7 @@ class Wrapper:
     network: TokenEncoder | ImageEncoder
     transform: PixelTransform | None
     size: ChipSize
-    label: str
-    """The object's type, for metadata."""
+    label: str  # the object's type, for metadata
 
 
 def wrap(model: object, *, default: ChipSize, device: torch.device) -> Wrapper:

@@ -36,8 +36,7 @@ class PlanFile:
     """Rows that were planned together."""
 
     name: str
-    first: int
-    """Number of its first partition."""
+    first: int  # number of its first partition
     partitions: int
     places: int
 

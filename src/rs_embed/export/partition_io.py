@@ -32,8 +32,7 @@ class Partition:
     number: int
     table: pa.Table
     ids: list[str]
-    earlier: pa.Table | None = None
-    """Rows with vectors from an earlier run, when failures are tried again."""
+    earlier: pa.Table | None = None  # rows with vectors from an earlier run, when failures are tried again
     patches: dict[int, PatchRequest] = field(default_factory=dict)
     requests: dict[int, Request] = field(default_factory=dict)
     outcomes: dict[int, Outcome[Any]] = field(default_factory=dict)

@@ -43,8 +43,7 @@ class Fetch:
 
     folder: DatasetFolder
     request: ExportRequest
-    backend: str | Provider
-    """Name of the backend, opened where the task runs, because open files cannot be sent."""
+    backend: str | Provider  # a name is opened where the task runs, because open files cannot be sent
     preparation: Preparation
 
     def __call__(self, batch: Batch) -> dict[str, list[Any]]:
@@ -90,8 +89,7 @@ class RayRunner:
     backend: str | Provider
     preparation: Preparation
     lengths: VectorLengths
-    address: str | None
-    """Address of the cluster; one is started on this machine when None."""
+    address: str | None  # of the cluster; one is started on this machine when None
 
     def run(self, numbers: Sequence[int], progress: Progress, listener: ProgressListener) -> None:
         """Run partitions on the cluster."""

@@ -20,10 +20,8 @@ from rs_embed.specs import BBox, Place, PointBuffer, TemporalSpec
 class InputRow:
     """One row of the input, in one time range once the export is planned."""
 
-    number: int
-    """Position in the input, from 0."""
-    where: str
-    """Position for a reader: `line 3`, `feature 2`."""
+    number: int  # position in the input, from 0
+    where: str  # position for a reader: `line 3`, `feature 2`
     id: str
     place: Place | None  # None for a bad row
     start: str | None = None

@@ -38,8 +38,7 @@ class ExportRequest:
     normalise: bool
     thumbnails: bool
     grid: bool
-    columns: tuple[tuple[str, str], ...]
-    """Names and types of the user's columns."""
+    columns: tuple[tuple[str, str], ...]  # names and types of the user's columns
 
     def __post_init__(self) -> None:
         if self.output.mode == "grid":

@@ -127,7 +127,8 @@ class QueryEncoder:
 
     def remarks(self, query: Query) -> list[str]:
         """Return a sentence for each part of the words that the model cannot read."""
-        return list(chain.from_iterable(map(self._texts.remarks, as_list(query.text) + as_list(query.negative))))
+        words = as_list(query.text) + as_list(query.negative)
+        return [remark for text in words for remark in self._texts.remarks(text)]  # no words need no text side
 
     @property
     def _texts(self) -> TextEmbedder:

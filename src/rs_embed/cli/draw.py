@@ -22,8 +22,7 @@ GAP = LEFT = 24
 _COLUMNS, _TILE, _CAPTION = 5, 192, 50
 _MAP_SIDE, _MAP_TOP, _LEGEND = 480, 84, 70
 _HOT = ((255, 237, 160), (254, 178, 76), (240, 59, 32), (128, 0, 38))  # ColorBrewer's YlOrRd, safe if colour-blind
-_PALE, _DENSE, _COVER = 0.1, 0.5, 0.75
-"""Probabilities up to the first are not painted; from the second on the colour covers the third of the imagery."""
+_PALE, _DENSE, _COVER = 0.1, 0.5, 0.75  # probability up to which nothing and from which most is painted; its opacity
 
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

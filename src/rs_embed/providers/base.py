@@ -92,10 +92,7 @@ def fetch_patches(provider: Provider, requests: Sequence[PatchRequest]) -> Fetch
 def in_threads(
     items: Sequence[S], work: Callable[[S], T], workers: int, size_of: Callable[[S], int] = lambda item: 0
 ) -> Generator[tuple[int, T | ProviderError], None, None]:
-    """Call `work` on each item in threads, and yield its position with the result or ProviderError, in any order.
-
-    `size_of` gives the bytes of an item's result, which bound the memory in use.
-    """
+    """Yield positions with results of `work` or ProviderErrors, in any order; `size_of` (bytes) bounds the memory."""
 
     def attempt(position: int) -> tuple[int, T | ProviderError]:
         try:

@@ -131,10 +131,7 @@ def read_places(
     tokens: SasTokens | None,
     dark_pixels: MutableMapping[str, DarkPixels | None],
 ) -> Iterator[PlaceLayers]:
-    """Read all blocks that some places need in one sweep, and yield each place when it is complete.
-
-    `dark_pixels` holds the addresses of files whose histogram is read as well; values that are None are filled in.
-    """
+    """Read places in one sweep, yield each when it is complete, and fill in those of `dark_pixels` that are None."""
     channel: Channel[PlaceLayers] = Channel(limit=2 * in_flight)
     sweep = _Sweep(channel, in_flight, tokens, dark_pixels)
     return channel.consume([lambda: asyncio.run(sweep.run(places))])

@@ -60,7 +60,12 @@ class CachedProvider:
             return
         for number, result in self._provider.fetch([requests[i] for i in missing]):
             path = paths[missing[number]]
-            if path is not None and isinstance(result, Patch) and _is_whole(result):
+            # Other reasons for a lost scene are faults, which may be temporary.
+            if (
+                path is not None
+                and isinstance(result, Patch)
+                and all(d.reason == NO_VALID_PIXEL for d in result.dropped)
+            ):
                 self._keep(path, result)
             yield missing[number], result
         self._trim()
@@ -115,11 +120,6 @@ def _canonical(provider: str, request: PatchRequest) -> str:
         **{option: getattr(request.sensor, option) for option in options},
     }
     return json.dumps(facts, sort_keys=True, separators=(",", ":"))
-
-
-def _is_whole(patch: Patch) -> bool:
-    """Return True where no scene was lost to a fault, which may be temporary."""
-    return all(dropped.reason == NO_VALID_PIXEL for dropped in patch.dropped)
 
 
 def _write(path: Path, patch: Patch) -> None:

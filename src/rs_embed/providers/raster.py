@@ -103,8 +103,7 @@ def source_pixels(transform: Affine, crs: CRS, geobox: GeoBox) -> tuple[IndexArr
         if crs != target:
             x, y = Transformer.from_crs(target, crs, always_xy=True).transform(x, y)
         col, row = to_source * (x, y)
-    # A point that the CRS cannot represent is outside.
-    finite = (np.where(np.isfinite(position), position, -1.0) for position in (row, col))
+    finite = (np.where(np.isfinite(v), v, -1.0) for v in (row, col))  # a point that the CRS cannot represent is outside
     rows, cols = (np.floor(position + _EDGE_PX).astype(np.intp) for position in finite)
     return rows, cols
 

@@ -24,18 +24,13 @@ class Sample:
     id: str
     lon: float
     lat: float
-    buffer_m: float
-    """Half the side, in metres."""
+    buffer_m: float  # half the side, in metres
     width_px: int
     height_px: int
-    date: str
-    """Day of sensing, UTC."""
-    start: str
-    """First day of the month of sensing."""
-    end: str
-    """First day of the month after it."""
-    labels: tuple[str, ...]
-    """CORINE land cover of the patch (BigEarthNet's 43 classes)."""
+    date: str  # day of sensing, UTC
+    start: str  # first day of the month of sensing
+    end: str  # first day of the month after it
+    labels: tuple[str, ...]  # CORINE land cover of the patch (BigEarthNet's 43 classes)
 
 
 def list_samples() -> list[Sample]:

@@ -28,7 +28,7 @@ PHRASES = ("farm fields", "green meadow", "forest", "lake")
 _SHOWN, _CHIP_SIDE, _PHRASE_PX = 8, 150, 224
 
 _MIXED_FARMLAND = "Land principally occupied by agriculture, with significant areas of natural vegetation"
-CLASSES = {
+CLASSES = {  # of the bundled model (those of EuroSAT), each with its words for a text query
     "annual crop": ("annual crop", "farm fields"),
     "forest": ("forest",),
     "herbaceous vegetation": ("herbaceous vegetation", "shrubs"),
@@ -40,8 +40,7 @@ CLASSES = {
     "river": ("river",),
     "sea or lake": ("sea or lake", "lake"),
 }
-"""Classes of the bundled model (those of EuroSAT), each with its words for a text query."""
-_CLASSES_OF_LABEL = {
+_CLASSES_OF_LABEL = {  # CORINE labels of the sample places, each with the classes that match it
     "Non-irrigated arable land": {"annual crop"},
     "Pastures": {"pasture"},
     "Complex cultivation patterns": {"annual crop", "permanent crop"},
@@ -53,7 +52,6 @@ _CLASSES_OF_LABEL = {
     "Peatbogs": {"herbaceous vegetation"},
     "Water bodies": {"sea or lake"},
 }
-"""CORINE labels of the sample places, each with the classes that match it."""
 
 
 @dataclass(frozen=True, slots=True)

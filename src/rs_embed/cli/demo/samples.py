@@ -95,14 +95,12 @@ def _similarity(places: Sequence[SamplePlace]) -> str:
 
 def _search(rankings: comparison.Rankings, right: dict[int, int]) -> str:
     """Return the best chips for each phrase, and the count of chips that get a right label."""
-    return "\n".join(
-        [
-            "4. Search by words: 24 chips of 600 m; the numbers are the places of the best eight",
-            *(f"   {phrase:<14}{' '.join(str(c.place) for c in chips[:8])}" for phrase, chips in rankings.items()),
-            f"   {sum(right.values())} of 24 chips are classified as one of their place's labels, with ten classes to "
-            f"choose from (of 4 per place: {', '.join(map(str, right.values()))}).",
-            "   Place 6 lies under snow, which this model has never seen: see `rs-embed models clip_eurosat_s2rgb`",
-        ]
+    best = (f"   {phrase:<14}{' '.join(str(c.place) for c in chips[:8])}\n" for phrase, chips in rankings.items())
+    return (
+        f"4. Search by words: 24 chips of 600 m; the numbers are the places of the best eight\n{''.join(best)}"
+        f"   {sum(right.values())} of 24 chips are classified as one of their place's labels, with ten classes to "
+        f"choose from (of 4 per place: {', '.join(map(str, right.values()))}).\n"
+        "   Place 6 lies under snow, which this model has never seen: see `rs-embed models clip_eurosat_s2rgb`"
     )
 
 

@@ -40,7 +40,7 @@ class UnknownServiceError(ProviderError):
 
 
 _TOO_LARGE = "the request is too large: use a smaller place, a shorter time range, or max_scenes"
-_REMEDIES = {
+_REMEDIES = {  # by a pattern of the service's message; the first match counts
     r"no project found|project is required|required permission to use project|requires a quota project"
     r"|project \S+ (was )?not found": (
         "no usable Cloud project: set EE_PROJECT (or backend='gee:<project>') to a project of yours that is registered "
@@ -67,7 +67,6 @@ _REMEDIES = {
         "(https://developers.google.com/earth-engine/guides/noncommercial_tiers)"
     ),
 }
-"""Remedies by a pattern of the service's message; the first match counts."""
 
 
 def open_client(project: str | None = None) -> ModuleType:

@@ -25,8 +25,7 @@ from rs_embed.providers.stac.search import Searcher
 from rs_embed.sentinel2 import OFFSET_2022, Radiometry, may_carry_offset
 
 _PLACES_PER_SWEEP = 500
-_DARK_BAND, _SECOND_BAND = "B2", "B4"
-"""Bands whose overviews show the offset of 2022: the darkest one, and one in which sand is bright."""
+_DARK_BAND, _SECOND_BAND = "B2", "B4"  # the darkest, and one with bright sand: their overviews show the offset of 2022
 _TYPICAL_BLOCK_PX = 1024
 _SCL_BYTES_PER_PIXEL = 0.1
 _BAND_BYTES_PER_PIXEL = 1.3  # of a deflated band over real ground, for items that do not state the size of their files

@@ -61,11 +61,7 @@ class CachedProvider:
         for number, result in self._provider.fetch([requests[i] for i in missing]):
             path = paths[missing[number]]
             # Other reasons for a lost scene are faults, which may be temporary.
-            if (
-                path is not None
-                and isinstance(result, Patch)
-                and all(d.reason == NO_VALID_PIXEL for d in result.dropped)
-            ):
+            if path and isinstance(result, Patch) and all(d.reason == NO_VALID_PIXEL for d in result.dropped):
                 self._keep(path, result)
             yield missing[number], result
         self._trim()

@@ -1,1 +1,1 @@
-"""What this library costs beside what a user would write otherwise: `make bench`, or `python -m benchmarks NAME`."""
+"""Comparisons with the code a user would write otherwise: `make bench`, or `python -m benchmarks NAME`."""

@@ -25,7 +25,7 @@ from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.partition_io import open_partition, write_partition
 from rs_embed.export.progress import Progress, ProgressListener
 from rs_embed.export.request import ExportRequest, VectorLengths
-from rs_embed.export.workers import summary_of
+from rs_embed.export.workers import Runner, summary_of
 from rs_embed.pipeline import Outcome, PreparedPlace, embed_prepared, prepare_all
 from rs_embed.providers.base import Provider
 from rs_embed.providers.registry import resolve
@@ -90,6 +90,11 @@ class RayRunner:
     preparation: Preparation
     lengths: VectorLengths
     address: str | None  # of the cluster; one is started on this machine when None
+
+    @classmethod
+    def of(cls, local: Runner, backend: str | Provider, address: str | None) -> RayRunner:
+        """Return a runner of the same export; each task opens `backend` by itself."""
+        return cls(local.folder, local.request, backend, local.embedder.preparation, local.lengths, address)
 
     def run(self, numbers: Sequence[int], progress: Progress, listener: ProgressListener) -> None:
         """Run partitions on the cluster."""

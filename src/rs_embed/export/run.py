@@ -115,26 +115,14 @@ def export_embeddings(
         RSEmbedError: if the folder holds a dataset of another request.
     """
     card, sensor = check_model(model, sensor)
-    folder = DatasetFolder(Path(out))
-    if shard is not None and not 0 <= shard[0] < shard[1]:
-        raise SpecError(f"shard {shard[0]}/{shard[1]} must be I/N with 0 <= I < N")
-    check_choice("engine", engine, ("local", "ray"))
-    if grid:
-        import_extra("zarr", extra="zarr")
-    provider = resolve(backend)
-    inputs = find_places(places, chip_m, read)
+    _check_run(shard, engine, partition_size, grid)
+    provider, inputs = resolve(backend), find_places(places, chip_m, read)
     rows = list(expand(inputs, temporal, every))
     _check_sizes(inputs, sensor.scale_m, allow_small)
     reference = _loadable(sensor.checkpoint if checkpoint is None else checkpoint)
+    wanted, first = OutputSpec.grid() if grid else output, patch_requests(rows[:1], sensor)
     embedder = load_model(
-        card,
-        sensor,
-        OutputSpec.grid() if grid else output,
-        checkpoint=reference,
-        device=device,
-        precision=precision,
-        provider=provider,
-        patches=patch_requests(rows[:1], sensor),
+        card, sensor, wanted, checkpoint=reference, device=device, precision=precision, provider=provider, patches=first
     )
     request = ExportRequest(
         model=card.name,
@@ -151,20 +139,21 @@ def export_embeddings(
         grid=grid,
         columns=tuple((field.name, str(field.type)) for field in inputs.columns.schema),
     )
+    local = Runner(DatasetFolder(Path(out)), request, embedder, provider, vector_lengths(embedder, output))
+    _add_rows(local, inputs, rows, partition_size)
+    main = local if engine == "local" else RayRunner.of(local, backend, address)
+    numbers = local.folder.partitions()[slice(shard[0], None, shard[1]) if shard else slice(None)]
+    return _summary(local.folder, _run(main, local, numbers, report or (lambda event: None), retry_failed), inputs)
+
+
+def _check_run(shard: tuple[int, int] | None, engine: str, partition_size: int, grid: bool) -> None:
+    if shard is not None and not 0 <= shard[0] < shard[1]:
+        raise SpecError(f"shard {shard[0]}/{shard[1]} must be I/N with 0 <= I < N")
+    check_choice("engine", engine, ("local", "ray"))
+    if partition_size < 1:
+        raise SpecError(f"partition_size must be at least 1, got {partition_size}")
     if grid:
-        _warn_of_size(len(rows), embedder)
-    _add_rows(folder, request, inputs, rows, partition_size)
-    if grid:
-        write_root(folder.grids(), request, card.token_dim)
-    lengths = vector_lengths(embedder, output)
-    runner = Runner(folder, request, embedder, provider, lengths)
-    main: Runner | RayRunner = runner
-    if engine == "ray":
-        main = RayRunner(folder, request, backend, embedder.preparation, lengths, address)
-    index, count = shard or (0, 1)
-    progress = _run(main, runner, folder.partitions()[index::count], report or (lambda event: None), retry_failed)
-    write_card(folder, request, lengths)
-    return _summary(folder, progress, inputs)
+        import_extra("zarr", extra="zarr")
 
 
 def _summary(folder: DatasetFolder, progress: Progress, inputs: InputPlaces) -> ExportSummary:
@@ -181,17 +170,18 @@ def _summary(folder: DatasetFolder, progress: Progress, inputs: InputPlaces) -> 
     )
 
 
-def _add_rows(
-    folder: DatasetFolder, request: ExportRequest, inputs: InputPlaces, rows: list[InputRow], partition_size: int
-) -> None:
+def _add_rows(runner: Runner, inputs: InputPlaces, rows: list[InputRow], partition_size: int) -> None:
     """Plan the rows that are not planned yet."""
-    if partition_size < 1:
-        raise SpecError(f"partition_size must be at least 1, got {partition_size}")
+    folder, request = runner.folder, runner.request
+    if request.grid:
+        _warn_of_size(len(rows), runner.embedder)
     with folder.lock("plan"):
         folder.check_request(request)
         table = plan_rows(inputs, rows, request, folder.planned_ids())
         if table.num_rows:
             folder.add_plan(request, table, partition_size, versions())
+    if request.grid:
+        write_root(folder.grids(), request, runner.embedder.card.token_dim)
 
 
 def _run(
@@ -208,6 +198,7 @@ def _run(
     main.run([n for n in numbers if n not in done], progress, listener)
     local.run(failed, progress, listener, retry=True)
     listener(progress.event("finished"))
+    write_card(local.folder, local.request, local.lengths)
     return progress
 
 

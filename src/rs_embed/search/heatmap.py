@@ -171,13 +171,19 @@ def heat_map(
             "precision": precision,
             "window_m": window * sensor.scale_m,
             "windows": len(corners),
-            "epsg": epsg_of(geobox),
-            "backend": provider.name,
-            "temporal": asdict(temporal),
-            "scenes": [asdict(scene) for scene in patch.scenes],
+            **_imagery_facts(patch, provider, temporal),
             "warnings": [*remarks, *_warnings(patch, sensor, window)],
         },
     )
+
+
+def _imagery_facts(patch: Patch, provider: Provider, temporal: TemporalSpec) -> dict[str, Any]:
+    return {
+        "epsg": epsg_of(patch.geobox),
+        "backend": provider.name,
+        "temporal": asdict(temporal),
+        "scenes": [asdict(scene) for scene in patch.scenes],
+    }
 
 
 def _window_px(window_m: float, scale_m: float, geobox: GeoBox) -> int:

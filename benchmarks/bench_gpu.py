@@ -19,7 +19,7 @@ from benchmarks.oracle import import_open_clip, random_checkpoint
 from benchmarks.timing import seconds_of
 from rs_embed import OutputSpec, get_embeddings_batch
 from rs_embed.clip import device as on_device
-from rs_embed.clip.kernels import fuse_gelu
+from rs_embed.clip.kernels import fuse_gelu, replace_linear
 from rs_embed.clip.model import VisionConfig, VisionTower, initialise
 from rs_embed.clip.preprocess import standardise
 from rs_embed.clip.resample import resize_and_crop_levels
@@ -49,7 +49,7 @@ def rate(run: Callable[[], object], images: int) -> float:
 def stages(device: torch.device, batch: int = BATCH) -> list[str]:
     """Measure each step from DN on the host to the network's input."""
     dn = np.random.default_rng(0).integers(0, 12_000, (batch, 3, SIDE_PX, SIDE_PX)).astype(np.uint16)
-    patches = [on_device.pin(patch, pinned=device.type == "cuda") for patch in dn]
+    patches = [on_device.pin(patch) for patch in dn]
     raw = on_device._upload(patches, device)
     grey = on_device._stretch(raw, (0, 10_000))
     chips = resize_and_crop_levels(grey, 224)
@@ -62,14 +62,10 @@ def stages(device: torch.device, batch: int = BATCH) -> list[str]:
     }
     for workers in sorted({1, os.cpu_count() or 1}):
         with ThreadPoolExecutor(workers) as pool:
-            copies = rate(lambda pool=pool: list(pool.map(_pin, dn)), batch)
+            copies = rate(lambda pool=pool: list(pool.map(on_device.pin, dn)), batch)
             digests = rate(lambda pool=pool: list(pool.map(lambda a: hashlib.sha256(a.data).digest(), dn)), batch)
         rates[f"to pinned memory, {workers} thread(s)"], rates[f"sha256, {workers} thread(s)"] = copies, digests
     return [f"{name}: {found:,.0f} patches/s" for name, found in rates.items()]
-
-
-def _pin(patch: np.ndarray) -> torch.Tensor:
-    return on_device.pin(patch, pinned=torch.cuda.is_available())
 
 
 def networks(device: torch.device, batches: Sequence[int] = (64, BATCH)) -> list[str]:
@@ -81,7 +77,7 @@ def networks(device: torch.device, batches: Sequence[int] = (64, BATCH)) -> list
             initialise(tower, 0)
             tower = tower.to(device, kind).eval()
             if kind != torch.float32:
-                fuse_gelu(tower)
+                replace_linear(tower, fuse_gelu)
             left, right = (torch.rand(8192, 8192, device=device).to(kind) for _ in range(2))
             product = 2 * 8192**3 * rate(lambda a=left, b=right: a @ b, 1) / 1e9
             for batch in batches:

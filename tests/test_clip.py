@@ -14,7 +14,7 @@ from PIL import Image
 from fakes import SMALL, state_dict, towers
 from rs_embed import OutputSpec
 from rs_embed.clip.device import chips_of, histograms_of, pin
-from rs_embed.clip.kernels import fuse_gelu
+from rs_embed.clip.kernels import fuse_gelu, replace_linear
 from rs_embed.clip.model import ClipConfig, TextConfig, VisionConfig, VisionTower, initialise
 from rs_embed.clip.preprocess import (
     CLIP_MEAN,
@@ -256,7 +256,7 @@ def test_products_resize_as_pillow_does_bit_for_bit(shape, contrast):
 def test_the_device_stretches_every_value_as_the_host_does(dn_range):
     dn = np.arange(3 * 160 * 160, dtype=np.float32).reshape(3, 160, 160) * 0.5 - 1000
     for values in (dn, dn.clip(0).astype(np.uint16), dn.astype(np.int16), dn.astype(np.int64)):
-        got = chips_of([pin(values, pinned=False)], dn_range, 160, torch.device("cpu"))[0]
+        got = chips_of([pin(values)], dn_range, 160, torch.device("cpu"))[0]
         np.testing.assert_array_equal(got.permute(1, 2, 0).numpy(), to_uint8(values, dn_range))
 
 
@@ -266,7 +266,7 @@ def test_patches_of_many_shapes_and_types_keep_their_order_on_the_device():
         rng.integers(0, 12_000, (3, *shape)).astype(kind)
         for shape, kind in zip(SHAPES[:7] * 2, [np.uint16, np.float32] * 7, strict=True)
     ]
-    levels = chips_of([pin(values, pinned=False) for values in dn], (0, 10_000), 224, torch.device("cpu"))
+    levels = chips_of([pin(values) for values in dn], (0, 10_000), 224, torch.device("cpu"))
     chips = [resize_and_crop(to_uint8(values, (0, 10_000)), 224) for values in dn]
     np.testing.assert_array_equal(levels.permute(0, 2, 3, 1).numpy(), np.stack(chips))
     counts = [np.bincount(chip.ravel(), minlength=256) for chip in chips]
@@ -297,7 +297,7 @@ def test_the_epilogue_of_cuda_computes_gelu_within_half_precision():
     exact, fused = (VisionTower(config, 64, "gelu") for _ in range(2))
     initialise(exact, 0)
     fused.load_state_dict(exact.state_dict())
-    fuse_gelu(fused)
+    replace_linear(fused, fuse_gelu)
     pixels = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         a, b = exact.encode_image(pixels), fused.encode_image(pixels)
@@ -308,5 +308,5 @@ def test_quick_gelu_is_not_fused():
     tower = VisionTower(VisionConfig(width=192, layers=1, heads=3, patch_px=32, image_px=64), 64, "quick_gelu")
     initialise(tower, 0)
     before = tower.encode_image(torch.ones(1, 3, 64, 64))
-    fuse_gelu(tower)
+    replace_linear(tower, fuse_gelu)
     assert torch.equal(tower.encode_image(torch.ones(1, 3, 64, 64)), before)

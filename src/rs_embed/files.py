@@ -21,8 +21,8 @@ T = TypeVar("T")
 def atomic_write(path: Path, *, scratch: Path | None = None, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path with the same ending; the file written there replaces `path` when the block ends.
 
-    A block that raises leaves `path` as it was, and no temporary file. It
-    lies in `scratch`, a folder on the same disk, if given; `durable` flushes it, so that it survives a power cut.
+    A block that raises leaves `path` as it was, and no temporary file. `scratch` is a folder on the same disk for the
+    temporary file; `durable` flushes the file to the disk, so that it survives a power cut.
     """
     part = (scratch or path.parent) / f".{uuid.uuid4().hex[:12]}.part.{path.name}"
     try:

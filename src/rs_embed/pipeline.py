@@ -80,11 +80,12 @@ def embed_all(
 
     Pixels that were passed need no waiting: all processors prepare them, and then all multiply. Side by side the two
     would be slower, because a product waits for its slowest thread.
+
     With `stop_on_error` the first failure is raised; `error.results` holds the finished places.
     """
     at_hand = all(request.backend is None for request in requests)
-    step, on_cuda = settings.batch_size(embedder.device.type, len(requests)), embedder.device.type == "cuda"
-    ahead = None if at_hand and not on_cuda else 2 * step if on_cuda else step
+    step = settings.batch_size(embedder.device.type, len(requests))
+    ahead = 0 if at_hand and embedder.device.type != "cuda" else step
     by_position = dict(enumerate(requests))
     results: list[Result | None] = [None] * len(requests)
     with closing(prepare_all(embedder.preparation, by_position, arrivals, ahead=ahead, at_hand=at_hand)) as prepared:
@@ -120,7 +121,7 @@ def prepare_all(
     arrivals: Iterator[tuple[K, FetchResult]],
     *,
     summarise: Summarise | None = None,
-    ahead: int | None = None,
+    ahead: int = 0,
     at_hand: bool = False,
 ) -> Generator[PreparedPlace[K] | Outcome[K], None, None]:
     """Prepare patches for the model in background threads, and yield them in the order of their arrival.
@@ -133,7 +134,7 @@ def prepare_all(
         lambda arrival: _prepare(preparation, requests[arrival[0]], *arrival, summarise),
         arrivals if at_hand else in_background(arrivals, limit=1),
         workers=workers,
-        limit=max(workers, ahead or 0),
+        limit=max(workers, ahead),
         ordered=True,
     )
 

@@ -16,14 +16,14 @@ _MOST_BYTES = 1 << 30  # float32 levels resized at once; larger batches of large
 _SAME_ON_DEVICE = (np.uint8, np.uint16, np.float32)
 
 
-def pin(dn: AnyArray, *, pinned: bool) -> Tensor:
-    """Copy DN of any layout, (3, y, x), to memory that a GPU reads directly.
+def pin(dn: AnyArray) -> Tensor:
+    """Copy DN of any layout, (3, y, x), to memory that CUDA, where there is one, reads directly.
 
     Threads copy patches one by one, faster together than one thread stacks them.
     """
     if dn.dtype not in _SAME_ON_DEVICE:
         dn = dn.astype(np.float32)
-    found = torch.empty(dn.shape, dtype=getattr(torch, dn.dtype.name), pin_memory=pinned)
+    found = torch.empty(dn.shape, dtype=getattr(torch, dn.dtype.name), pin_memory=torch.cuda.is_available())
     np.copyto(found.numpy(), dn)
     return found
 

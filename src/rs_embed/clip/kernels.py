@@ -92,17 +92,15 @@ class FusedGeluLinear(nn.Module):
         return y.view(*x.shape[:-1], -1)
 
 
-def fuse_gelu(tower: VisionTower) -> None:
-    """Fuse each block's GELU into the product before it; other activations stay."""
-    for block in tower.transformer.resblocks:
-        assert isinstance(block, Block)
-        if isinstance(block.mlp.gelu, nn.GELU):
-            assert isinstance(block.mlp.c_fc, Linear)
-            block.mlp.c_fc, block.mlp.gelu = FusedGeluLinear(block.mlp.c_fc), nn.Identity()
+def fuse_gelu(linear: Linear, activation: nn.Module | None) -> nn.Module:
+    """Return a linear layer with GELU fused into it; with another activation or none, the layers as they are."""
+    if isinstance(activation, nn.GELU):
+        return FusedGeluLinear(linear)
+    return linear if activation is None else nn.Sequential(linear, activation)
 
 
 def replace_linear(tower: VisionTower, layer: Callable[[Linear, nn.Module | None], nn.Module]) -> None:
-    """Replace the four linear layers of each block by `PackedLinear` or `Int8Linear`; the old weights are freed."""
+    """Replace the four linear layers of each block, for example by `PackedLinear`; the old weights are freed."""
     for block in tower.transformer.resblocks:
         assert isinstance(block, Block)
         attn, mlp = block.attn, block.mlp

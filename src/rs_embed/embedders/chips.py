@@ -67,7 +67,6 @@ class Preparation:
     size: ChipSize
     stage: Literal["chips", "rgb", "dn"] = "chips"
     """Last step on the host: chips; RGB of any size, for a network that resizes; DN (3, y, x), for `clip.device`."""
-    pinned: bool = False  # place DN in pinned memory, for CUDA
 
     def cut(self, dn: npt.NDArray[np.generic], *, fill_value: float, prep: InputPrep) -> Chips:
         """Cut (3, y, x) DN with NaN for gaps; `NoImageryError` if all are, or with `tile` over half of each chip."""
@@ -111,7 +110,7 @@ class Preparation:
         if not seen:
             raise NoImageryError(f"none of the {len(corners)} chips of the place is at least half observed")
         rows, cols = height // token, width // token
-        images, counts = self._finish([np.ascontiguousarray(_window(pixels, p, size)) for p in seen])
+        images, counts = self._finish([_window(pixels, p, size) for p in seen])
         return Chips(
             images=images,
             histogram=counts,
@@ -126,8 +125,9 @@ class Preparation:
     def _finish(self, images: Sequence[Any]) -> tuple[tuple[Any, ...], npt.NDArray[np.int64] | None]:
         """Return the images as `Chips` have them, and their histogram."""
         if self.stage == "dn":
-            return tuple(pin(image.transpose(2, 0, 1), pinned=self.pinned) for image in images), None
-        return tuple(images), grey_histogram(images)
+            return tuple(pin(image.transpose(2, 0, 1)) for image in images), None
+        images = tuple(map(np.ascontiguousarray, images))
+        return images, grey_histogram(images)
 
 
 def _starts(length: int, size: ChipSize) -> list[int]:

@@ -62,12 +62,11 @@ def load_embedder(card: ModelCard, *, checkpoint: object | None, device: str, pr
     digest = digest_of(weights)  # computed while the weights are read
     loaded = _images.get(weights, lambda: _load_images(weights, where, precision), f"{where} {precision}")
     size = ChipSize(loaded.tower.config.image_px, loaded.tower.config.patch_px)
-    on_cuda = where.type == "cuda"
     return RemoteClipEmbedder(
         card=card,
         network=loaded.tower,
         size=size,
-        preparation=Preparation(card.dn_range, size, stage="dn" if on_cuda else "chips", pinned=on_cuda),
+        preparation=Preparation(card.dn_range, size, stage="dn" if where.type == "cuda" else "chips"),
         device=where,
         checkpoint=reference.removeprefix("hf:"),
         digest=digest,
@@ -114,5 +113,5 @@ def _load_images(file: Path, device: torch.device, precision: str) -> _Images:
     elif device.type == "cpu" and can_pack(dtype):
         replace_linear(tower, PackedLinear)
     elif device.type == "cuda" and dtype != torch.float32:
-        fuse_gelu(tower)
+        replace_linear(tower, fuse_gelu)
     return _Images(tower, checkpoint.config.activation)

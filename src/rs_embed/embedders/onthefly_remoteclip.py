@@ -135,7 +135,7 @@ class RemoteClipEmbedder:
             levels = chips_of(images, self.card.dn_range, side, self.device)
             counts = histograms_of(levels)
             return standardise(levels), counts
-        return normalise(images), torch.empty(len(images), 0)
+        return normalise(images, self.device), torch.empty(len(images), 0)
 
 
 @dataclass(frozen=True, slots=True)

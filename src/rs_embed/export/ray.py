@@ -84,17 +84,9 @@ class Embed:
 class RayRunner:
     """Runs partitions of one folder on a cluster."""
 
-    folder: DatasetFolder
-    request: ExportRequest
+    local: Runner  # of the same export
     backend: str | Provider
-    preparation: Preparation
-    lengths: VectorLengths
     address: str | None  # of the cluster; one is started on this machine when None
-
-    @classmethod
-    def of(cls, local: Runner, backend: str | Provider, address: str | None) -> RayRunner:
-        """Return a runner of the same export; each task opens `backend` by itself."""
-        return cls(local.folder, local.request, backend, local.embedder.preparation, local.lengths, address)
 
     def run(self, numbers: Sequence[int], progress: Progress, listener: ProgressListener) -> None:
         """Run partitions on the cluster."""
@@ -107,13 +99,12 @@ class RayRunner:
         if started_here:
             ray.init(address=self.address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        folder = DatasetFolder(self.folder.path.absolute())
-        preparation = self.preparation
+        folder, preparation = DatasetFolder(self.local.folder.path.absolute()), self.local.embedder.preparation
         if preparation.stage == "dn":  # chips are a seventh of the bytes that a patch has
-            preparation = replace(preparation, stage="chips", pinned=False)
-        fetch = Fetch(folder, self.request, self.backend, preparation)
+            preparation = replace(preparation, stage="chips")
+        fetch = Fetch(folder, self.local.request, self.backend, preparation)
         try:
-            for row in _rows(ray, _pipeline(ray, fetch, self.lengths, numbers), listener):
+            for row in _rows(ray, _pipeline(ray, fetch, self.local.lengths, numbers), listener):
                 progress.merge(pickle.loads(row["progress"]))  # bytes from our own actor
                 listener(progress.event())
         except ray.exceptions.RayError as error:

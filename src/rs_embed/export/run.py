@@ -141,7 +141,7 @@ def export_embeddings(
     )
     local = Runner(DatasetFolder(Path(out)), request, embedder, provider, vector_lengths(embedder, output))
     _add_rows(local, inputs, rows, partition_size)
-    main = local if engine == "local" else RayRunner.of(local, backend, address)
+    main = local if engine == "local" else RayRunner(local, backend, address)
     numbers = local.folder.partitions()[slice(shard[0], None, shard[1]) if shard else slice(None)]
     return _summary(local.folder, _run(main, local, numbers, report or (lambda event: None), retry_failed), inputs)
 

@@ -37,7 +37,6 @@ from rs_embed import (
     inspect_provider_patch,
     list_samples,
 )
-from rs_embed.background import in_background
 from rs_embed.patch import DroppedScene
 
 MODEL = "remoteclip_s2rgb"
@@ -173,30 +172,6 @@ def test_memory_does_not_grow_with_the_number_of_places(monkeypatch):
     provider = FakeProvider()
     get_embeddings_batch(MODEL, spatials=PLACES * 4, temporal=JUNE, backend=provider, checkpoint=Counting())
     assert max(ahead) <= 2 * 2 + 2
-
-
-def test_the_background_thread_hands_over_errors_and_stops():
-    def items():
-        yield 1
-        raise KeyError("x")
-
-    results = in_background(items(), 2)
-    assert next(results) == 1
-    with pytest.raises(KeyError):
-        next(results)
-    closed = threading.Event()
-
-    def endless():
-        try:
-            while True:
-                yield 0
-        finally:
-            closed.set()
-
-    results = in_background(endless(), 2)
-    next(results)
-    results.close()
-    assert closed.wait(5)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")

@@ -11,6 +11,19 @@ import pytest
 from rs_embed.background import Channel, ConsumerGone, in_background, map_in_background
 
 
+def failing():
+    yield 1
+    raise KeyError("x")
+
+
+def endless(closed):
+    try:
+        while True:
+            yield 0
+    finally:
+        closed.set()
+
+
 def wait_until(condition):
     deadline = time.monotonic() + 5
     while not condition() and time.monotonic() < deadline:
@@ -93,26 +106,15 @@ def test_a_defect_in_the_work_or_in_the_items_is_raised_by_the_consumer(ordered)
     with pytest.raises(ZeroDivisionError):
         list(map_in_background(divide, [1, 0, 1], workers=2, limit=4, ordered=ordered))
 
-    def items():
-        yield 1
-        raise KeyError("x")
-
     with pytest.raises(KeyError):
-        list(map_in_background(divide, items(), workers=2, limit=4, ordered=ordered))
+        list(map_in_background(divide, failing(), workers=2, limit=4, ordered=ordered))
 
 
 @pytest.mark.parametrize("ordered", [False, True])
 def test_closing_the_iterator_ends_the_threads_and_closes_the_items(ordered):
     before, closed = threading.active_count(), threading.Event()
 
-    def endless():
-        try:
-            while True:
-                yield 0
-        finally:
-            closed.set()
-
-    results = map_in_background(str, endless(), workers=3, limit=4, ordered=ordered)
+    results = map_in_background(str, endless(closed), workers=3, limit=4, ordered=ordered)
     assert next(results) == "0"
     results.close()
     assert closed.wait(5)
@@ -136,3 +138,15 @@ def test_an_event_loop_hands_over_what_it_makes_and_is_told_when_nobody_takes_it
     assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
     results.close()
     assert gone.wait(5)
+
+
+def test_the_background_thread_hands_over_errors_and_stops():
+    results = in_background(failing(), 2)
+    assert next(results) == 1
+    with pytest.raises(KeyError):
+        next(results)
+    closed = threading.Event()
+    results = in_background(endless(closed), 2)
+    next(results)
+    results.close()
+    assert closed.wait(5)

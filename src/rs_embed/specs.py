@@ -16,6 +16,10 @@ Composite = Literal["median", "mosaic"]
 CloudMask = Literal["scl"]
 Pooling = Literal["mean", "projected"]
 InputPrep = Literal["resize", "tile"]
+OutputMode = Literal["pooled", "grid"]
+Every = Literal["month", "quarter", "year"]
+VectorType = Literal["float32", "float16"]
+Engine = Literal["local", "ray"]
 
 _SOUTH, _NORTH = -80.0, 84.0
 _METRES_PER_DEGREE = 111_320.0
@@ -185,7 +189,7 @@ class SensorSpec:
 class OutputSpec:
     """Kind of output: a pooled vector or a ViT token grid."""
 
-    mode: Literal["pooled", "grid"]
+    mode: OutputMode
     pooling: Pooling | None = None
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from typer import Option
 from rs_embed.cli import options
 from rs_embed.cli.places import NamedPlace, describe, exit_on_failures, read_places
 from rs_embed.errors import SpecError
-from rs_embed.specs import InputPrep, OutputSpec
+from rs_embed.specs import InputPrep, OutputMode, OutputSpec
 
 if TYPE_CHECKING:
     from rs_embed.embedding import Embedding, Result
@@ -28,9 +28,7 @@ def embed(
     imagery: options.ImageryOptions,
     model: options.ModelOptions,
     file: options.PlacesFile = None,
-    output: Annotated[
-        options.OutputMode, options.choice(options.OutputMode, "One vector, or one per token.")
-    ] = "pooled",
+    output: Annotated[OutputMode, options.choice(OutputMode, "One vector, or one per token.")] = "pooled",
     pooling: options.Vector = None,
     input_prep: options.Prep = "resize",
     out: Annotated[Path | None, Option(help="Write .npy, .npz, .json, .nc or .parquet instead of printing.")] = None,

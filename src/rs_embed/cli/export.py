@@ -16,7 +16,7 @@ from rs_embed.cli import options
 from rs_embed.cli.places import check_one_source, side_m
 from rs_embed.cli.progress import export_progress
 from rs_embed.errors import SpecError
-from rs_embed.specs import BBox, OutputSpec
+from rs_embed.specs import BBox, Engine, Every, OutputSpec, VectorType
 
 if TYPE_CHECKING:
     from rs_embed.export.cost import ExportPlan
@@ -33,7 +33,7 @@ class RowOptions:
     file: options.PlacesFile = None
     bbox: options.Box = None
     region: Annotated[Path | None, Option(help="GeoJSON file of polygons to cut into chips.")] = None
-    every: Annotated[options.Every | None, options.choice(options.Every, "Cut time ranges into these periods.")] = None
+    every: Annotated[Every | None, options.choice(Every, "Cut time ranges into these periods.")] = None
     buffer_m: options.BufferM = None
     chip: options.Chip = None
     crs: Annotated[str, Option(help="CRS of the two columns of a CSV file.")] = "EPSG:4326"
@@ -125,14 +125,14 @@ def export(
     model: options.ModelOptions,
     pooling: options.Vector = None,
     input_prep: options.Prep = "resize",
-    dtype: Annotated[options.VectorType, options.choice(options.VectorType, "Number type of the vectors.")] = "float32",
+    dtype: Annotated[VectorType, options.choice(VectorType, "Number type of the vectors.")] = "float32",
     normalise: Annotated[bool, Option("--normalise", help="Scale the vectors to length 1.")] = False,
     thumbnails: Annotated[bool, Option(help="Write quicklooks of 96 px.")] = True,
     grid: Grid = False,
     allow_small: Annotated[bool, Option("--allow-small", help="Accept places under 32 px a side.")] = False,
     shard: Annotated[str | None, Option(metavar="I/N", help="Do only each N-th partition.")] = None,
     retry_failed: Annotated[bool, Option("--retry-failed", help="Try failed places again.")] = False,
-    engine: Annotated[options.Engine, options.choice(options.Engine, "Run here, or on a Ray cluster.")] = "local",
+    engine: Annotated[Engine, options.choice(Engine, "Run here, or on a Ray cluster.")] = "local",
     address: Annotated[str | None, Option(help="Address of the Ray cluster.")] = None,
     partition_size: Annotated[int, Option(help="Number of places in a partition, the unit of work.")] = 256,
     as_json: options.Json = False,

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from typer import Argument, Option
 
@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from rs_embed.providers.base import Provider
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-OutputMode = Literal["pooled", "grid"]
-Every = Literal["month", "quarter", "year"]
-VectorType = Literal["float32", "float16"]
-Engine = Literal["local", "ray"]
 
 
 def choice(values: object, help: str) -> Any:

@@ -14,13 +14,22 @@ from rs_embed.embedders.cards import find_card
 from rs_embed.errors import SpecError
 from rs_embed.export.formats import ReadOptions
 from rs_embed.export.inputs import InputPlaces, InputRow, read_places
-from rs_embed.export.partitions import Every, expand
+from rs_embed.export.partitions import expand
 from rs_embed.export.regions import region_places
 from rs_embed.grid import place_geobox
 from rs_embed.providers.base import FetchPlan, PatchRequest, Provider
 from rs_embed.providers.gee.expressions import bytes_per_pixel
 from rs_embed.providers.registry import resolve
-from rs_embed.specs import DEFAULT_OUTPUT, DEFAULT_SENSOR, BBox, OutputSpec, PointBuffer, SensorSpec, TemporalSpec
+from rs_embed.specs import (
+    DEFAULT_OUTPUT,
+    DEFAULT_SENSOR,
+    BBox,
+    Every,
+    OutputSpec,
+    PointBuffer,
+    SensorSpec,
+    TemporalSpec,
+)
 
 _ROW_BYTES = 2_500  # a row in its files, without vectors and thumbnail
 _THUMBNAIL_BYTES = 16_000

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import astuple, replace
 from datetime import date, timedelta
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +17,9 @@ from rs_embed.errors import SpecError
 from rs_embed.export.inputs import InputPlaces, InputRow
 from rs_embed.export.request import ExportRequest
 from rs_embed.grid import transformer, utm_epsg
-from rs_embed.specs import BBox, Place, PointBuffer, TemporalSpec
+from rs_embed.specs import BBox, Every, Place, PointBuffer, TemporalSpec
 
 PARTITION_SIZE = 256
-Every = Literal["month", "quarter", "year"]
 _MONTHS = {"month": 1, "quarter": 3, "year": 12}
 _CELL_M = 1280.0
 _CURVE_BITS = 14

@@ -6,13 +6,11 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from rs_embed.embedding import Request
 from rs_embed.errors import SpecError
-from rs_embed.specs import InputPrep, OutputSpec, Place, SensorSpec, TemporalSpec, check_choice
-
-VectorType = Literal["float32", "float16"]
+from rs_embed.specs import InputPrep, OutputSpec, Place, SensorSpec, TemporalSpec, VectorType, check_choice
 
 
 class VectorLengths(NamedTuple):

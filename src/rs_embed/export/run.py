@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
 from rs_embed.embedding import versions
@@ -17,16 +16,27 @@ from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.formats import ReadOptions
 from rs_embed.export.grids import write_root
 from rs_embed.export.inputs import InputPlaces, InputRow
-from rs_embed.export.partitions import PARTITION_SIZE, Every, expand, plan_rows
+from rs_embed.export.partitions import PARTITION_SIZE, expand, plan_rows
 from rs_embed.export.progress import Progress, ProgressListener
 from rs_embed.export.ray import RayRunner
-from rs_embed.export.request import ExportRequest, VectorType
+from rs_embed.export.request import ExportRequest
 from rs_embed.export.workers import Runner, vector_lengths
 from rs_embed.grid import place_geobox
 from rs_embed.models import check_model, load_model
 from rs_embed.providers.base import Provider
 from rs_embed.providers.registry import resolve
-from rs_embed.specs import DEFAULT_OUTPUT, InputPrep, OutputSpec, PointBuffer, SensorSpec, TemporalSpec, check_choice
+from rs_embed.specs import (
+    DEFAULT_OUTPUT,
+    Engine,
+    Every,
+    InputPrep,
+    OutputSpec,
+    PointBuffer,
+    SensorSpec,
+    TemporalSpec,
+    VectorType,
+    check_choice,
+)
 
 _SMALLEST_PX = 32
 _LARGE_GB = 1.0
@@ -75,7 +85,7 @@ def export_embeddings(
     allow_small: bool = False,
     shard: tuple[int, int] | None = None,
     retry_failed: bool = False,
-    engine: Literal["local", "ray"] = "local",
+    engine: Engine = "local",
     address: str | None = None,
     partition_size: int = PARTITION_SIZE,
     report: ProgressListener | None = None,
@@ -139,11 +149,12 @@ def export_embeddings(
         grid=grid,
         columns=tuple((field.name, str(field.type)) for field in inputs.columns.schema),
     )
-    local = Runner(DatasetFolder(Path(out)), request, embedder, provider, vector_lengths(embedder, output))
-    _add_rows(local, inputs, rows, partition_size)
+    folder = DatasetFolder(Path(out))
+    _add_rows(folder, request, embedder, inputs, rows, partition_size)
+    local = Runner(folder, request, embedder, provider, vector_lengths(embedder, output))
     main = local if engine == "local" else RayRunner(local, backend, address)
-    numbers = local.folder.partitions()[slice(shard[0], None, shard[1]) if shard else slice(None)]
-    return _summary(local.folder, _run(main, local, numbers, report or (lambda event: None), retry_failed), inputs)
+    numbers = folder.partitions()[slice(shard[0], None, shard[1]) if shard else slice(None)]
+    return _summary(folder, _run(main, local, numbers, report or (lambda event: None), retry_failed), inputs)
 
 
 def _check_run(shard: tuple[int, int] | None, engine: str, partition_size: int, grid: bool) -> None:
@@ -170,18 +181,24 @@ def _summary(folder: DatasetFolder, progress: Progress, inputs: InputPlaces) -> 
     )
 
 
-def _add_rows(runner: Runner, inputs: InputPlaces, rows: list[InputRow], partition_size: int) -> None:
-    """Plan the rows that are not planned yet."""
-    folder, request = runner.folder, runner.request
+def _add_rows(
+    folder: DatasetFolder,
+    request: ExportRequest,
+    embedder: RemoteClipEmbedder,
+    inputs: InputPlaces,
+    rows: list[InputRow],
+    partition_size: int,
+) -> None:
+    """Plan the rows that are not planned yet; another request than the folder's is refused."""
     if request.grid:
-        _warn_of_size(len(rows), runner.embedder)
+        _warn_of_size(len(rows), embedder)
     with folder.lock("plan"):
         folder.check_request(request)
         table = plan_rows(inputs, rows, request, folder.planned_ids())
         if table.num_rows:
             folder.add_plan(request, table, partition_size, versions())
     if request.grid:
-        write_root(folder.grids(), request, runner.embedder.card.token_dim)
+        write_root(folder.grids(), request, embedder.card.token_dim)
 
 
 def _run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 from rs_embed.embedding import Embedding, Request, Result
@@ -14,6 +15,7 @@ from rs_embed.patch import Patch, check_input_chw
 from rs_embed.providers.base import PatchRequest, Provider, fetch_patches
 from rs_embed.providers.registry import resolve
 from rs_embed.specs import (
+    DEFAULT_OUTPUT,
     DEFAULT_SENSOR,
     InputPrep,
     OutputSpec,
@@ -23,8 +25,6 @@ from rs_embed.specs import (
     check_choice,
 )
 
-_POOLED = OutputSpec.pooled()
-
 
 def get_embedding(
     model: str,
@@ -32,7 +32,7 @@ def get_embedding(
     spatial: Place | None = None,
     temporal: TemporalSpec | None = None,
     sensor: SensorSpec | None = None,
-    output: OutputSpec = _POOLED,
+    output: OutputSpec = DEFAULT_OUTPUT,
     backend: str | Provider = "auto",
     device: str = "auto",
     input_prep: InputPrep = "resize",
@@ -71,7 +71,7 @@ def get_embeddings_batch(
     spatials: Sequence[Place] | None = None,
     temporal: TemporalSpec | Sequence[TemporalSpec] | None = None,
     sensor: SensorSpec | None = None,
-    output: OutputSpec = _POOLED,
+    output: OutputSpec = DEFAULT_OUTPUT,
     backend: str | Provider = "auto",
     device: str = "auto",
     input_prep: InputPrep = "resize",
@@ -211,8 +211,6 @@ def inspect_provider_patch(
     Returns:
         JSON-ready `{ok, report, sensor, temporal, backend, artifacts}`.
     """
-    from dataclasses import asdict
-
     sensor = DEFAULT_SENSOR if sensor is None else sensor
     provider = resolve(backend)
     patch = fetch_patch(spatial, temporal, sensor, provider)

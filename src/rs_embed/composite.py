@@ -52,6 +52,8 @@ class SceneImage:
 
 def median(images: Sequence[SceneImage]) -> FloatArray:
     """Return the median over time of each band: (bands, y, x) float32, NaN where no image observed."""
+    if len(images) == 1:
+        return np.where(images[0].valid, images[0].dn, np.float32(np.nan)).astype(np.float32, copy=False)
     bands, height, width = images[0].dn.shape
     out = np.empty((bands, height, width), dtype=np.float32)
     row_bytes = len(images) * bands * width * images[0].dn.itemsize

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from rs_embed.clip.weights import local_file
 from rs_embed.digest import digest_of
-from rs_embed.embedders.cards import ModelCard, check_bands, find_card, shipped_folder
-from rs_embed.errors import CheckpointError, NoImageryError, ProviderError, missing_core
+from rs_embed.embedders.cards import ModelCard, find_card, shipped_folder
+from rs_embed.errors import CheckpointError, ModelError, NoImageryError, ProviderError, missing_core
 from rs_embed.providers.base import PatchRequest, Provider
+from rs_embed.sentinel2 import RGB_BANDS
 from rs_embed.specs import DEFAULT_SENSOR, OutputSpec, SensorSpec
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 def check_model(model: str, sensor: SensorSpec | None) -> tuple[ModelCard, SensorSpec]:
     """Return a model's card and the sensor, the default one for None; refuse bands that the model does not take."""
     card, sensor = find_card(model), DEFAULT_SENSOR if sensor is None else sensor
-    check_bands(sensor.bands, card.name)
+    if sensor.bands != RGB_BANDS:
+        wanted = f"the bands {RGB_BANDS} (red, green, blue) in this order"
+        raise ModelError(f"{card.name} takes {wanted}, got {sensor.bands}")
     return card, sensor
 
 

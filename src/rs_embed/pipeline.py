@@ -165,12 +165,16 @@ def embed_prepared(
         in_flight -= failed and stop_on_error
         is_last = item is None or in_flight == 0
         if batch and (is_last or sum(len(place.chips.images) for place in batch) >= step):
-            chips, output = [place.chips for place in batch], batch[0].request.output
-            finish = embedder.start(chips, output, step=step, with_tokens=with_tokens)
-            running.append((batch, finish))
+            inputs, output = [place.chips for place in batch], batch[0].request.output
+            running.append((batch, embedder.start(inputs, output, step=step, with_tokens=with_tokens)))
             batch = []
         while len(running) > (0 if is_last else ahead):
-            yield from _outcomes(embedder, *running.popleft(), with_tokens)
+            embedded, finish = running.popleft()
+            for place, encoded in zip(embedded, finish(), strict=True):
+                request, chips, patch, tokens = place.request, place.chips, place.patch, encoded.tokens
+                result = build_embedding(embedder, request, chips, patch, encoded, place.checks)
+                grid = token_grid(request, chips, patch, tokens) if with_tokens and tokens is not None else None
+                yield Outcome(place.position, result, encoded.projected, place.summary, grid)
         if is_last:
             break
 
@@ -222,17 +226,3 @@ def _check(dn: AnyArray, request: Request) -> dict[str, Any]:
             f"the imagery of {request.place or 'input_chw'} fails inspection: {'; '.join(report['issues'])}"
         )
     return report
-
-
-def _outcomes(
-    embedder: RemoteClipEmbedder,
-    batch: Sequence[PreparedPlace[K]],
-    finish: Callable[[], list[Encoded]],
-    with_tokens: bool,
-) -> Iterator[Outcome[K]]:
-    """Wait for a batch, and yield its outcomes."""
-    for place, encoded in zip(batch, finish(), strict=True):
-        request, chips, patch = place.request, place.chips, place.patch
-        result = build_embedding(embedder, request, chips, patch, encoded, place.checks)
-        grid = token_grid(request, chips, patch, encoded.tokens) if with_tokens and encoded.tokens is not None else None
-        yield Outcome(place.position, result, encoded.projected, place.summary, grid)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 HARMONIZED_COLLECTION = "COPERNICUS/S2_SR_HARMONIZED"
@@ -64,6 +65,7 @@ class ProductName:
     """Processing baseline, `"05.10"`, where the name has one."""
 
 
+@lru_cache(maxsize=4096)
 def parse_product_name(name: str) -> ProductName | None:
     """Read `S2A_MSIL2A_20220601T…_N0400_…` or Earth Search's `S2A_29RKH_20200219_0_L2A`; None for other names."""
     match = _PRODUCT.search(name) or _SHORT_PRODUCT.search(name)

@@ -163,7 +163,8 @@ class VisionTower(nn.Module):
         self.config = config
         self.conv1 = nn.Conv2d(3, width, config.patch_px, stride=config.patch_px, bias=False)
         self.class_embedding = nn.Parameter(torch.empty(width))
-        self.positional_embedding = nn.Parameter(torch.empty(config.grid**2 + 1, width))
+        self.grid = config.grid
+        self.positional_embedding = nn.Parameter(torch.empty(self.grid**2 + 1, width))
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = Transformer(width, config.layers, config.heads, activation)
         self.ln_post = nn.LayerNorm(width)
@@ -176,7 +177,7 @@ class VisionTower(nn.Module):
 
     def _start(self, pixels: Tensor) -> Tensor:
         """Embed the patches, with CLS and positions, for the first block: (n, 3, px, px) to (n, 1 + g*g, w)."""
-        n, g, p = len(pixels), self.config.grid, self.config.patch_px
+        n, g, p = len(pixels), self.grid, self.config.patch_px
         x = pixels.reshape(n, 3, g, p, g, p).permute(0, 2, 4, 1, 3, 5).reshape(n, g * g, 3 * p * p)
         x = F.linear(x, self.conv1.weight.flatten(1))  # (n, g*g, w); the convolution takes 30 % of the time on CUDA
         cls = self.class_embedding.expand(x.shape[0], 1, -1)  # (n, 1, w)

@@ -32,28 +32,24 @@ def to_uint8(dn: npt.NDArray[np.generic], dn_range: tuple[float, float]) -> Grey
     if dn.dtype in (np.uint8, np.uint16):
         levels: GreyArray = np.take(_table(dn_range), dn.astype(np.uint16, copy=False), mode="clip")
         return np.ascontiguousarray(levels.transpose(1, 2, 0))
-    rgb = np.empty((*dn.shape[1:], len(dn)), np.uint8)
-    for band, grey in enumerate(dn):
-        for top in range(0, len(grey), _STRIP_ROWS):  # strips of rows stay in the processor's cache
-            rgb[top : top + _STRIP_ROWS, :, band] = _stretched(grey[top : top + _STRIP_ROWS], dn_range)
-    return rgb
-
-
-def _stretched(dn: npt.NDArray[np.generic], dn_range: tuple[float, float]) -> npt.NDArray[np.float32]:
-    """Stretch DN in float32; a division, because a product with the inverse differs for some DN."""
     low, high = dn_range
-    grey = dn.astype(np.float32)
-    if low:
-        grey -= np.float32(low)
-    grey /= np.float32(high - low)
-    np.clip(grey, 0.0, 1.0, out=grey)
-    grey *= np.float32(255.0)
-    return grey
+    rgb = np.empty((*dn.shape[1:], len(dn)), np.uint8)
+    for band, rows in enumerate(dn):
+        for top in range(0, len(rows), _STRIP_ROWS):  # strips of rows stay in the processor's cache
+            grey = rows[top : top + _STRIP_ROWS].astype(np.float32)
+            if low:
+                grey -= np.float32(low)
+            grey /= np.float32(high - low)  # a product with the inverse differs for some DN
+            np.clip(grey, 0.0, 1.0, out=grey)
+            grey *= np.float32(255.0)
+            rgb[top : top + _STRIP_ROWS, :, band] = grey
+    return rgb
 
 
 @lru_cache(maxsize=8)
 def _table(dn_range: tuple[float, float]) -> GreyArray:
-    return _stretched(np.arange(1 << 16), dn_range).astype(np.uint8)
+    """Return the grey level of each DN of 16 bits: (65536,) uint8."""
+    return to_uint8(np.arange(1 << 16, dtype=np.float32)[None, None], dn_range).ravel()
 
 
 def resize_and_crop(rgb: GreyArray, side_px: int) -> GreyArray:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rs_embed.errors import ModelError, UnknownModelError
-from rs_embed.sentinel2 import RGB_BANDS
+from rs_embed.errors import UnknownModelError
 
 _REMOTECLIP = "MVRL/remote-clip-vit-base-patch32"
 
@@ -146,12 +145,7 @@ def describe_model(model: str) -> dict[str, Any]:
     }
 
 
-def check_bands(bands: Sequence[str], model: str) -> None:
-    """Check that the bands are those that the models take."""
-    if tuple(bands) != RGB_BANDS:
-        raise ModelError(f"{model} takes the bands {RGB_BANDS} (red, green, blue) in this order, got {tuple(bands)}")
-
-
+@lru_cache(maxsize=64)
 def shipped_folder(checkpoint: str) -> Path | None:
     """Return the folder of a checkpoint that installs with the package; None for any other."""
     return Path(__file__).parent / checkpoint.removeprefix(PACKAGE) if checkpoint.startswith(PACKAGE) else None

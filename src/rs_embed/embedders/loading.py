@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -92,6 +93,7 @@ def find_weights(reference: str) -> Path:
     return resolve(reference) if folder is None else folder / "model.safetensors"
 
 
+@lru_cache(maxsize=16)
 def find_device(device: str) -> torch.device:
     """Return a device by name; `"auto"` is CUDA if the machine has it, else the CPU."""
     if device == "auto":

@@ -27,6 +27,7 @@ from rs_embed.embedding import Embedding, EmbeddingFailure, Request, Result, bui
 from rs_embed.errors import ModelError, RSEmbedError
 from rs_embed.inspection import PatchSummary, inspect_array, save_quicklook
 from rs_embed.patch import Patch
+from rs_embed.progress import progress_bar
 from rs_embed.providers.base import FetchResult, FetchResults
 
 if TYPE_CHECKING:
@@ -107,11 +108,9 @@ def embed_all(
 
 
 def _with_bar(outcomes: Iterable[Outcome[int]], total: int) -> Iterator[Outcome[int]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with progress_bar(TimeRemainingColumn()) as bar:
         yield from bar.track(outcomes, total=total, description="embedding")
 
 

@@ -10,19 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from rs_embed.progress import progress_bar
+
 if TYPE_CHECKING:
-    from rich.progress import Progress, ProgressColumn
-
     from rs_embed.export.progress import ProgressListener
-
-
-def progress_bar(*more: ProgressColumn, transient: bool = False) -> Progress:
-    """Return a progress bar on stderr, hidden where that is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *more)
-    return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=transient)
 
 
 @contextmanager
@@ -33,7 +24,8 @@ def export_progress(as_json: bool) -> Iterator[ProgressListener]:
         return
     from rich.progress import TextColumn, TimeRemainingColumn
 
-    with progress_bar(TimeRemainingColumn(), TextColumn("{task.fields[facts]}")) as bar:
+    columns = TimeRemainingColumn(), TextColumn("{task.fields[facts]}")
+    with progress_bar(*columns, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("embedding", total=None, facts="")
 
         def show(event: Mapping[str, Any]) -> None:

@@ -12,9 +12,9 @@ import typer
 from typer import Argument, Option
 
 from rs_embed.cli import options
-from rs_embed.cli.progress import progress_bar
 from rs_embed.errors import RSEmbedError, missing_package
 from rs_embed.files import atomic_write
+from rs_embed.progress import progress_bar
 
 if TYPE_CHECKING:
     from rs_embed.search.index import EmbeddingIndex
@@ -41,7 +41,7 @@ def _open_index(dataset: Path, *, rebuild: bool = False) -> EmbeddingIndex:
     """Return the index of a dataset, with a bar for the files that are read."""
     from rs_embed.search.index import EmbeddingIndex
 
-    with progress_bar(transient=True) as bar:
+    with progress_bar(disable=not sys.stderr.isatty(), transient=True) as bar:
         task = bar.add_task("indexing, file", total=None)
         return EmbeddingIndex(dataset, lambda i, n: bar.update(task, completed=i, total=n), rebuild=rebuild)
 

@@ -1,0 +1,17 @@
+"""The progress bar of long work, in a terminal or a notebook."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
+
+
+def progress_bar(*more: ProgressColumn, disable: bool = False, transient: bool = False) -> Progress:
+    """Return a progress bar on stderr, with `more` columns; one that is `transient` goes away in the end."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *more)
+    return Progress(*columns, console=Console(stderr=True), disable=disable, transient=transient)

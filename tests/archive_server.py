@@ -42,6 +42,8 @@ class FileServer:
     corrupt_share: float = 0.0
     status_of: dict[str, list[int]] = field(default_factory=dict)
     """Path ending to statuses that are answered before the file is."""
+    retry_after: str = "1"
+    """Header of the answers 429 and 503."""
     token: str | None = None
     """Only addresses with this token are answered."""
     chance: random.Random = field(default_factory=lambda: random.Random(0))
@@ -74,7 +76,7 @@ def serve_files(server: FileServer) -> Iterator[FileServer]:
                 planned = next((s for end, s in server.status_of.items() if parts.path.endswith(end) and s), [])
                 status = planned.pop(0) if planned else 0
             if status or chance < server.error_share:
-                self._send(status or 500, b"", {"Retry-After": "1"} if status == 429 else {})
+                self._send(status or 500, b"", {"Retry-After": server.retry_after} if status in (429, 503) else {})
                 return
             if chance < server.error_share + server.reset_share:
                 self.close_connection = True
@@ -147,6 +149,63 @@ def serve_stac(items: Path) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
+
+
+@dataclass
+class Api:
+    """A STAC API that answers every search with the same items, after the refusals that are planned."""
+
+    items: list[dict[str, object]]
+    refusals: list[tuple[int, dict[str, str]]] = field(default_factory=list)
+    """Statuses and headers that are answered first, to searches alone."""
+    searched_at: list[float] = field(default_factory=list)
+    url: str = ""
+
+
+@contextmanager
+def serve_api(api: Api) -> Iterator[Api]:
+    """`Api` on loopback, for what a real server does not do on demand."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            conforms = [f"https://api.stacspec.org/v1.0.0/{name}" for name in ("core", "item-search")]
+            kind = {"type": "application/geo+json", "method": "POST"}
+            links = [{"rel": "search", "href": f"{api.url}/search"} | kind, {"rel": "root", "href": api.url}]
+            landing = {"type": "Catalog", "id": "api", "stac_version": "1.0.0", "description": "api"}
+            self._send(200, landing | {"conformsTo": conforms, "links": links}, {})
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            api.searched_at.append(time.monotonic())
+            if api.refusals:
+                status, headers = api.refusals.pop(0)
+                self._send(status, {"detail": "refused"}, headers)
+            else:
+                self._send(200, {"type": "FeatureCollection", "features": api.items, "links": []}, {})
+
+        def _send(self, status: int, document: object, headers: dict[str, str]) -> None:
+            body = json.dumps(document).encode()
+            self.send_response(status)
+            for key, value in (headers | {"Content-Type": "application/json"}).items():
+                self.send_header(key, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    running.daemon_threads = True
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    api.url = f"http://127.0.0.1:{running.server_port}"
+    try:
+        yield api
+    finally:
+        running.shutdown()
+        running.server_close()
 
 
 @dataclass(frozen=True)

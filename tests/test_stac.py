@@ -648,7 +648,7 @@ def test_one_scene_in_two_collections_is_taken_once():
     ],
 )
 def test_real_items_are_read_as_cogs_and_nothing_else(shared, file, bands):
-    from rs_embed.providers.stac.search import _cog_address
+    from rs_embed.providers.stac.search import cog_address
 
     document = json.loads((shared / "stac" / file).read_text())
     items = [
@@ -656,7 +656,7 @@ def test_real_items_are_read_as_cogs_and_nothing_else(shared, file, bands):
     ]
     assert items
     for item in items:
-        scene = scene_of_item(item, _cog_address)
+        scene = scene_of_item(item, cog_address)
         assert bands <= set(scene.files)
         assert all(f.path.endswith(".tif") and "?" not in f.path for f in scene.files.values())
         assert scene.cloud_pct is not None

@@ -4,19 +4,22 @@
 |----------------|------------------------------------|----------|----------------------------------|------------|
 | `HTTP_RANGE`   | broken connection, `BUSY` statuses | any      | 0.4 s doubling to 4, Retry-After | 15 s       |
 | `COG_BLOCK`    | a block or header that is corrupt  | 5        | none                             | -          |
-| `STAC_SEARCH`  | broken connection, `BUSY` statuses | 3        | none, then 1 s                   | 10 s each  |
+| `STAC_SEARCH`  | broken connection, `BUSY` statuses | 3        | up to 0.5 s, then 1; Retry-After | 60 s       |
 | `HUB`          | nothing; its client repeats reads  | 1        | -                                | 4 s each   |
 | `EARTH_ENGINE` | an answer that is not as announced | 3        | up to 1 s, doubling              | 360 s each |
 
 Pauses are random within their length, so that many processes do not return at once. Statuses that are not listed, such
-as 403 and 404, are final.
+as 403 and 404, are final. A pause that a server asks for (`Retry-After`) is kept, and counts as no attempt; one that
+leads beyond the time limit is not begun, and the error names it.
 """
 
 from __future__ import annotations
 
 import random
 import sys
+import time
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 """HTTP statuses of a server that may answer later."""
@@ -45,8 +48,19 @@ class RetryPolicy:
         return longest * random.uniform(self.shortest_share, 1.0)
 
 
+def retry_after_s(header: str | None) -> float:
+    """Return the pause that a `Retry-After` header asks for (seconds, or an HTTP date), 0 where it asks for none."""
+    text = (header or "").strip()
+    if text.isdecimal():
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
 HTTP_RANGE = RetryPolicy(first_pause_s=0.4, shortest_share=0.5, deadline_s=15.0)
 COG_BLOCK = RetryPolicy(attempts=5)  # with 2 % of answers corrupt, three were too few for 20,000 blocks
-STAC_SEARCH = RetryPolicy(attempts=3, first_pause_s=0.5, read_timeout_s=10.0, statuses=BUSY - {408, 425})
+STAC_SEARCH = RetryPolicy(attempts=3, first_pause_s=0.5, deadline_s=60.0, read_timeout_s=10.0)
 HUB = RetryPolicy(attempts=1, read_timeout_s=4.0)  # an unreachable hub is an error within 10 s
 EARTH_ENGINE = RetryPolicy(attempts=3, first_pause_s=1.0, read_timeout_s=360.0)

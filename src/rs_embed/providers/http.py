@@ -8,15 +8,15 @@ import ssl
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx2
 
 from rs_embed.errors import ProviderError
-from rs_embed.retry import HTTP_RANGE
+from rs_embed.retry import HTTP_RANGE, retry_after_s
 
 _MAX_CONNECTIONS = 64
 _RENEW_TOKEN_BEFORE_S = 300.0
@@ -27,39 +27,6 @@ class FetchError(ProviderError):
     """A request that failed; its text names the host and the file, never the query of an address."""
 
 
-@dataclass(slots=True)
-class SasTokens:
-    """Shared-access tokens of storage containers, reused until shortly before they expire."""
-
-    token_url: str  # address that issues tokens: `<token_url>/<account>/<container>`
-    host_suffix: str  # suffix of the hosts whose files need a token
-    _known: dict[str, tuple[str, float]] = field(default_factory=dict, repr=False)  # token and expiry (epoch seconds)
-
-    async def sign(self, client: httpx2.AsyncClient, url: str, *, renew: bool) -> str:
-        """Return the address with a token where its host needs one."""
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        if not host.endswith(self.host_suffix):
-            return url
-        container = f"{host.partition('.')[0]}/{parts.path.strip('/').partition('/')[0]}"
-        token, expiry = self._known.get(container, ("", 0.0))
-        if renew or expiry - time.time() < _RENEW_TOKEN_BEFORE_S:
-            token, expiry = self._known[container] = await self._issue(client, container)
-        return f"{url}?{token}"
-
-    async def _issue(self, client: httpx2.AsyncClient, container: str) -> tuple[str, float]:
-        try:
-            response = await client.get(f"{self.token_url}/{container}")
-            response.raise_for_status()
-            document = response.json()
-            expiry = datetime.fromisoformat(str(document["msft:expiry"]))
-            expiry = expiry if expiry.tzinfo else expiry.replace(tzinfo=UTC)
-            return str(document["token"]), expiry.timestamp()
-        except (httpx2.HTTPError, KeyError, ValueError) as error:
-            host = urlsplit(self.token_url).hostname
-            raise FetchError(f"{host} gave no token for {container} ({type(error).__name__})") from None
-
-
 @dataclass(frozen=True, slots=True)
 class _Failure:
     """One failed attempt, with its HTTP status or network error, and the pause that the server asks for."""
@@ -67,6 +34,66 @@ class _Failure:
     reason: str
     is_transient: bool
     retry_after_s: float = 0.0
+
+    def __str__(self) -> str:
+        return self.reason + (f", and asked to wait {self.retry_after_s:.0f} s" if self.retry_after_s else "")
+
+
+async def _get(client: httpx2.AsyncClient, url: str, **headers: str) -> httpx2.Response | _Failure:
+    """Make one attempt."""
+    try:
+        response = await client.get(url, headers=headers)
+    except httpx2.TransportError as error:
+        return _Failure(type(error).__name__, is_transient=True)
+    except (httpx2.RequestError, httpx2.InvalidURL) as error:
+        return _Failure(type(error).__name__, is_transient=False)
+    if response.status_code in (200, 206):
+        return response
+    is_transient = response.status_code in HTTP_RANGE.statuses
+    return _Failure(str(response.status_code), is_transient, retry_after_s(response.headers.get("Retry-After")))
+
+
+@dataclass(slots=True)
+class SasTokens:
+    """Shared-access tokens of storage containers, reused until shortly before they expire."""
+
+    token_url: str  # address that issues tokens: `<token_url>/<account>/<container>`
+    host_suffix: str  # suffix of the hosts whose files need a token
+    _known: dict[str, tuple[str, float]] = field(default_factory=dict, repr=False)  # token and expiry (epoch seconds)
+    _expired: set[str] = field(default_factory=set, repr=False)  # addresses with a signature that was refused
+
+    async def sign(self, client: httpx2.AsyncClient, url: str, *, refused: bool) -> str | _Failure:
+        """Return the address with a token where its host needs one, a new one where the last was refused."""
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        if not host.endswith(self.host_suffix):
+            return url
+        if parts.query and url not in self._expired:
+            if not refused:
+                return url  # the catalog has signed it itself
+            self._expired.add(url)
+            refused = False
+        container = f"{host.partition('.')[0]}/{parts.path.strip('/').partition('/')[0]}"
+        token, expiry = self._known.get(container, ("", 0.0))
+        if refused or expiry - time.time() < _RENEW_TOKEN_BEFORE_S:
+            issued = await self._issue(client, container)
+            if isinstance(issued, _Failure):
+                return issued
+            token, _ = self._known[container] = issued
+        return urlunsplit(parts._replace(query=token))
+
+    async def _issue(self, client: httpx2.AsyncClient, container: str) -> tuple[str, float] | _Failure:
+        answer = await _get(client, f"{self.token_url}/{container}")
+        no_token = f"{urlsplit(self.token_url).hostname} gave no token for {container}"
+        if isinstance(answer, _Failure):
+            return replace(answer, reason=f"{no_token} ({answer.reason})")
+        try:
+            document = answer.json()
+            expiry = datetime.fromisoformat(str(document["msft:expiry"]))
+            expiry = expiry if expiry.tzinfo else expiry.replace(tzinfo=UTC)
+            return str(document["token"]), expiry.timestamp()
+        except (KeyError, TypeError, ValueError) as error:
+            return _Failure(f"{no_token} ({type(error).__name__})", is_transient=False)
 
 
 @dataclass(slots=True, repr=False)  # async-tiff asks for the repr again and again
@@ -99,7 +126,7 @@ class RangeReader:
             pause_s = 0.0 if renew_token else max(answer.retry_after_s, HTTP_RANGE.pause_s(attempt))
             if not (renew_token or answer.is_transient) or time.monotonic() + pause_s > deadline:
                 parts = urlsplit(path)
-                self.faults[path] = f"{parts.hostname}{parts.path}: {answer.reason} ({attempt} attempt(s))"
+                self.faults[path] = f"{parts.hostname}{parts.path}: {answer} ({attempt} attempt(s))"
                 raise FetchError(self.faults[path])
             await asyncio.sleep(pause_s)
 
@@ -127,21 +154,15 @@ class RangeReader:
 
     async def _request(self, path: str, start: int, stop: int, *, renew_token: bool) -> bytes | _Failure:
         """Make one attempt."""
-        try:
-            url = path
-            if self.tokens is not None:
-                async with self._signing:  # one token serves all requests that wait for it
-                    url = await self.tokens.sign(self.client, path, renew=renew_token)
-            response = await self.client.get(url, headers={"Range": f"bytes={start}-{stop - 1}"})
-        except httpx2.TransportError as error:
-            return _Failure(type(error).__name__, is_transient=True)
-        if response.status_code not in (200, 206):
-            retry_after = response.headers.get("Retry-After", "")
-            return _Failure(
-                str(response.status_code),
-                is_transient=response.status_code in HTTP_RANGE.statuses,
-                retry_after_s=float(retry_after) if retry_after.isdigit() else 0.0,
-            )
+        url: str | _Failure = path
+        if self.tokens is not None:
+            async with self._signing:  # one token serves all requests that wait for it
+                url = await self.tokens.sign(self.client, path, refused=renew_token)
+        if isinstance(url, _Failure):
+            return url
+        response = await _get(self.client, url, Range=f"bytes={start}-{stop - 1}")
+        if isinstance(response, _Failure):
+            return response
         body = response.content if response.status_code == 206 else response.content[start:stop]
         file_bytes = response.headers.get("Content-Range", "").rpartition("/")[2]
         if file_bytes.isdigit() and len(body) < min(stop, int(file_bytes)) - start:

@@ -67,7 +67,10 @@ def _stac_scenes(root: Path) -> tuple[list[Scene], list[str]]:
     scenes, problems = [], []
     for path, item in _stac_items(root):
         try:
-            scenes.append(scene_of_item(item, partial(_raster_path, folder=path.parent)))
+            scene = scene_of_item(item, partial(_raster_path, folder=path.parent))
+            if scene.fault is not None:
+                raise ProviderError(f"no asset is a Sentinel-2 band that can be read ({scene.fault})")
+            scenes.append(scene)
         except (ProviderError, KeyError, ValueError, TypeError) as error:
             problems.append(f"{path.name}: {error}")
     return scenes, problems

@@ -35,6 +35,7 @@ class BandFile:
     raster_bands: tuple[Mapping[str, Any], ...] = ()  # the asset's `raster:bands`, where a STAC item has it
     grid: BlockGrid | None = None  # the file's pixel grid, where a STAC item states it; its block size is then a guess
     size_bytes: int | None = None
+    alternates: tuple[str, ...] = ()  # further addresses of the file, for when the first one cannot be read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,12 @@ class Scene:
     properties: Mapping[str, Any] = field(default_factory=dict)
     names: tuple[str, ...] = ()  # further names that may contain the product's name
     warnings: tuple[str, ...] = ()
+    fault: str | None = None  # why none of its bands can be read; `files` is then empty
+
+    @property
+    def outline(self) -> BaseGeometry:
+        """Outline of its data, or its bounds where no outline is known, in degrees."""
+        return box(*self.bounds) if self.footprint is None else self.footprint
 
     @property
     def product_names(self) -> tuple[str, ...]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from pyproj import Geod
 from shapely import box, union_all
+from shapely.geometry.base import BaseGeometry
 
 from rs_embed.errors import NoImageryError, ProviderError
 from rs_embed.grid import lonlat_bounds, lonlat_text
@@ -15,6 +18,7 @@ from rs_embed.patch import DroppedScene
 from rs_embed.providers.base import PatchRequest
 from rs_embed.providers.scenes import Bounds, Scene
 
+_MAX_UNCOVERED = 0.1  # share of a product that another one may leave open and still be a double of it
 _TILE = re.compile(r"(?<![A-Z0-9])T?(\d{2}[A-Z]{3})(?![A-Z0-9])")
 
 
@@ -25,14 +29,15 @@ class Selection:
     request: PatchRequest
     listed: Sequence[Scene]  # all scenes that the source knows around the place
     scenes: tuple[Scene, ...]  # scenes to read, newest first
-    before_clouds: int  # number of scenes that meet the place in the time range, before the cloud filter
+    before_clouds: int  # number of readable scenes that meet the place in the time range, before the cloud filter
+    unreadable: tuple[Scene, ...] = ()  # scenes that meet the place in the time range, without a band that can be read
     warnings: tuple[str, ...] = ()
 
     @property
     def covered(self) -> float:
         """Share of the place that lies under the footprints of the scenes, 0 to 1."""
         place = box(*lonlat_bounds(self.request.geobox))
-        footprints = [box(*s.bounds) if s.footprint is None else s.footprint for s in self.scenes]
+        footprints = [scene.outline for scene in self.scenes]
         if any(footprint.contains(place) for footprint in footprints):
             return 1.0
         return float(union_all(footprints).intersection(place).area / place.area)
@@ -47,10 +52,16 @@ class Selection:
                     f"scene {scene.id} has no band SCL (it has {', '.join(scene.files)}); ask without cloud_mask"
                 )
 
-    def no_scene_error(self, provider: str) -> NoImageryError:
+    def no_scene_error(self, provider: str) -> ProviderError:
         """Return the error of a place without a scene; it names the nearest scene that is listed."""
         lon, lat = _middle(lonlat_bounds(self.request.geobox))
         temporal = self.request.temporal
+        if self.unreadable and not self.before_clouds:
+            return ProviderError(
+                f"{provider}: {len(self.unreadable)} item(s) found at {lonlat_text(lon, lat)} in {temporal.start} to "
+                f"{temporal.end}, and none has a readable band: {self.unreadable[0].fault}; use a catalog whose files "
+                "have https addresses (backend 'cdse' reads those of Copernicus Data Space with your keys)"
+            )
         found = (
             f"{provider}: {self.before_clouds} scene(s) before the cloud filter and 0 after it at "
             f"{lonlat_text(lon, lat)} in {temporal.start} to {temporal.end}"
@@ -82,7 +93,8 @@ class Selection:
 def select_scenes(listed: Sequence[Scene], request: PatchRequest) -> Selection:
     """Select scenes by time range, footprint and cloud cover, and of these the least cloudy `max_scenes`."""
     sensor, place = request.sensor, lonlat_bounds(request.geobox)
-    meeting = [s for s in listed if s.meets(place, request.temporal)]
+    found = [s for s in listed if s.meets(place, request.temporal)]
+    meeting = [s for s in found if s.fault is None]
     kept = [s for s in meeting if s.cloud_pct is None or s.cloud_pct <= sensor.cloudy_pct]
     unknown = sum(s.cloud_pct is None for s in kept)
     warnings: tuple[str, ...] = ()
@@ -94,22 +106,46 @@ def select_scenes(listed: Sequence[Scene], request: PatchRequest) -> Selection:
     if sensor.max_scenes is not None:
         kept = sorted(kept, key=_least_cloudy)[: sensor.max_scenes]
     kept.sort(key=lambda s: (s.acquired, s.id), reverse=True)
-    return Selection(request=request, listed=listed, scenes=tuple(kept), before_clouds=len(meeting), warnings=warnings)
+    return Selection(
+        request=request,
+        listed=listed,
+        scenes=tuple(kept),
+        before_clouds=len(meeting),
+        unreadable=tuple(s for s in found if s.fault is not None),
+        warnings=warnings,
+    )
 
 
 def drop_duplicates(scenes: Iterable[Scene], collections: Sequence[str]) -> list[Scene]:
-    """Keep a scene of each tile and second, newest baseline, then first collection: reprocessing lists it again."""
-    best: dict[tuple[str, str], Scene] = {}
+    """Keep of each tile and second the newest baseline, then the first collection: reprocessing lists a scene again.
 
-    def rank(scene: Scene) -> tuple[str, int]:
-        position = collections.index(scene.collection) if scene.collection in collections else len(collections)
-        return scene.processing_baseline or "", -position
-
+    Products that complete each other stay: an overpass of one tile may come as two, from two receiving stations.
+    """
+    acquisitions: dict[tuple[str, str], list[Scene]] = defaultdict(list)
     for scene in scenes:
-        key = _tile(scene), scene.acquired.isoformat(timespec="seconds")
-        if key not in best or rank(scene) > rank(best[key]):
-            best[key] = scene
-    return list(best.values())
+        acquisitions[_tile(scene), scene.acquired.isoformat(timespec="seconds")].append(scene)
+
+    def rank(scene: Scene) -> tuple[bool, str, int]:
+        position = collections.index(scene.collection) if scene.collection in collections else len(collections)
+        return scene.fault is None, scene.processing_baseline or "", -position
+
+    return list(chain.from_iterable(_distinct(sorted(same, key=rank, reverse=True)) for same in acquisitions.values()))
+
+
+def _distinct(ranked: Sequence[Scene]) -> list[Scene]:
+    """Return those of one acquisition's products, best first, that show ground which no better one shows."""
+    kept: list[Scene] = []
+    for scene in ranked:
+        outlines = [other.outline for other in kept]
+        # Collections draw the outline of one product differently: one inside of the other is enough there.
+        inside = [other.outline for other in kept if other.collection != scene.collection]
+        if not _is_covered(scene.outline, outlines) and not any(_is_covered(o, [scene.outline]) for o in inside):
+            kept.append(scene)
+    return kept
+
+
+def _is_covered(outline: BaseGeometry, others: Sequence[BaseGeometry]) -> bool:
+    return bool(others) and outline.difference(union_all(others)).area <= _MAX_UNCOVERED * outline.area
 
 
 def _least_cloudy(scene: Scene) -> tuple[float, float, str]:

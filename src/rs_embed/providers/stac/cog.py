@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import numpy as np
 from affine import Affine
@@ -143,7 +144,7 @@ async def _decode(cog: Cog, reader: RangeReader, row: int, col: int, tile: Tile 
             fault, tile = str(error), None
         else:
             return values if cog.is_planar else np.moveaxis(values, -1, 0)
-    return FetchError(f"{cog.url.rpartition('/')[2]}: block {row},{col} is corrupt ({fault})")
+    return FetchError(f"{urlsplit(cog.url).path.rpartition('/')[2]}: block {row},{col} is corrupt ({fault})")
 
 
 def fetch_dark_pixels(url: str, tokens: SasTokens | None) -> DarkPixels | None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import requests
 from pystac_client import Client
 from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
-from urllib3 import Retry
 
 from rs_embed.errors import ProviderError
 from rs_embed.providers.listings import ListingCache, Search
@@ -20,11 +20,60 @@ from rs_embed.providers.scenes import Scene
 from rs_embed.providers.selection import drop_duplicates
 from rs_embed.providers.stac.catalogs import StacCatalog
 from rs_embed.providers.stac.items import scene_of_item
-from rs_embed.retry import STAC_SEARCH
+from rs_embed.retry import STAC_SEARCH, retry_after_s
 from rs_embed.sentinel2 import asset_keys
 
 _ITEMS_PER_PAGE = 100  # larger pages make Earth Search fail
-_JITTER_S = 0.3
+
+
+class _RefusedError(requests.RequestException):
+    """An answer that is an error, with the pause that the server asks for."""
+
+    def __init__(self, response: requests.Response) -> None:
+        super().__init__(response=response)
+        self.status = response.status_code
+        self.pause_s = retry_after_s(response.headers.get("Retry-After"))
+
+    def __str__(self) -> str:
+        asked = f" and asked to wait {self.pause_s:.0f} s" if self.pause_s else ""
+        return f"answered {self.status}{asked}"
+
+
+class _CatalogConnection(StacApiIO):
+    """The client's connection to a catalog, which asks again as `STAC_SEARCH` says."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout=(STAC_SEARCH.connect_timeout_s, STAC_SEARCH.read_timeout_s), max_retries=None)
+        self.session.hooks["response"].append(_refuse)
+
+    def request(
+        self,
+        href: str,
+        method: str | None = None,
+        headers: dict[str, str] | None = None,
+        parameters: dict[str, Any] | None = None,
+    ) -> str:
+        """Return the text of an answer; the last failure is an APIError with its cause as context."""
+        deadline = time.monotonic() + STAC_SEARCH.deadline_s
+        attempts = 0
+        while True:
+            try:
+                return super().request(href, method, headers, parameters)
+            except APIError as error:
+                refusal = error.__context__ if isinstance(error.__context__, _RefusedError) else None
+                asked_s = refusal.pause_s if refusal else 0.0
+                attempts += not asked_s
+                pause_s = asked_s or STAC_SEARCH.pause_s(attempts)
+                is_final = refusal is not None and refusal.status not in STAC_SEARCH.statuses
+                if is_final or attempts >= STAC_SEARCH.attempts or time.monotonic() + pause_s > deadline:
+                    raise
+            time.sleep(pause_s)
+
+
+def _refuse(response: requests.Response, **_: object) -> None:
+    if not response.ok:
+        response.close()  # its connection is not used again
+        raise _RefusedError(response)
 
 
 @dataclass(slots=True)
@@ -55,21 +104,17 @@ class Searcher:
 
     def _open(self) -> Client:
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # its warnings hold whole addresses
-        retry = Retry(
-            total=STAC_SEARCH.attempts - 1,
-            backoff_factor=STAC_SEARCH.first_pause_s,
-            backoff_jitter=_JITTER_S,
-            status_forcelist=STAC_SEARCH.statuses,
-            allowed_methods=None,
-            respect_retry_after_header=False,
-        )
-        timeout_s = STAC_SEARCH.connect_timeout_s, STAC_SEARCH.read_timeout_s
-        return Client.open(self.catalog.url, stac_io=StacApiIO(timeout=timeout_s, max_retries=retry))
+        return Client.open(self.catalog.url, stac_io=_CatalogConnection())
 
     def _explain(self, error: Exception) -> str:
+        cause = error.__context__ or error
         host = urlsplit(self.catalog.url).hostname
-        status = getattr(error, "status_code", None) or getattr(getattr(error, "response", None), "status_code", None)
-        problem = f"answered {status}" if status else f"cannot be reached or understood ({type(error).__name__})"
+        if isinstance(cause, _RefusedError) and cause.status not in STAC_SEARCH.statuses:
+            remedy = f"check its address and its collections {', '.join(self.catalog.collections)}"
+            return f"{self.catalog.name}: the catalog {host} {cause}: {remedy}"
+        problem = (
+            cause if isinstance(cause, _RefusedError) else f"cannot be reached or understood ({type(cause).__name__})"
+        )
         return (
             f"{self.catalog.name}: the catalog {host} {problem}, also when asked again: try later, check the network "
             "or a proxy (HTTPS_PROXY); 'sample' and 'local:<folder>' work without a network"
@@ -85,14 +130,13 @@ def _fields(bands: Iterable[str]) -> dict[str, list[str]]:
 def _scenes(items: Iterable[Mapping[str, Any]]) -> Iterator[Scene]:
     for item in items:
         try:
-            yield scene_of_item(item, _cog_address)
+            yield scene_of_item(item, cog_address)
         except (ProviderError, KeyError, ValueError, TypeError):
-            continue  # not a Sentinel-2 item; a catalog may hold others beside them
+            continue  # no time or no position: nothing that a place could need
 
 
-def _cog_address(href: str) -> str | None:
-    """Return the address of a COG over HTTP without its query, which is signed again when it is read."""
+def cog_address(href: str) -> str | None:
+    """Return the address of a COG over HTTP as it is given: its query may be a signature. None for another file."""
     parts = urlsplit(href)
-    if parts.scheme not in ("http", "https") or not parts.path.lower().endswith((".tif", ".tiff")):
-        return None
-    return urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
+    is_cog = parts.scheme in ("http", "https") and parts.path.lower().endswith((".tif", ".tiff"))
+    return href if is_cog else None

@@ -88,6 +88,10 @@ def patches(
     return [found[i] for i in range(len(places))]
 
 
+def clearness(patch: Patch) -> tuple[float | None, ...]:
+    return patch.clear_frac, patch.n_clear, patch.shown_clear_frac
+
+
 PLACES = [at(2000, 2000), at(3000, 2500, 800), at(200, 150), at(8000, 9000, 400)]
 """Four places; the third lies across a corner that no scene observed."""
 
@@ -119,8 +123,8 @@ def test_it_gives_what_local_files_and_a_stac_api_give(engine, archive, tmp_path
         np.testing.assert_array_equal(mine.dn, third.dn)
         facts = [[(s.datetime[:10], s.cloud_pct, s.processing_baseline) for s in p.scenes] for p in (mine, theirs)]
         assert {s.dn_offset for s in mine.scenes} == {0.0}
-        assert (mine.clear_frac, mine.n_clear) == (theirs.clear_frac, theirs.n_clear)
-        assert (mine.clear_frac, mine.n_clear) == (third.clear_frac, third.n_clear)
+        assert clearness(mine) == clearness(theirs)
+        assert clearness(mine) == clearness(third)
         if sensor.composite == "mosaic":  # local files name those that were read, Earth Engine those that are seen
             assert set(facts[0]) <= set(facts[1])
         else:
@@ -160,7 +164,7 @@ def test_what_the_service_saw_a_part_of_was_observed(engine, composite):
     [partly] = patches(resolve("gee"), [PLACES[0]], sensor)
     np.testing.assert_array_equal(whole.dn, partly.dn)
     assert partly.scenes == whole.scenes
-    assert (partly.clear_frac, partly.n_clear) == (whole.clear_frac, whole.n_clear)
+    assert clearness(partly) == clearness(whole)
 
 
 def test_more_scenes_than_one_band_has_bits(tmp_path):
@@ -174,7 +178,7 @@ def test_more_scenes_than_one_band_has_bits(tmp_path):
             [mine] = patches(resolve("gee"), [PLACES[0]], sensor)
             [local] = patches(resolve(f"local:{tmp_path / 'items.json'}"), [PLACES[0]], sensor)
             np.testing.assert_array_equal(mine.dn, local.dn)
-            assert (mine.clear_frac, mine.n_clear) == (local.clear_frac, local.n_clear)
+            assert clearness(mine) == clearness(local)
         assert len(patches(resolve("gee"), [PLACES[0]], SensorSpec())[0].scenes) == 28
         ee.Reset()
 

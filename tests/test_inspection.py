@@ -26,6 +26,7 @@ GOOD = RNG.integers(200, 3000, (3, 60, 60)).astype(np.float32)
 REPORT_KEYS = {
     *("name", "ok", "issues", "warnings", "shape", "dtype", "finite_frac", "valid_frac", "band_min", "band_max"),
     *("band_mean", "band_std", "band_quantiles", "hist", "outside_range_frac", "fill_value", "fill_frac", "scenes"),
+    *("clear_frac", "n_clear", "shown_clear_frac"),
 }
 
 

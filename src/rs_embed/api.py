@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rs_embed.embedding import Embedding, Request, Result
 from rs_embed.errors import ModelError, SpecError
 from rs_embed.grid import place_geobox
-from rs_embed.inspection import inspect_array, save_quicklook
+from rs_embed.inspection import inspect_patch, save_quicklook
 from rs_embed.models import check_model, load_model
 from rs_embed.patch import Patch, check_input_chw
 from rs_embed.providers.base import PatchRequest, Provider, fetch_patches
@@ -214,20 +214,12 @@ def inspect_provider_patch(
     sensor = DEFAULT_SENSOR if sensor is None else sensor
     provider = resolve(backend)
     patch = fetch_patch(spatial, temporal, sensor, provider)
-    report = inspect_array(
-        patch.dn,
-        name=name,
-        fill_value=sensor.fill_value,
-        value_range=value_range,
-        bands=sensor.bands,
-        scenes=[asdict(scene) for scene in patch.scenes],
-    )
-    ok = report.pop("ok")
-    folder = sensor.check_save_dir
-    artifacts = {} if folder is None else {"quicklook": str(save_quicklook(patch.dn[:3], folder, name))}
+    report = inspect_patch(patch, sensor, name=name, value_range=value_range)
+    folder, dn = sensor.check_save_dir, patch.dn[:3]
+    artifacts = {} if folder is None else {"quicklook": str(save_quicklook(dn, folder, name, report["issues"]))}
     result = {
-        "ok": ok,
-        "report": {"name": name, "ok": ok, **report, "warnings": [*report["warnings"], *patch.warnings]},
+        "ok": report["ok"],
+        "report": report,
         "sensor": asdict(sensor),
         "temporal": None if temporal is None else asdict(temporal),
         "backend": provider.name,

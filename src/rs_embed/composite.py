@@ -82,20 +82,45 @@ def mosaic(images: Iterable[SceneImage]) -> FloatArray:
     return out
 
 
+def clear_masks(images: Sequence[SceneImage]) -> list[BoolArray] | None:
+    """Return each image's clear pixels; those without a scene classification have none. None when no image has one."""
+    if all(image.scl is None for image in images):
+        return None
+    never = np.zeros(images[0].valid.shape, dtype=bool)
+    return [never if image.clear is None else image.clear for image in images]
+
+
 def clear_statistics(images: Sequence[SceneImage], *, on_top: bool = False) -> tuple[float, float] | tuple[None, None]:
     """Return the share of pixels that are clear at least once, and the median number of clear observations.
 
     An image without a scene classification counts as never clear; None when no image has one.
     With `on_top`, only the observation that a mosaic shows of each pixel counts.
     """
-    if all(image.scl is None for image in images):
+    clear = clear_masks(images)
+    if clear is None:
         return None, None
-    never = np.zeros(images[0].valid.shape, dtype=bool)
-    clear = [never if image.clear is None else image.clear for image in images]
     if on_top:
         clear = list(visible_on_top(clear, [image.valid for image in images]))
     count = np.sum(clear, axis=0)
     return float((count > 0).mean()), float(np.median(count))
+
+
+def shown_clear_frac(images: Sequence[SceneImage], *, on_top: bool = False) -> float | None:
+    """Return `shown_clear_share` of images; None when no image has a scene classification."""
+    clear = clear_masks(images)
+    return None if clear is None else shown_clear_share(clear, [image.valid for image in images], on_top=on_top)
+
+
+def shown_clear_share(clear: Sequence[BoolArray], valid: Sequence[BoolArray], *, on_top: bool = False) -> float:
+    """Return the share of the observed pixels whose value in a composite is that of clear ground, from scenes' masks.
+
+    The median of a pixel lies among its clear observations where they are more than half of all.
+    """
+    if on_top:
+        clear = list(visible_on_top(clear, valid))
+    n_clear, n_valid = np.sum(clear, axis=0), np.sum(valid, axis=0)
+    is_clear = n_clear > 0 if on_top else 2 * n_clear > n_valid
+    return float(is_clear[n_valid > 0].mean()) if n_valid.any() else 0.0
 
 
 def visible_on_top(marks: Sequence[BoolArray], valid: Sequence[BoolArray]) -> Iterator[BoolArray]:

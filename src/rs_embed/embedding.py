@@ -15,6 +15,7 @@ import numpy as np
 from rs_embed.arrays import FloatArray
 from rs_embed.errors import RSEmbedError, missing_core
 from rs_embed.grid import epsg_of
+from rs_embed.inspection import imagery_warnings, missing_warnings
 from rs_embed.patch import Patch
 from rs_embed.specs import InputPrep, OutputSpec, Place, SensorSpec, TemporalSpec
 
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from rs_embed.embedders.chips import Chips
     from rs_embed.embedders.onthefly_remoteclip import Encoded, RemoteClipEmbedder
 
-FEW_SCENES = 3
-LOW_CLEAR_FRAC = 0.5
-LOW_VALID_FRAC = 0.8
 MUCH_CROPPED = 0.1
 
 CLIP_PREPROCESS = "clip: resize shorter side (bicubic), centre crop, normalise"
@@ -191,7 +189,17 @@ def _grid_facts(tokens: FloatArray) -> dict[str, Any]:
 
 _FETCHED_KEYS = (
     *("sensor", "scale_m", "cloudy_pct", "composite"),
-    *("scenes", "dropped_scenes", "n_scenes", "clear_frac", "n_clear", "crs", "transform", "bounds"),
+    *(
+        "scenes",
+        "dropped_scenes",
+        "n_scenes",
+        "clear_frac",
+        "n_clear",
+        "shown_clear_frac",
+        "crs",
+        "transform",
+        "bounds",
+    ),
 )
 """Metadata that are None where pixels were passed."""
 
@@ -208,6 +216,7 @@ def _fetched_facts(patch: Patch, sensor: SensorSpec) -> dict[str, Any]:
         "n_scenes": len(patch.scenes),
         "clear_frac": patch.clear_frac,
         "n_clear": patch.n_clear,
+        "shown_clear_frac": patch.shown_clear_frac,
         "crs": f"EPSG:{epsg_of(patch.geobox)}",
         "transform": [float(v) for v in patch.geobox.affine[:6]],
         "bounds": [box.left, box.bottom, box.right, box.top],
@@ -215,22 +224,10 @@ def _fetched_facts(patch: Patch, sensor: SensorSpec) -> dict[str, Any]:
 
 
 def _warnings(patch: Patch | None, sensor: SensorSpec, chips: Chips) -> Iterator[str]:
-    """Yield texts of the form `kind: detail; remedy`, so that a cloudy composite never looks like a clean one."""
+    """Yield texts of the form `kind: detail; remedy`."""
     if patch is not None:
-        yield from patch.warnings
-        if patch.clear_frac is not None and patch.clear_frac < LOW_CLEAR_FRAC:
-            yield (
-                f"mostly not clear: only {patch.clear_frac:.0%} of the pixels were seen without cloud or shadow; "
-                "widen the time range, or lower cloudy_pct" + ("" if sensor.cloud_mask else ", or set cloud_mask='scl'")
-            )
-        n = len(patch.scenes)
-        if sensor.composite == "median" and n < FEW_SCENES:
-            yield f"few scenes: a median of {n} does not remove clouds; widen the time range or raise cloudy_pct"
-    if chips.valid_frac < LOW_VALID_FRAC:
-        yield (
-            f"missing pixels: only {chips.valid_frac:.0%} of the place was observed, the rest holds fill_value="
-            f"{sensor.fill_value:g}; widen the time range or move the place"
-        )
+        yield from imagery_warnings(patch, sensor)
+    yield from missing_warnings(chips.valid_frac, sensor.fill_value)
     if chips.cropped_frac > MUCH_CROPPED:
         yield (
             f"cropped: the model saw the middle of the place only, {chips.cropped_frac:.0%} was cut off; use a square "

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from rs_embed.arrays import AnyArray
-from rs_embed.patch import observed
+from rs_embed.patch import Patch, observed
+from rs_embed.specs import SensorSpec
 
 MIN_FINITE_FRAC = 0.999
 MAX_OUTSIDE_FRAC = 0.001
 MAX_FILL_FRAC = 0.98
+FEW_SCENES = 3
+HALF = 0.5
+"""Share of pixels, clear or observed, under which a place is mostly something else than its ground."""
+LOW_FRAC = 0.8
+"""Share under which a warning says so."""
 _QUICKLOOK_PX = 512
 THUMBNAIL_PX = 96
 _HISTOGRAM_BINS = 32
+_NOTE_PX = 13
 _REFLECTANCE_MAX = 2.0
 
 
@@ -57,10 +65,11 @@ def inspect_array(
     if value_range is not None:
         values, (low, high) = np.concatenate(seen), value_range
         report["outside_range_frac"] = float(((values < low) | (values > high)).mean()) if values.size else 0.0
-    issues, warnings = _judge(report, bands, value_range), []
+    issues = _judge(report, bands, value_range)
+    warnings = list(missing_warnings(report["valid_frac"], fill_value))
     highest = max((v for v in report["band_max"] if v is not None), default=0.0)
     if dn.dtype.kind == "f" and 0 < highest <= _REFLECTANCE_MAX:
-        warnings = [f"values up to {highest:g} look like reflectance: this library takes DN (reflectance x 10000)"]
+        warnings.append(f"values up to {highest:g} look like reflectance: this library takes DN (reflectance x 10000)")
     return {"ok": not issues, "issues": issues, "warnings": warnings, **report}
 
 
@@ -78,7 +87,78 @@ def _judge(report: dict[str, Any], bands: Sequence[str], value_range: tuple[floa
         issues.append(f"{report['outside_range_frac']:.2%} of the values lie outside {value_range}")
     if report["fill_frac"] > MAX_FILL_FRAC:
         issues.append(f"{report['fill_frac']:.1%} of the pixels hold the fill value {report['fill_value']:g}")
+    if report["valid_frac"] < HALF:
+        issues.append(f"only {report['valid_frac']:.1%} of the pixels were observed (at least {HALF:.0%})")
     return issues
+
+
+def inspect_patch(
+    patch: Patch, sensor: SensorSpec, *, name: str, value_range: tuple[float, float] | None = None
+) -> dict[str, Any]:
+    """Return the report of `inspect_array`, with how clear the pixels are and all warnings about the imagery."""
+    report = inspect_array(
+        patch.dn,
+        name=name,
+        fill_value=sensor.fill_value,
+        value_range=value_range,
+        bands=sensor.bands,
+        scenes=[asdict(scene) for scene in patch.scenes],
+    )
+    report |= {key: getattr(patch, key) for key in ("clear_frac", "n_clear", "shown_clear_frac")}
+    if _is_mostly_unclear(patch):
+        report["issues"].append(f"most of the pixels shown are cloud or shadow: {_clearness(patch)}")
+    report["warnings"] += imagery_warnings(patch, sensor)
+    report["ok"] = not report["issues"]
+    return report
+
+
+def imagery_warnings(patch: Patch, sensor: SensorSpec) -> Iterator[str]:
+    """Yield texts of the form `kind: detail; remedy`, so that a cloudy composite never looks like a clean one."""
+    yield from patch.warnings
+    mask = "" if sensor.cloud_mask else "set cloud_mask='scl', or "
+    shown = patch.shown_clear_frac
+    if patch.clear_frac is not None and patch.clear_frac < HALF:
+        yield (
+            f"mostly not clear: only {patch.clear_frac:.0%} of the pixels were seen without cloud or shadow; "
+            f"{mask}widen the time range, or lower cloudy_pct"
+        )
+    elif _is_mostly_unclear(patch):
+        yield f"mostly not clear: {_clearness(patch)}; {mask}take the least cloudy scenes with max_scenes"
+    elif shown is not None and shown < LOW_FRAC:
+        yield f"partly not clear: {_clearness(patch)}; {mask}take the least cloudy scenes with max_scenes"
+    if sensor.composite == "median":
+        yield from _few_scenes(patch)
+
+
+def missing_warnings(valid_frac: float, fill_value: float) -> Iterator[str]:
+    """Yield a warning if much of a place was not observed."""
+    if valid_frac < LOW_FRAC:
+        yield (
+            f"missing pixels: only {valid_frac:.0%} of the place was observed, the rest holds fill_value="
+            f"{fill_value:g}; widen the time range or move the place"
+        )
+
+
+def _is_mostly_unclear(patch: Patch) -> bool:
+    """Tell if most pixels show cloud; where a provider states only `n_clear`, if half of the scenes exceed it."""
+    if patch.shown_clear_frac is not None:
+        return patch.shown_clear_frac <= HALF
+    return patch.n_clear is not None and patch.n_clear < len(patch.scenes) / 2
+
+
+def _clearness(patch: Patch) -> str:
+    seen = f"the median pixel has {patch.n_clear:g} clear observation(s) in {len(patch.scenes)} scene(s)"
+    shown = patch.shown_clear_frac
+    return seen if shown is None else f"only {shown:.0%} of the pixels shown are clear, {seen}"
+
+
+def _few_scenes(patch: Patch) -> Iterator[str]:
+    """Yield a warning if a median is that of few scenes, or of few clear ones where that is known."""
+    n, remedy = len(patch.scenes), "does not remove clouds; widen the time range or raise cloudy_pct"
+    if n < FEW_SCENES:
+        yield f"few scenes: a median of {n} {remedy}"
+    elif patch.n_clear is not None and patch.n_clear < FEW_SCENES:
+        yield f"few clear scenes: a median of {n} with {patch.n_clear:g} clear observation(s) a pixel {remedy}"
 
 
 def _each(bands: Sequence[AnyArray], statistic: Any) -> list[float | None]:
@@ -136,10 +216,25 @@ def summarise_patch(dn: AnyArray, *, thumbnail: bool = True) -> PatchSummary:
     return PatchSummary(stream.getvalue(), means)
 
 
-def save_quicklook(dn: AnyArray, folder: str | Path, name: str) -> Path:
-    """Write a quicklook PNG into a folder, and create the folder; the name cannot lead out of it."""
+def save_quicklook(dn: AnyArray, folder: str | Path, name: str, notes: Sequence[str] = ()) -> Path:
+    """Write a quicklook PNG into a folder, and create the folder; the name cannot lead out of it.
+
+    `notes`, such as the issues of a report, are written below the picture.
+    """
     safe = re.sub(r"[^\w.-]+", "_", name).strip("._") or "quicklook"
     path = Path(folder) / f"{safe}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    quicklook(dn).save(path)
+    _with_notes(quicklook(dn), notes).save(path)
     return path
+
+
+def _with_notes(image: Image.Image, notes: Sequence[str]) -> Image.Image:
+    """Return a picture with a strip of text below it."""
+    if not notes:
+        return image
+    font = ImageFont.load_default(_NOTE_PX)
+    lines = [line for note in notes for line in textwrap.wrap(note, max(12, 2 * image.width // _NOTE_PX))]
+    sheet = Image.new("RGB", (image.width, image.height + (len(lines) + 1) * (_NOTE_PX + 4)))
+    sheet.paste(image)
+    ImageDraw.Draw(sheet).multiline_text((6, image.height + 4), "\n".join(lines), "white", font=font, spacing=4)
+    return sheet

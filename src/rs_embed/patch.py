@@ -58,6 +58,9 @@ class Patch:
     """Share of pixels with at least one clear observation; None where no scene has a scene classification."""
     n_clear: float | None = None
     """Median over pixels of the number of clear observations; None likewise."""
+    shown_clear_frac: float | None = None
+    """Share of the observed pixels that show the ground: the observation on top of a mosaic is clear, or more than half
+    of a median's; None likewise."""
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ from rs_embed.embedders.chips import Chips, Preparation
 from rs_embed.embedders.onthefly_remoteclip import Encoded, RemoteClipEmbedder
 from rs_embed.embedding import Embedding, EmbeddingFailure, Request, Result, build_embedding, token_grid
 from rs_embed.errors import ModelError, RSEmbedError
-from rs_embed.inspection import PatchSummary, inspect_array, save_quicklook
+from rs_embed.inspection import PatchSummary, inspect_array, inspect_patch, save_quicklook
 from rs_embed.patch import Patch
 from rs_embed.progress import progress_bar
 from rs_embed.providers.base import FetchResult, FetchResults
@@ -191,7 +191,7 @@ def _prepare(
         dn: AnyArray = pixels.dn if isinstance(pixels, Patch) else pixels
         if request.backend is None:
             request = replace(request, pixels_sha256=_digest(dn))
-        checks = _check(dn, request) if request.sensor.check_input else None
+        checks = _check(pixels, request) if request.sensor.check_input else None
         chips = preparation.cut(dn, fill_value=request.sensor.fill_value, prep=request.input_prep)
     except RSEmbedError as error:
         return Outcome(position, EmbeddingFailure(request.place, error))
@@ -214,12 +214,16 @@ def _digest(dn: AnyArray) -> str:
     return found.hexdigest()
 
 
-def _check(dn: AnyArray, request: Request) -> dict[str, Any]:
+def _check(pixels: Patch | AnyArray, request: Request) -> dict[str, Any]:
     """Inspect a place's pixels; `check_raise` makes issues an error, `check_save_dir` saves a picture."""
     sensor, name = request.sensor, request.id()[:12]
-    report = inspect_array(dn, name=name, fill_value=sensor.fill_value, bands=sensor.bands)
+    dn: AnyArray = pixels.dn if isinstance(pixels, Patch) else pixels
+    if isinstance(pixels, Patch):
+        report = inspect_patch(pixels, sensor, name=name)
+    else:
+        report = inspect_array(dn, name=name, fill_value=sensor.fill_value, bands=sensor.bands)
     if sensor.check_save_dir is not None:
-        report["quicklook"] = save_quicklook(dn, sensor.check_save_dir, name).name
+        report["quicklook"] = save_quicklook(dn, sensor.check_save_dir, name, report["issues"]).name
     if sensor.check_raise and not report["ok"]:
         raise ModelError(
             f"the imagery of {request.place or 'input_chw'} fails inspection: {'; '.join(report['issues'])}"

@@ -100,6 +100,9 @@ def heat_map_sheet(heat: HeatMap) -> Sheet:
     sheet.image.paste(base, (LEFT, _MAP_TOP))
     sheet.image.paste(_overlaid(base, heat.probability), (right, _MAP_TOP))
     sheet.image.paste(_legend(), (right, bottom + 14))
+    if heat.meta["warnings"]:
+        kinds = "; ".join(dict.fromkeys(text.partition(":")[0] for text in heat.meta["warnings"]))
+        sheet.write((LEFT, bottom + 14), shorten(f"Warnings: {kinds}", 70, placeholder=" …"))
     for share in (0.0, 0.5, 1.0):
         sheet.write((right + share * (_MAP_SIDE - 36), bottom + 34), f"{share:.0%}")
     return sheet

@@ -95,10 +95,12 @@ def _summary(named: NamedPlace, result: Embedding) -> str:
     shape = " x ".join(map(str, values.shape))
     first = ", ".join(f"{v:.4f}" for v in values.ravel()[:4])
     scenes = ", ".join(f"{s['datetime'][:10]} {s['id']}" for s in meta["scenes"][:3])
+    shown = meta["shown_clear_frac"]
     return (
         f"{named.id}  {describe(named.place)}\n"
         f"   {meta['model']} {meta.get('pooling') or 'token grid'}: {shape} float32 [{first}, …]\n"
-        f"   {meta['n_scenes']} scene(s): {scenes}; {meta['valid_frac']:.0%} of the pixels observed; "
+        f"   {meta['n_scenes']} scene(s): {scenes}; {meta['valid_frac']:.0%} of the pixels observed"
+        f"{'' if shown is None else f', {shown:.0%} of these clear'}; "
         f"{meta['model_input']['effective_gsd_m']:.3g} m per model pixel"
     )
 
@@ -186,11 +188,12 @@ def inspect(
 
 def _report(result: dict[str, Any]) -> Iterator[str]:
     report = result["report"]
-    quantiles = report["band_quantiles"]
+    quantiles, shown = report["band_quantiles"], report["shown_clear_frac"]
     rows = zip(report["band_min"], *(quantiles[q] for q in ("p01", "p50", "p99")), report["band_max"], strict=True)
     yield (
         f"{'good' if result['ok'] else 'NOT GOOD'}: {' x '.join(map(str, report['shape']))} {report['dtype']} from "
-        f"{result['backend']}, {report['valid_frac']:.1%} observed, {report['fill_frac']:.1%} fill"
+        f"{result['backend']}, {report['valid_frac']:.1%} observed, "
+        f"{'' if shown is None else f'{shown:.1%} of these clear, '}{report['fill_frac']:.1%} fill"
     )
     yield f"   {'band':<6}{'min':>8}{'p01':>8}{'p50':>8}{'p99':>8}{'max':>8}   DN"
     for band, row in zip(result["sensor"]["bands"], rows, strict=False):

@@ -19,11 +19,12 @@ import pyarrow.compute as pc
 import shapely
 from odc.geo.geobox import GeoBox
 
-from rs_embed.embedding import LOW_VALID_FRAC, Embedding, EmbeddingFailure
+from rs_embed.embedding import Embedding, EmbeddingFailure
 from rs_embed.errors import NoImageryError
 from rs_embed.export.partitions import parse_place
 from rs_embed.export.request import ExportRequest, VectorLengths
 from rs_embed.grid import epsg_of, transformer
+from rs_embed.inspection import LOW_FRAC
 from rs_embed.pipeline import Outcome
 
 SPATIAL_BLOCK_M = 10_000
@@ -53,7 +54,7 @@ class ExportedRow:
     def status(self) -> str:
         """Status of the row: `ok`, `partial` (under 80 % of the pixels observed), `no_imagery` or `failed`."""
         if isinstance(self.result, Embedding):
-            return "ok" if self.result.meta["valid_frac"] >= LOW_VALID_FRAC else "partial"
+            return "ok" if self.result.meta["valid_frac"] >= LOW_FRAC else "partial"
         return "no_imagery" if isinstance(self.result.error, NoImageryError) else "failed"
 
 
@@ -130,7 +131,7 @@ _COLUMNS: tuple[tuple[str, pa.DataType, _ValueOf], ...] = (
     ("dn_offsets", _FLOATS, _scenes("dn_offset")),
     ("n_scenes", pa.int32(), _meta("n_scenes")),
     ("cloud", _FLOAT, _mean_cloud),
-    *((name, _FLOAT, _meta(name)) for name in ("valid_frac", "clear_frac", "n_clear")),
+    *((name, _FLOAT, _meta(name)) for name in ("valid_frac", "clear_frac", "n_clear", "shown_clear_frac")),
     ("composite", _TEXT, _meta("composite")),
     ("model", _TEXT, _meta("model")),
     ("checkpoint", _TEXT, _meta("ckpt")),

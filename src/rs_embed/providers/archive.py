@@ -9,7 +9,7 @@ import numpy as np
 
 from rs_embed import settings
 from rs_embed.arrays import AnyArray, BoolArray, FloatArray
-from rs_embed.composite import SceneImage, clear_statistics, median, mosaic
+from rs_embed.composite import SceneImage, clear_statistics, median, mosaic, shown_clear_frac
 from rs_embed.errors import NoImageryError, ProviderError
 from rs_embed.patch import DroppedScene, Patch
 from rs_embed.providers.base import FetchPlan, PatchRequest, in_threads
@@ -126,6 +126,7 @@ class CompositeBuilder:
             dropped=tuple(self.dropped),
             clear_frac=clear_frac,
             n_clear=n_clear,
+            shown_clear_frac=shown_clear_frac(images, on_top=on_top),
             warnings=(*self.selection.warnings, *(text for image in images for text in image.warnings)),
         )
 

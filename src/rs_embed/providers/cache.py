@@ -22,7 +22,7 @@ from rs_embed.patch import DroppedScene, Patch, SceneRecord
 from rs_embed.providers.archive import NO_VALID_PIXEL
 from rs_embed.providers.base import FetchPlan, PatchRequest, Provider
 
-_FORMAT = 2  # version of the cache, raised when the same request would give other pixels
+_FORMAT = 3  # version of the cache, raised when the same request would give another patch
 _SETTLED = timedelta(days=7)  # time in which a catalog may still add scenes of a day
 _TRIM_TO = 0.9  # share of the limit that remains after trimming
 _PATCHES_PER_TRIM = 256

@@ -21,7 +21,7 @@ from rs_embed.embedding import Embedding
 from rs_embed.errors import ModelError, NoImageryError, SpecError
 from rs_embed.files import atomic_write
 from rs_embed.grid import epsg_of, place_geobox, transformer
-from rs_embed.inspection import inspect_array, save_quicklook
+from rs_embed.inspection import LOW_FRAC, inspect_patch, save_quicklook
 from rs_embed.patch import Patch
 from rs_embed.providers.base import Provider
 from rs_embed.providers.registry import resolve
@@ -183,6 +183,7 @@ def _imagery_facts(patch: Patch, provider: Provider, temporal: TemporalSpec) -> 
         "backend": provider.name,
         "temporal": asdict(temporal),
         "scenes": [asdict(scene) for scene in patch.scenes],
+        **{key: getattr(patch, key) for key in ("clear_frac", "n_clear", "shown_clear_frac")},
     }
 
 
@@ -208,12 +209,12 @@ def _window_px(window_m: float, scale_m: float, geobox: GeoBox) -> int:
 
 def _warnings(patch: Patch, sensor: SensorSpec, window: int) -> Iterator[str]:
     """Yield all warnings about the imagery, and save its quicklook if the sensor asks for one."""
+    report = inspect_patch(patch, sensor, name="heat_map")
     if sensor.check_save_dir is not None:
-        save_quicklook(patch.dn[:3], sensor.check_save_dir, "provider_patch")
-    yield from inspect_array(patch.dn, name="heat_map", fill_value=sensor.fill_value, bands=sensor.bands)["warnings"]
-    yield from patch.warnings
-    if not patch.valid.all():
-        yield f"missing pixels: only {patch.valid.mean():.0%} of the place was observed; the others have no value"
+        save_quicklook(patch.dn[:3], sensor.check_save_dir, "provider_patch", report["issues"])
+    yield from report["warnings"]
+    if LOW_FRAC <= (observed := float(patch.valid.mean())) < 1:
+        yield f"missing pixels: only {observed:.0%} of the place was observed; the others have no value"
     if window < _MEASURED_PX:
         yield (
             f"windows of {window} px show the model little, and it is too sure of what it sees: only windows of "

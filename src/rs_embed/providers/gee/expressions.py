@@ -13,7 +13,7 @@ from odc.geo.geobox import GeoBox
 from shapely.geometry import shape
 
 from rs_embed.arrays import BoolArray, FloatArray
-from rs_embed.composite import visible_on_top
+from rs_embed.composite import shown_clear_share, visible_on_top
 from rs_embed.grid import epsg_of
 from rs_embed.providers.gee.session import RequestTooLargeError, send
 from rs_embed.providers.scenes import Bounds, Scene
@@ -162,8 +162,9 @@ def _read_halves(ee: ModuleType, image: Callable[[], Any], geobox: GeoBox, pixel
 
 def decode_pixels(
     pixels: CompositePixels, n_scenes: int, sensor: SensorSpec
-) -> tuple[FloatArray, npt.NDArray[np.uint16], list[bool]]:
-    """Return DN (bands, y, x), NaN where unobserved; clear observations (y, x); one flag per scene, newest first.
+) -> tuple[FloatArray, npt.NDArray[np.uint16], float, list[bool]]:
+    """Return DN (bands, y, x), NaN where unobserved; clear observations (y, x); the share of the pixels shown that are
+    clear; one flag per scene, newest first.
 
     In a median, all scenes that observed the place count and are flagged; in a mosaic, those that lie on top.
     """
@@ -171,9 +172,11 @@ def decode_pixels(
     dn = np.stack([pixels[name] for name in _band_names(sensor)]).astype(np.float32)
     dn[:, ~valid] = np.nan
     seen, clear = (_scene_masks(pixels, name, n_scenes) for name in ("seen", "clear"))
+    used = clear if sensor.cloud_mask == "scl" else seen  # pixels that the median is made of
+    shown_clear = shown_clear_share(clear, used, on_top=sensor.composite == "mosaic")
     if sensor.composite == "mosaic":
         seen, clear = (list(visible_on_top(masks, seen)) for masks in (seen, clear))
-    return dn, np.stack(clear).sum(axis=0, dtype=np.uint16), [bool(mask.any()) for mask in seen]
+    return dn, np.stack(clear).sum(axis=0, dtype=np.uint16), shown_clear, [bool(mask.any()) for mask in seen]
 
 
 def _scene_masks(pixels: CompositePixels, name: str, n_scenes: int) -> list[BoolArray]:

@@ -207,7 +207,7 @@ def _pixel_window(geobox: GeoBox) -> Rectangle[int]:
 
 def _patch(pixels: CompositePixels, selection: Selection) -> Patch | ProviderError:
     request = selection.request
-    dn, n_clear, contributed = decode_pixels(pixels, len(selection.scenes), request.sensor)
+    dn, n_clear, shown_clear, contributed = decode_pixels(pixels, len(selection.scenes), request.sensor)
     used = list(compress(selection.scenes, contributed))
     dropped = tuple(DroppedScene(s.id, NO_VALID_PIXEL) for s in selection.scenes if s not in used)
     if np.isnan(dn[0]).all():
@@ -222,5 +222,6 @@ def _patch(pixels: CompositePixels, selection: Selection) -> Patch | ProviderErr
         dropped=dropped if request.sensor.composite == "median" else (),
         clear_frac=float((n_clear > 0).mean()),
         n_clear=float(np.median(n_clear)),
+        shown_clear_frac=shown_clear,
         warnings=selection.warnings,
     )

@@ -139,6 +139,14 @@ def test_what_the_model_saw_is_told(small):
         (np.ones((3, 4, 4), bool), "dtype bool"),
         (np.full((3, 4, 4), np.nan), "all NaN"),
         (np.ones((3, 4, 4), complex), "complex"),
+        ([[[1, 2], [3]]] * 3, "array of numbers"),
+        (np.where(np.eye(4) > 0, np.inf, np.full((3, 4, 4), 500.0)), r"12 infinite value\(s\) of 48: set them to NaN"),
+        (np.full((3, 4, 4), -np.inf), "48 infinite"),
+        (np.full((3, 4, 4), 0.23), r"up to 0\.23.*multiply it by 10000"),
+        (np.where(np.eye(4) > 0, np.nan, np.linspace(0, 1.2, 48).reshape(3, 4, 4)), "multiply it by 10000"),
+        (np.ma.masked_less(np.full((3, 4, 4), 0.3, np.float16), 0.1), "multiply it by 10000"),
+        (np.ma.masked_all((3, 4, 4), np.uint16), "all NaN"),
+        (np.ma.masked_equal(np.ones((3, 4, 4), bool), True), "dtype bool"),
     ],
 )
 def test_pixels_that_are_none_are_refused(small, array, says):
@@ -159,6 +167,31 @@ def test_nan_is_not_observed_and_zero_is_a_dn(small):
     a = get_embedding(MODEL, input_chw=dn, checkpoint=small, sensor=sensor)
     b = get_embedding(MODEL, input_chw=filled, checkpoint=small)
     np.testing.assert_array_equal(a.data, b.data)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64])
+def test_masked_pixels_are_not_observed(small, kind):
+    dn = pixels().clip(0, 100).astype(kind) if kind == np.uint8 else pixels().astype(kind)
+    hidden = np.zeros(dn.shape, bool)
+    hidden[1, :60] = True  # one band is enough
+    loud = np.where(hidden, np.iinfo(np.uint8).max, dn).astype(kind)
+    expected = get_embedding(MODEL, input_chw=np.where(hidden, np.nan, dn), checkpoint=small)
+    for given in (np.ma.array(loud, mask=hidden), [np.ma.array(b, mask=m) for b, m in zip(loud, hidden, strict=True)]):
+        single = get_embedding(MODEL, input_chw=given, checkpoint=small)
+        [batch] = get_embeddings_batch(MODEL, input_chws=[given], checkpoint=small)
+        for result in (single, batch):
+            assert result.meta["valid_frac"] == 0.5
+            np.testing.assert_array_equal(result.data, expected.data)
+    unmasked = np.ma.array(dn, mask=False)
+    np.testing.assert_array_equal(
+        get_embedding(MODEL, input_chw=unmasked, checkpoint=small).data,
+        get_embedding(MODEL, input_chw=dn, checkpoint=small).data,
+    )
+
+
+def test_dn_of_a_dark_place_are_not_reflectance(small):
+    for dark in (np.zeros((3, 40, 40)), np.ones((3, 40, 40)), np.full((3, 40, 40), 2, np.uint16)):
+        assert np.isfinite(get_embedding(MODEL, input_chw=dark, checkpoint=small).data).all()
 
 
 def test_one_pixel_is_enough(small):

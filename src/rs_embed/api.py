@@ -92,8 +92,9 @@ def get_embeddings_batch(
         backend: "sample", "local:<folder>", …, "auto", or an object that is a `Provider`.
         device: "auto", "cpu", "cuda", …
         input_prep: "resize" shows the model the whole place at once; "tile" cuts it at native resolution.
-        input_chws: pixels instead of fetches: raw DN, (3, y, x) each, NaN where not observed. No backend is used;
-            places and times are then optional and only described in the metadata.
+        input_chws: pixels instead of fetches: raw DN, (3, y, x) each, NaN or masked (`numpy.ma`) where not observed;
+            infinite values and reflectance of 0 to 1 are refused. No backend is used; places and times are then
+            optional and only described in the metadata.
         checkpoint: hub repo, path, or a ready object that encodes images.
         precision: "fp32"; "bf16" or "int8" trade a little of the cosine for speed on a CPU, "fp16" or "bf16" on CUDA.
         on_error: "raise" ends the run at a failure and carries the finished places in `error.results`; "return" puts

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from rs_embed.arrays import AnyArray
-from rs_embed.patch import Patch, observed
+from rs_embed.patch import REFLECTANCE_MAX, Patch, observed
 from rs_embed.specs import SensorSpec
 
 MIN_FINITE_FRAC = 0.999
@@ -29,7 +29,6 @@ _QUICKLOOK_PX = 512
 THUMBNAIL_PX = 96
 _HISTOGRAM_BINS = 32
 _NOTE_PX = 13
-_REFLECTANCE_MAX = 2.0
 
 
 def inspect_array(
@@ -68,7 +67,7 @@ def inspect_array(
     issues = _judge(report, bands, value_range)
     warnings = list(missing_warnings(report["valid_frac"], fill_value))
     highest = max((v for v in report["band_max"] if v is not None), default=0.0)
-    if dn.dtype.kind == "f" and 0 < highest <= _REFLECTANCE_MAX:
+    if dn.dtype.kind == "f" and 0 < highest <= REFLECTANCE_MAX:
         warnings.append(f"values up to {highest:g} look like reflectance: this library takes DN (reflectance x 10000)")
     return {"ok": not issues, "issues": issues, "warnings": warnings, **report}
 

@@ -11,6 +11,9 @@ from rs_embed.arrays import AnyArray, BoolArray, FloatArray
 from rs_embed.errors import ModelError, ProviderError
 from rs_embed.sentinel2 import RGB_BANDS
 
+REFLECTANCE_MAX = 2.0
+"""Highest reflectance of Sentinel-2, with room for glint and snow on slopes: DN of a whole place are never that low."""
+
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
 
@@ -83,15 +86,42 @@ def observed(dn: AnyArray) -> BoolArray:
 
 
 def check_input_chw(array: object, position: int | None = None) -> AnyArray:
-    """Return a user's pixels as an array: raw DN, (3, y, x), any numeric type, NaN where not observed."""
+    """Return a user's pixels as an array: raw DN, (3, y, x), any numeric type, NaN where not observed or masked."""
     name = "input_chw" if position is None else f"input_chws[{position}]"
-    array = np.asarray(array)
+    try:
+        array = _plain(array)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{name} cannot be read as an array of numbers: {error}") from error
     if array.dtype.kind not in "uif":
         raise ModelError(f"{name} must hold numbers (raw DN), got dtype {array.dtype}")
     if array.ndim != 3 or array.shape[0] != 3:
         raise ModelError(f"{name} must be CHW with exactly 3 bands in {RGB_BANDS} order, got shape {array.shape}")
     if array.size == 0:
         raise ModelError(f"{name} has an empty axis: shape {array.shape}")
-    if array.dtype.kind == "f" and np.isnan(array).all():
-        raise ModelError(f"{name} is all NaN: no pixel was observed")
+    if array.dtype.kind == "f":
+        _check_floats(array, name)
     return array
+
+
+def _plain(array: object) -> AnyArray:
+    """Return an ndarray; masked elements of a masked array, or of a list of them, become NaN."""
+    if not isinstance(array, (np.ma.MaskedArray, list, tuple)):
+        return np.asarray(array)
+    masked = np.ma.asanyarray(array)
+    if not np.ma.is_masked(masked) or masked.dtype.kind not in "uif":
+        return np.asarray(masked)
+    small = masked.dtype.itemsize < 4 or masked.dtype.kind == "f"  # float32 holds such whole numbers exactly
+    kind = np.promote_types(masked.dtype, np.float32 if small else np.float64)
+    return np.ma.filled(masked.astype(kind), np.nan)
+
+
+def _check_floats(array: AnyArray, name: str) -> None:
+    """Refuse pixels that would be shown black or white by mistake."""
+    low, high = float(np.fmin.reduce(array, axis=None)), float(np.fmax.reduce(array, axis=None))
+    if np.isnan(high):
+        raise ModelError(f"{name} is all NaN: no pixel was observed")
+    if np.isinf(low) or np.isinf(high):
+        n = int(np.isinf(array).sum())
+        raise ModelError(f"{name} has {n:,} infinite value(s) of {array.size:,}: set them to NaN (not observed)")
+    if 0 < high <= REFLECTANCE_MAX and (np.nan_to_num(array) % 1).any():  # whole numbers are DN of a dark place
+        raise ModelError(f"{name} holds values up to {high:g}, which is reflectance: multiply it by 10000 for raw DN")

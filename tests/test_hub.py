@@ -15,16 +15,18 @@ from fakes import Hub, serve_hub, write_checkpoint
 
 REPO = "owner/small"
 CODE = """
-import json, sys, numpy as np
+import asyncio, json, sys, numpy as np
 import time, huggingface_hub, torch
 from rs_embed import RSEmbedError, get_embedding
-started = time.monotonic()
-try:
-    e = get_embedding("remoteclip_s2rgb", input_chw=np.full((3, 64, 64), 900.0), checkpoint=sys.argv[1])
-    print(json.dumps({"dim": len(e.data), "ckpt": e.meta["ckpt"], "sha": e.meta["weights_sha256"]}))
-except RSEmbedError as error:
-    seconds = time.monotonic() - started
-    print(json.dumps({"error": type(error).__name__, "text": str(error), "seconds": seconds}))
+async def cell():  # in a running event loop, as in a notebook
+    started = time.monotonic()
+    try:
+        e = get_embedding("remoteclip_s2rgb", input_chw=np.full((3, 64, 64), 900.0), checkpoint=sys.argv[1])
+        print(json.dumps({"dim": len(e.data), "ckpt": e.meta["ckpt"], "sha": e.meta["weights_sha256"]}))
+    except RSEmbedError as error:
+        seconds = time.monotonic() - started
+        print(json.dumps({"error": type(error).__name__, "text": str(error), "seconds": seconds}))
+asyncio.run(cell())
 """
 
 

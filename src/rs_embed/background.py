@@ -13,13 +13,14 @@ stops the threads: each finishes the item it has, and takes no more. The consume
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -166,3 +167,9 @@ def map_in_background(
                     iterator.close()
 
     return channel.consume([run] * workers)
+
+
+def run_coroutine(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end in a thread with an event loop of its own: a notebook's thread has one already."""
+    [result] = map_in_background(asyncio.run, [coroutine], workers=1, limit=1)
+    return result

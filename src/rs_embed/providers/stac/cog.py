@@ -17,6 +17,7 @@ from async_tiff.enums import Compression, PlanarConfiguration
 from isal import isal_zlib
 
 from rs_embed.arrays import AnyArray
+from rs_embed.background import run_coroutine
 from rs_embed.providers.http import JOIN_GAP_BYTES, FetchError, RangeReader, SasTokens, new_client
 from rs_embed.providers.raster import BlockGrid
 from rs_embed.providers.stac.offsets import DarkPixels, dark_pixels
@@ -158,7 +159,7 @@ def fetch_dark_pixels(url: str, tokens: SasTokens | None) -> DarkPixels | None:
             except FetchError:
                 return None
 
-    return asyncio.run(fetch())
+    return run_coroutine(fetch())
 
 
 async def overview_dark_pixels(cog: Cog, reader: RangeReader) -> DarkPixels | None:

@@ -31,7 +31,7 @@ from odc.geo.geobox import GeoBox
 from shapely.geometry import Polygon, box, mapping
 
 from rs_embed.providers.archive import harmonise
-from rs_embed.providers.local import LocalProvider
+from rs_embed.providers.local.provider import LocalProvider
 from rs_embed.providers.raster import read_onto
 from rs_embed.providers.scenes import Scene
 from rs_embed.sentinel2 import processing_baseline

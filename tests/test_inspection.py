@@ -106,7 +106,8 @@ def backends(tmp_path: Path):
     at, when = PointBuffer(sample.lon, sample.lat, 600), TemporalSpec.range(sample.start, sample.end)
     geobox = place_geobox(at, 10)
     dn = RNG.integers(200, 3000, (3, *geobox.shape)).astype(np.uint16)
-    write_raster(tmp_path / "chip_20170613.tif", dn, transform=geobox.affine, crs=f"EPSG:{geobox.crs.epsg}")
+    named = {"crs": f"EPSG:{geobox.crs.epsg}", "descriptions": ("B04", "B03", "B02")}
+    write_raster(tmp_path / "chip_20170613.tif", dn, transform=geobox.affine, **named)
     return [(b, at, when) for b in ("sample", f"local:{tmp_path}", FakeProvider())]
 
 

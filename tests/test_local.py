@@ -106,7 +106,8 @@ def test_nothing_clear_is_no_imagery(tmp_path):
 
 
 def test_a_mask_without_classification_is_an_error(tmp_path):
-    write_raster(tmp_path / "2022-06-03.tif", np.concatenate([band(1)] * 3), transform=WIDER)
+    names = ("B04", "B03", "B02")
+    write_raster(tmp_path / "2022-06-03.tif", np.concatenate([band(1)] * 3), transform=WIDER, descriptions=names)
     with pytest.raises(ProviderError, match=r"no band SCL.*without cloud_mask"):
         fetch(tmp_path, SensorSpec(cloud_mask="scl"))
 
@@ -118,11 +119,21 @@ def test_one_file_with_named_bands_in_any_order(tmp_path):
     assert medians(fetch(tmp_path)) == [300, 200, 100]
 
 
-def test_three_bands_without_names_are_taken_as_rgb_with_a_warning(tmp_path):
-    write_raster(tmp_path / "chip_20220603.tif", np.concatenate([band(1), band(2), band(3)]), transform=WIDER)
+def test_three_bands_without_names_are_refused_until_descriptions_or_an_item_name_them(tmp_path):
+    path, stack = tmp_path / "chip_20220603.tif", np.concatenate([band(1), band(2), band(3)])
+    write_raster(path, stack, transform=WIDER)
+    with pytest.raises(ProviderError, match=r"chip_20220603\.tif has 3 bands without .*descriptions.*STAC item"):
+        fetch(tmp_path)
+    item = make_item(tmp_path / "elsewhere", "chip", 3, 2000).to_dict(include_self_link=False)
+    shutil.rmtree(tmp_path / "elsewhere")
+    item["assets"] = {"image": {"href": path.name, "eo:bands": [{"name": n} for n in ("B02", "B03", "B04")]}}
+    item["properties"]["s2:processing_baseline"] = "03.01"
+    (tmp_path / "chip.json").write_text(json.dumps(item))
+    assert medians(fetch(tmp_path)) == [3, 2, 1]
+    (tmp_path / "chip.json").unlink()
+    write_raster(path, stack, transform=WIDER, descriptions=("B04", "B03", "B02"))
     patch = fetch(tmp_path)
     assert medians(patch) == [1, 2, 3]
-    assert any("have no names" in w and "B4, B3, B2" in w for w in patch.warnings)
     assert any("offset" in w and "unknown" in w for w in patch.warnings)  # 2022-06, and nothing tells the baseline
     assert patch.scenes[0].dn_offset is None
 
@@ -245,6 +256,85 @@ def test_a_broken_item_beside_good_ones_is_reported(tmp_path, caplog):
     (tmp_path / "broken.json").write_text(json.dumps(document))
     assert len(fetch(tmp_path).scenes) == 1
     assert "broken.json" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"collection": "landsat-c2-l2", "platform": "landsat-8"}, "of landsat-8, and not of Sentinel-2"),
+        ({"collection": "landsat-c2-l2"}, "collection 'landsat-c2-l2', and nothing in it says Sentinel-2 L2A"),
+        ({"collection": "hls2-s30", "platform": "sentinel-2a"}, "collection 'hls2-s30'"),
+        ({"instruments": ["oli", "tirs"]}, "of oli, and not of Sentinel-2"),
+    ],
+)
+def test_an_item_of_another_product_is_not_composited(tmp_path, change, reason):
+    """Landsat's assets are `red`, `green`, `blue` too."""
+    for day in (3, 13):
+        item = make_item(tmp_path, f"scene-{day}", day, 1000 * day).to_dict(include_self_link=False)
+        if day == 13:
+            item["properties"] = {k: v for k, v in item["properties"].items() if not k.startswith("s2:")} | change
+            item["collection"] = item["properties"].pop("collection", None)
+        (tmp_path / f"scene-{day}.json").write_text(json.dumps(item))
+    patch = fetch(tmp_path)
+    assert medians(patch) == [2000, 2000, 2000]
+    assert [s.id for s in patch.scenes] == ["scene-3"]
+    assert any(reason in warning for warning in patch.warnings)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"collection": "sentinel-2-l2a"},
+        {"collection": "sentinel-2-c1-l2a"},
+        {"collection": "sentinel-s2-l2a-cogs", "platform": "sentinel-2a"},
+        {"collection": "my-fields", "s2:processing_baseline": "05.09"},
+        {"collection": "my-fields", "s2:product_type": "S2MSI2A"},
+        {"constellation": "sentinel-2"},
+        {},
+    ],
+)
+def test_an_item_of_the_product_is_used_under_any_collections_name(tmp_path, change):
+    item = make_item(tmp_path, "scene-3", 3, 2000).to_dict(include_self_link=False)
+    item["properties"] = {"datetime": item["properties"]["datetime"], "processing:version": "05.09"} | change
+    item["collection"] = item["properties"].pop("collection", None)
+    (tmp_path / "scene-3.json").write_text(json.dumps(item))
+    assert medians(fetch(tmp_path)) == [1000, 1000, 1000]
+
+
+def test_an_item_of_l1c_is_used_only_when_it_is_asked_for(tmp_path):
+    item = make_item(tmp_path, "scene-3", 3, 2000).to_dict(include_self_link=False) | {"collection": "sentinel-2-l1c"}
+    (tmp_path / "scene-3.json").write_text(json.dumps(item))
+    with pytest.raises(NoImageryError, match="L1C"):
+        fetch(tmp_path)
+    assert medians(fetch(tmp_path, SensorSpec(collection="sentinel-2-l1c"))) == [1000, 1000, 1000]
+
+
+def test_two_baselines_of_one_acquisition_in_a_static_catalog_are_used_once(tmp_path):
+    for baseline, value in (("03.00", 1300), ("05.00", 2500)):
+        item = make_item(tmp_path, f"S2A_33UVP_{baseline}", 3, value).to_dict(include_self_link=False)
+        item["properties"] |= {"s2:processing_baseline": baseline, "datetime": "2022-06-03T10:10:31Z"}
+        (tmp_path / f"{baseline}.json").write_text(json.dumps(item | {"collection": "sentinel-2-l2a"}))
+    patch = fetch(tmp_path)
+    assert medians(patch) == [1500, 1500, 1500]
+    assert [s.processing_baseline for s in patch.scenes] == ["05.00"]
+
+
+def test_a_product_beside_an_item_of_other_files_is_used_too(tmp_path):
+    item = make_item(tmp_path / "chips", "scene-13", 13, 4000)
+    (tmp_path / "chips" / "scene-13.json").write_text(json.dumps(item.to_dict()))
+    write_safe(tmp_path, "S2A_MSIL2A_20220603T101031_N0400_R022_T33UVP_20220603T140000")
+    patch = fetch(tmp_path)
+    assert [s.datetime[:10] for s in patch.scenes] == ["2022-06-13", "2022-06-03"]
+
+
+def test_a_broken_item_of_a_static_catalog_costs_only_itself(tmp_path, caplog):
+    catalog = pystac.Catalog("archive", "test")
+    for day in (3, 13):
+        catalog.add_item(make_item(tmp_path / "files", f"scene-{day}", day, 1000 * day))
+    catalog.normalize_and_save(str(tmp_path / "stac"), pystac.CatalogType.SELF_CONTAINED)
+    next((tmp_path / "stac").rglob("scene-13.json")).write_text("{")
+    assert [s.id for s in fetch(tmp_path / "stac").scenes] == ["scene-3"]
+    assert "scene-13.json is not readable as JSON" in caplog.text
 
 
 def test_real_earth_search_files_with_their_real_item(shared, tmp_path):

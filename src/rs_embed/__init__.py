@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rs_embed.export.dataset import open_dataset as open_dataset
     from rs_embed.export.run import export_embeddings as export_embeddings
     from rs_embed.providers.gee.provider import EarthEngineProvider as EarthEngineProvider
-    from rs_embed.providers.local import LocalProvider as LocalProvider
+    from rs_embed.providers.local.provider import LocalProvider as LocalProvider
     from rs_embed.providers.sample import list_samples as list_samples
     from rs_embed.providers.stac.provider import StacProvider as StacProvider
     from rs_embed.search.heatmap import heat_map as heat_map
@@ -58,7 +58,7 @@ _HOME = {
     "export.run": ("export_embeddings",),
     "export.cost": ("plan_export",),
     "providers.gee.provider": ("EarthEngineProvider",),
-    "providers.local": ("LocalProvider",),
+    "providers.local.provider": ("LocalProvider",),
     "providers.sample": ("list_samples",),
     "providers.stac.provider": ("StacProvider",),
     "search.heatmap": ("heat_map",),

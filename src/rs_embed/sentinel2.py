@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 HARMONIZED_COLLECTION = "COPERNICUS/S2_SR_HARMONIZED"
 COLLECTIONS = (HARMONIZED_COLLECTION, "COPERNICUS/S2_SR", "sentinel-2-l2a", "sentinel-2-c1-l2a")
 """Names of the product Sentinel-2 L2A; each backend maps them to its collection."""
+L2A_COLLECTION, L1C_COLLECTION = "sentinel-2-l2a", "sentinel-2-l1c"
 
 RGB_BANDS = ("B4", "B3", "B2")
 REFLECTANCE_DN = 10_000.0
@@ -39,12 +40,32 @@ OFFSET_2022 = -1000.0
 _PRODUCT = re.compile(
     r"(?P<mission>S2[A-Z])_MSI(?P<level>L[12][AC])_(?P<start>\d{8}T\d{4,6})(?:_N(?P<baseline>\d{4}))?", re.IGNORECASE
 )
-_SHORT_PRODUCT = re.compile(r"(?P<mission>S2[A-Z])_\d{1,2}[A-Z]{3}_(?P<start>\d{8})_\d+_L2A", re.IGNORECASE)
+_SHORT_PRODUCT = re.compile(
+    r"(?P<mission>S2[A-Z])_\d{1,2}[A-Z]{3}_(?P<start>\d{8})_\d+_(?P<level>L2A|L1C)", re.IGNORECASE
+)
+_LONG_PRODUCT = re.compile(  # until 2016; the first time in it is that of its making
+    r"(?P<mission>S2[A-Z])_(?:USER|OPER)_PRD_MSI(?P<level>L[12][AC])_\S*?_V(?P<start>\d{8}T\d{6})", re.IGNORECASE
+)
+_TOOLBOX_BASELINE = "9999"  # products made with the Sen2Cor toolbox: it says nothing of the offset
+_BAND_IN_TEXT = re.compile(r"(?:^|[_.\-, (])(B\d{1,2}A?|SCL|SCENECLASSIFICATION)(?=[_.\-, )]|$)", re.IGNORECASE)
+
+Level = Literal["L1C", "L2A"]
 
 
 def canonical_band(name: str) -> str | None:
     """Return `"B4"` for `"B04"`, `"b4"` or `"red"`; None when Sentinel-2 has no such band."""
     return _ALIASES.get(name.strip().lower())
+
+
+def band_in_text(text: str) -> str | None:
+    """Return the band that a description or a variable's name states, such as `"B4"` for `"S2-L2A-B04_10m"`."""
+    match = _BAND_IN_TEXT.search(text)
+    return canonical_band(text) or (canonical_band(match[1].replace("SCENECLASSIFICATION", "SCL")) if match else None)
+
+
+def is_l1c(collection: str | None) -> bool:
+    """Return True for the name of a collection of Sentinel-2 L1C, reflectance above the atmosphere."""
+    return collection is not None and collection.upper().endswith("L1C")
 
 
 def asset_keys(band: str) -> tuple[str, ...]:
@@ -63,21 +84,25 @@ class ProductName:
     """Start of sensing, UTC."""
     baseline: str | None
     """Processing baseline, `"05.10"`, where the name has one."""
+    level: Level
 
 
 @lru_cache(maxsize=4096)
 def parse_product_name(name: str) -> ProductName | None:
-    """Read `S2A_MSIL2A_20220601T…_N0400_…` or Earth Search's `S2A_29RKH_20200219_0_L2A`; None for other names."""
-    match = _PRODUCT.search(name) or _SHORT_PRODUCT.search(name)
+    """Read `S2A_MSIL2A_20220601T…_N0400_…`, `S2A_USER_PRD_MSIL2A_…` or Earth Search's `S2A_29RKH_20200219_0_L2A`."""
+    match = _PRODUCT.search(name) or _SHORT_PRODUCT.search(name) or _LONG_PRODUCT.search(name)
     if match is None:
         return None
     digits = match.groupdict().get("baseline")
+    if digits == _TOOLBOX_BASELINE:
+        digits = None
+    level: Level = "L1C" if match["level"].upper() == "L1C" else "L2A"
     for width, form in ((15, "%Y%m%dT%H%M%S"), (8, "%Y%m%d")):
         try:
             acquired = datetime.strptime(match["start"][:width], form).replace(tzinfo=UTC)
         except ValueError:
             continue  # BigEarthNet has names such as 20170924T93020: the day is still there
-        return ProductName(acquired, f"{digits[:2]}.{digits[2:]}" if digits else None)
+        return ProductName(acquired, f"{digits[:2]}.{digits[2:]}" if digits else None, level)
     return None
 
 

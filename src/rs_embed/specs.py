@@ -10,7 +10,7 @@ from datetime import date, timedelta
 from typing import Literal, cast
 
 from rs_embed.errors import SpecError
-from rs_embed.sentinel2 import COLLECTIONS, HARMONIZED_COLLECTION, RGB_BANDS, canonical_band
+from rs_embed.sentinel2 import COLLECTIONS, HARMONIZED_COLLECTION, RGB_BANDS, canonical_band, is_l1c
 
 Composite = Literal["median", "mosaic"]
 CloudMask = Literal["scl"]
@@ -135,7 +135,8 @@ class SensorSpec:
     """
 
     collection: str = HARMONIZED_COLLECTION
-    """Product (Sentinel-2 L2A, by any catalog's name), or `"hf:<repo_or_path>"` to override the checkpoint."""
+    """Product (Sentinel-2 L2A, by any catalog's name; `"sentinel-2-l1c"` for local L1C products), or
+    `"hf:<repo_or_path>"` to override the checkpoint."""
     bands: tuple[str, ...] = RGB_BANDS
     scale_m: float = 10
     """Ground metres a pixel."""
@@ -156,8 +157,11 @@ class SensorSpec:
         name = self.collection
         if not isinstance(name, str) or not name.strip() or name == "hf:":
             raise SpecError(f"collection must name a product or be 'hf:<repo_or_path>', got {name!r}")
-        if not name.startswith("hf:") and name not in COLLECTIONS:
-            raise SpecError(f"collection {name!r} is not Sentinel-2 L2A; known names: {', '.join(COLLECTIONS)}")
+        if not name.startswith("hf:") and name not in COLLECTIONS and not is_l1c(name):
+            raise SpecError(
+                f"collection {name!r} is not Sentinel-2 L2A; known names: {', '.join(COLLECTIONS)}, or a name that "
+                "ends in L1C for local L1C products"
+            )
         object.__setattr__(self, "bands", _bands(self.bands))
         _set_numbers(self, "scale_m", "cloudy_pct", "fill_value")
         if self.scale_m <= 0:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from odc.geo.geobox import GeoBox
 
 from rs_embed import settings
 from rs_embed.arrays import AnyArray, BoolArray, FloatArray
@@ -14,7 +15,7 @@ from rs_embed.errors import NoImageryError, ProviderError
 from rs_embed.patch import DroppedScene, Patch
 from rs_embed.providers.base import FetchPlan, PatchRequest, in_threads
 from rs_embed.providers.raster import RasterPixels, read_onto
-from rs_embed.providers.scenes import Scene
+from rs_embed.providers.scenes import BandFile, Scene
 from rs_embed.providers.selection import Selection, select_scenes
 from rs_embed.sentinel2 import Radiometry
 
@@ -148,7 +149,12 @@ def _read_scene(scene: Scene, request: PatchRequest) -> list[RasterPixels]:
         if band not in scene.files:
             raise ProviderError(f"scene {scene.id} has no band {band} (it has {', '.join(scene.files)})")
     files = [scene.files[band] for band in (*request.sensor.bands, "SCL") if band in scene.files]
-    return [read_onto(file.path, [file.index], request.geobox) for file in files]
+    return [_read_band(file, request.geobox) for file in files]
+
+
+def _read_band(file: BandFile, geobox: GeoBox) -> RasterPixels:
+    pixels = read_onto(file.path, [file.index], geobox)
+    return pixels if file.nodata is None else replace(pixels, valid=pixels.valid & (pixels.values[0] != file.nodata))
 
 
 def _read_bytes(selection: Selection) -> int:

@@ -40,6 +40,7 @@ class RasterHeader:
 
     bands: int
     descriptions: tuple[str | None, ...]
+    dtypes: tuple[str, ...]
     bounds_lonlat: tuple[float, float, float, float]  # (west, south, east, north)
     resolution_m: float
 
@@ -48,7 +49,8 @@ def read_header(path: str) -> RasterHeader:
     """Read a file's header; a file without georeference is a ProviderError."""
     with _open(path) as dataset:
         bounds = transform_bounds(dataset.crs, "EPSG:4326", *dataset.bounds, densify_pts=21)
-        return RasterHeader(dataset.count, tuple(dataset.descriptions), bounds, abs(float(dataset.transform.a)))
+        resolution = abs(float(dataset.transform.a))
+        return RasterHeader(dataset.count, tuple(dataset.descriptions), tuple(dataset.dtypes), bounds, resolution)
 
 
 def read_onto(path: str, indexes: Sequence[int], geobox: GeoBox) -> RasterPixels:

@@ -38,7 +38,7 @@ def resolve(backend: str | Provider, cache_dir: Path | None = None) -> Provider:
 
         return open_sample()
     if name.startswith("local:") and len(name) > len("local:"):
-        from rs_embed.providers.local import LocalProvider
+        from rs_embed.providers.local.provider import LocalProvider
 
         return LocalProvider(name.removeprefix("local:"))
     meaning = f" (what 'auto' means; {settings.BACKEND} changes it)" if backend == "auto" else ""

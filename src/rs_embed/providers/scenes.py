@@ -36,6 +36,7 @@ class BandFile:
     grid: BlockGrid | None = None  # the file's pixel grid, where a STAC item states it; its block size is then a guess
     size_bytes: int | None = None
     alternates: tuple[str, ...] = ()  # further addresses of the file, for when the first one cannot be read
+    nodata: float | None = None  # stored value of an empty pixel, beside the one that the file declares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

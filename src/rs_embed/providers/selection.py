@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, compress
 
 from pyproj import Geod
 from shapely import box, union_all
@@ -17,6 +17,7 @@ from rs_embed.grid import lonlat_bounds, lonlat_text
 from rs_embed.patch import DroppedScene
 from rs_embed.providers.base import PatchRequest
 from rs_embed.providers.scenes import Bounds, Scene
+from rs_embed.sentinel2 import is_l1c
 
 _MAX_UNCOVERED = 0.1  # share of a product that another one may leave open and still be a double of it
 _TILE = re.compile(r"(?<![A-Z0-9])T?(\d{2}[A-Z]{3})(?![A-Z0-9])")
@@ -31,6 +32,7 @@ class Selection:
     scenes: tuple[Scene, ...]  # scenes to read, newest first
     before_clouds: int  # number of readable scenes that meet the place in the time range, before the cloud filter
     unreadable: tuple[Scene, ...] = ()  # scenes that meet the place in the time range, without a band that can be read
+    other_level: tuple[Scene, ...] = ()  # such scenes of the level, L1C or L2A, that is not asked for
     warnings: tuple[str, ...] = ()
 
     @property
@@ -68,6 +70,12 @@ class Selection:
         )
         if self.before_clouds:
             return NoImageryError(f"{found}: raise cloudy_pct (now {self.request.sensor.cloudy_pct:g})")
+        if self.other_level:
+            asked, other = ("L1C", "L2A") if is_l1c(self.request.sensor.product) else ("L2A", "L1C")
+            return NoImageryError(
+                f"{found}: {len(self.other_level)} scene(s) there are Sentinel-2 {other} ({self.other_level[0].id}), "
+                f"none is {asked}: take {asked} products, or SensorSpec(collection='sentinel-2-{other.lower()}')"
+            )
         if not self.listed:
             return NoImageryError(f"{found}: widen the time range or move the place")
         nearest = min(self.listed, key=lambda s: (_distance_km(s, lon, lat), s.id))
@@ -93,7 +101,8 @@ class Selection:
 def select_scenes(listed: Sequence[Scene], request: PatchRequest) -> Selection:
     """Select scenes by time range, footprint and cloud cover, and of these the least cloudy `max_scenes`."""
     sensor, place = request.sensor, lonlat_bounds(request.geobox)
-    found = [s for s in listed if s.meets(place, request.temporal)]
+    asked, others = _by_level(listed, sensor.product)
+    found = [s for s in asked if s.meets(place, request.temporal)]
     meeting = [s for s in found if s.fault is None]
     kept = [s for s in meeting if s.cloud_pct is None or s.cloud_pct <= sensor.cloudy_pct]
     unknown = sum(s.cloud_pct is None for s in kept)
@@ -108,12 +117,19 @@ def select_scenes(listed: Sequence[Scene], request: PatchRequest) -> Selection:
     kept.sort(key=lambda s: (s.acquired, s.id), reverse=True)
     return Selection(
         request=request,
-        listed=listed,
+        listed=asked,
         scenes=tuple(kept),
         before_clouds=len(meeting),
         unreadable=tuple(s for s in found if s.fault is not None),
+        other_level=tuple(s for s in others if s.meets(place, request.temporal)),
         warnings=warnings,
     )
+
+
+def _by_level(scenes: Sequence[Scene], product: str) -> tuple[list[Scene], list[Scene]]:
+    """Return the scenes of a product's processing level, and those of the other one."""
+    of_level = [is_l1c(s.collection) == is_l1c(product) for s in scenes]
+    return list(compress(scenes, of_level)), [s for s, same in zip(scenes, of_level, strict=True) if not same]
 
 
 def drop_duplicates(scenes: Iterable[Scene], collections: Sequence[str]) -> list[Scene]:

@@ -1,0 +1,94 @@
+"""Provider of a folder of Sentinel-2 imagery, of a zipped product, or of a static STAC catalog."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from rs_embed.errors import ProviderError
+from rs_embed.patch import Patch
+from rs_embed.providers.archive import ArchiveProvider
+from rs_embed.providers.base import PatchRequest
+from rs_embed.providers.local.named import find_named
+from rs_embed.providers.local.safe import find_products
+from rs_embed.providers.local.series import find_series
+from rs_embed.providers.local.stac import CATALOG_NAMES, find_items, find_linked_items
+from rs_embed.providers.local.tree import Found, open_tree
+from rs_embed.providers.scenes import Scene
+from rs_embed.providers.selection import drop_duplicates
+from rs_embed.sentinel2 import COLLECTIONS, is_l1c
+
+_log = logging.getLogger("rs_embed")
+
+
+class LocalProvider(ArchiveProvider):
+    """Provider over files on this machine, the backend `"local:<path>"`; the folder is searched once, at the start.
+
+    Found are STAC items, SAFE products (also zipped), netCDF time series, and rasters whose names or descriptions tell
+    their bands; `docs/local-files.md` has the table. An item describes the rasters of its folder, so that no file name
+    is read there. One acquisition in several processing baselines is used once, in the newest. Products of L1C are read
+    for `SensorSpec(collection="sentinel-2-l1c")` alone.
+
+    Args:
+        path: a folder, a zipped product, a netCDF file, a STAC item, or the `catalog.json` of a static STAC catalog.
+
+    Raises:
+        ProviderError: when there is no usable scene; the error says what was found instead.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        root = Path(path).expanduser()
+        if not root.exists():
+            raise ProviderError(f"local:{path}: no such folder or STAC file")
+        found = _find(root)
+        if not found.scenes:
+            reasons = "; ".join([*found.left_out, *found.unread][:3])
+            raise ProviderError(
+                f"local:{path} has no usable Sentinel-2 scene: "
+                f"{reasons or 'no product, no STAC item, no netCDF and no raster of a band'}"
+            )
+        for problem in (*found.left_out, *found.unread):
+            _log.warning("local:%s: left out: %s", path, problem)
+        super().__init__("local", f"local:{root.name}", sorted(_each_once(found.scenes), key=lambda s: s.id))
+        self.path = root
+        self.left_out = tuple(found.left_out)
+        """Imagery that is no scene, with the reason."""
+
+    def __repr__(self) -> str:
+        return f"LocalProvider({str(self.path)!r})"
+
+    def _fetch_one(self, request: PatchRequest) -> Patch | ProviderError:
+        result = super()._fetch_one(request)
+        if isinstance(result, Patch) and self.left_out:
+            text = (
+                f"{self.source} leaves out {len(self.left_out)} product(s) or file(s): {'; '.join(self.left_out[:2])}"
+            )
+            return replace(result, warnings=(*result.warnings, text))
+        return result
+
+
+def _find(root: Path) -> Found:
+    found = Found()
+    catalog = next((p for name in CATALOG_NAMES if (p := root / name).is_file()), root)
+    if catalog.suffix.lower() in (".json", ".geojson"):
+        try:
+            find_linked_items(catalog, found)
+        except ProviderError as error:
+            if catalog == root:
+                raise ProviderError(f"local:{root}: {error}") from error
+            found.unread.append(str(error))
+        else:
+            return found
+    tree = open_tree(root)
+    for find in (find_items, find_products, find_series, find_named):
+        find(tree, found)
+    return found
+
+
+def _each_once(scenes: list[Scene]) -> list[Scene]:
+    """Leave out doubles of one acquisition, within each level; a scene without time of day cannot be told apart."""
+    timed = [s for s in scenes if s.acquired.strftime("%H%M%S%f") != "000000000000"]
+    l2a, l1c = [s for s in timed if not is_l1c(s.collection)], [s for s in timed if is_l1c(s.collection)]
+    kept = {id(s) for s in (*drop_duplicates(l2a, COLLECTIONS), *drop_duplicates(l1c, COLLECTIONS))}
+    return [s for s in scenes if id(s) in kept or s not in timed]

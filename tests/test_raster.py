@@ -121,13 +121,15 @@ def test_no_data_is_what_the_file_declares(tmp_path, dtype, nodata, empty):
     np.testing.assert_array_equal(valid, expected)
 
 
-def test_zero_is_a_value_where_another_no_data_is_declared(tmp_path):
+def test_zero_is_empty_also_where_another_no_data_is_declared(tmp_path):
     stored = values()
     stored[0, 30, 30] = 0
     path = write_raster(
         tmp_path / "a.tif", stored, transform=Affine(10, 0, LEFT - 200, 0, -10, TOP + 200), nodata=65_535
     )
-    assert read_onto(str(path), [1], GEOBOX).valid.all()
+    valid = read_onto(str(path), [1], GEOBOX).valid
+    assert not valid[10, 10]
+    assert valid.sum() == valid.size - 1
 
 
 def test_an_internal_mask_is_honoured(tmp_path):

@@ -254,7 +254,7 @@ def test_a_plan_takes_the_size_of_a_file_from_its_item():
     )
     from rs_embed.providers.stac.provider import _block_bytes
 
-    assert scene.files["B4"].grid.epsg == 32633
+    assert scene.files["B4"].grid.crs == 32633
     assert scene.files["B3"].grid is None
     assert _block_bytes("B4", scene.files["B4"]) == pytest.approx(161_480_000 / 10980**2 * 0.75 * 1024**2)
 
@@ -457,6 +457,39 @@ def test_one_file_with_several_bands_gives_each_its_own(tmp_path):
         top, left = (round(v) for v in (~HOME.transform * (patch.geobox.affine.c, patch.geobox.affine.f))[::-1])
         expected = stack[::-1, top : top + 128, left : left + 128] - 1000.0
         np.testing.assert_array_equal(patch.dn, expected)
+
+
+TILED = {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "DEFLATE"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{**TILED, "nbits": 15}, {**TILED, "sparse_ok": True}, {"compress": "LZW"}],
+    ids=["15 bits, as Planetary Computer has them", "empty blocks left out", "strips"],
+)
+def test_any_valid_tiff_of_a_catalog_is_swept_like_a_cog(stored, tmp_path, options):
+    """Half of the place lies on a block that is empty."""
+    root, items = stored
+    asked = request(5120, 5000)
+    for path in (root / str(items[0]["id"])).iterdir():
+        with rasterio.open(path) as file:
+            values, profile = file.read(), file.profile
+        values[:, :512, :512] = 0
+        profile = {k: profile[k] for k in ("height", "width", "count", "dtype", "crs", "transform", "nodata")}
+        profile |= options if path.name.startswith("B") else TILED
+        to = tmp_path / path.relative_to(root)
+        to.parent.mkdir(exist_ok=True)
+        with rasterio.open(to, "w", driver="GTiff", **profile) as file:
+            file.write(values)
+    with serve_files(FileServer(tmp_path)) as files:
+        moved = json.loads(json.dumps(items[:1]).replace("http://files", files.url))
+        with serve_stac(write_items(tmp_path / "items.json", moved)) as api:
+            provider = StacProvider(StacCatalog(name="test", url=api, collections=("sentinel-2-l2a",)))
+            [patch] = fetch(provider, [asked])
+    assert isinstance(patch, Patch)
+    assert patch.dropped == ()
+    assert 0.4 < patch.valid.mean() < 0.8
+    np.testing.assert_array_equal(patch.dn[0], expected_median(tmp_path, items[:1], asked))
 
 
 def test_closing_early_stops_the_reader(archive):

@@ -1,11 +1,11 @@
-"""Blocks of COGs, each read once for all places on it, in map order: memory holds the front of the sweep alone."""
+"""Blocks of files, each read once for all places on it, in map order: memory holds the front of the sweep alone."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from collections import defaultdict
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, count
 
@@ -15,10 +15,10 @@ from odc.geo.geobox import GeoBox
 from rs_embed.arrays import AnyArray, BoolArray, IndexArray
 from rs_embed.background import Channel
 from rs_embed.providers.base import PatchRequest
+from rs_embed.providers.block_files import BlockFile, open_block_file
 from rs_embed.providers.http import FetchError, RangeReader, SasTokens, new_client
-from rs_embed.providers.raster import BlockGrid, RasterPixels, is_separable
+from rs_embed.providers.raster import BlockGrid, RasterPixels, has_value, is_separable
 from rs_embed.providers.scenes import Scene
-from rs_embed.providers.stac.cog import Cog, fetch_blocks, open_cog, overview_dark_pixels
 from rs_embed.providers.stac.offsets import DarkPixels
 
 _BLOCKS_PER_REQUEST = 4
@@ -29,14 +29,13 @@ _POLL_S = 0.01
 class Layer:
     """Stored values of one file on one place's grid."""
 
-    values: AnyArray  # (y, x), of the file's own type, `nodata` where nothing was read
-    nodata: float
+    values: AnyArray  # (y, x), of the file's own type, 0 where nothing was read
+    nodata: float | None
 
     @property
     def valid(self) -> BoolArray:
         """(y, x), True where a value was read that is not nodata."""
-        valid: BoolArray = ~np.isnan(self.values) if np.isnan(self.nodata) else self.values != self.nodata
-        return valid
+        return has_value(self.values, self.nodata)
 
 
 @dataclass(slots=True, eq=False)
@@ -46,7 +45,7 @@ class PlaceLayers:
     position: int  # of the request in its batch
     request: PatchRequest
     scenes: Sequence[Scene]  # newest first
-    scale_and_offset: dict[int, tuple[float, float]] = field(default_factory=dict)  # of the first band, by scene number
+    scale_and_offset: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict)  # as in `layers`
     faults: dict[int, str] = field(default_factory=dict)  # reason why a scene cannot be read, by scene number
     layers: dict[tuple[int, int], Layer] = field(default_factory=dict)  # by scene number and band number
     pending: int = 0  # headers and blocks that are still to come
@@ -55,22 +54,21 @@ class PlaceLayers:
         """Return the bands to read of a scene; its scene classification comes last, and is read if it exists."""
         return [*self.request.sensor.bands, *(["SCL"] if "SCL" in self.scenes[scene].files else [])]
 
-    def layer(self, scene: int, band: int, dtype: np.dtype[np.generic], nodata: float) -> Layer:
+    def layer(self, scene: int, band: int, dtype: np.dtype[np.generic], nodata: float | None) -> Layer:
         """Return the layer of one band of one scene, created empty on first use."""
         if (scene, band) not in self.layers:
-            if dtype.kind in "ui":
-                limits = np.iinfo(dtype.name)
-                nodata = nodata if limits.min <= nodata <= limits.max else 0.0  # the type cannot hold this nodata
-            empty = np.full(self.request.geobox.shape, nodata).astype(dtype)
-            self.layers[scene, band] = Layer(empty, nodata)
+            self.layers[scene, band] = Layer(np.zeros(self.request.geobox.shape, dtype), nodata)
         return self.layers[scene, band]
 
     def take_pixels(self, scene: int) -> list[RasterPixels]:
-        """Return the pixels of a scene's bands, and free its layers; a band without a block is all nodata."""
-        empty = Layer(np.zeros(self.request.geobox.shape, np.uint8), 0.0)
-        layers = [self.layers.pop((scene, band), empty) for band in range(len(self.bands(scene)))]
-        tags = self.scale_and_offset[scene]
-        return [RasterPixels(layer.values[None], layer.valid, *tags) for layer in layers]
+        """Return the pixels of a scene's bands, and free its layers; a band without a block is empty."""
+        empty = Layer(np.zeros(self.request.geobox.shape, np.uint8), None)
+        keys = [(scene, band) for band in range(len(self.bands(scene)))]
+        layers = [self.layers.pop(key, empty) for key in keys]
+        return [
+            RasterPixels(layer.values[None], layer.valid, *self.scale_and_offset[key])
+            for key, layer in zip(keys, layers, strict=True)
+        ]
 
     def drop_scene(self, scene: int, reason: str) -> None:
         """Record why a scene cannot be read, and free its layers."""
@@ -93,36 +91,47 @@ class _Target:
         """True until the scene has failed."""
         return self.scene not in self.place.faults
 
-    def fill(self, block: AnyArray | FetchError, cog: Cog, row: int, col: int) -> None:
+    def fill(self, block: AnyArray | FetchError | None, file: BlockFile, row: int, col: int) -> None:
         """Copy the pixels of one block that lie on the place to the layer; an error drops the scene."""
         if isinstance(block, FetchError):
             self.place.drop_scene(self.scene, str(block))
-            return
-        where, rows, cols = _window(self.place.request.geobox, cog.grid, row, col)
-        layer = self.place.layer(self.scene, self.band, block.dtype, 0.0 if cog.nodata is None else cog.nodata)
-        layer.values[where] = block[self.file_band][rows, cols]
+        elif block is not None:
+            where, rows, cols = _window(self.place.request.geobox, file.grid, row, col)
+            layer = self.place.layer(self.scene, self.band, block.dtype, file.nodata)
+            layer.values[where] = block[self.file_band][rows, cols]
+
+    def start(self, file: BlockFile) -> bool:
+        """Take what the file's header says of the band; False where the file has no such band."""
+        if self.file_band >= file.count:
+            self.place.drop_scene(
+                self.scene, f"its file has {file.count} band(s), and none has number {self.file_band + 1}"
+            )
+            return False
+        self.place.scale_and_offset[self.scene, self.band] = file.scale_and_offset(self.file_band)
+        return True
 
 
 @dataclass(frozen=True, slots=True)
 class _BlockRun:
     """Adjacent blocks of one file that are fetched with one request."""
 
-    cog: Cog
+    file: BlockFile
     row: int
     cols: tuple[int, ...]
     targets: tuple[Sequence[_Target], ...]  # layers to fill, for each block
 
     @property
-    def map_order(self) -> tuple[float, float, float]:
+    def map_order(self) -> _MapOrder:
         """Sort key: by zone, then north to south, then west to east."""
-        grid = self.cog.grid
+        grid = self.file.grid
         x, y = grid.transform * (self.cols[0] * grid.block_width, self.row * grid.block_height)
-        return float(grid.epsg), -y, x
+        return str(grid.crs), -y, x
 
 
-_Queue = asyncio.PriorityQueue[tuple[tuple[float, float, float], int, "_BlockRun | None"]]
+_MapOrder = tuple[str, float, float]
+_Queue = asyncio.PriorityQueue[tuple[_MapOrder, int, "_BlockRun | None"]]
 """Runs in map order, and in order of arrival where they lie in one place; None ends a worker."""
-_LAST = (float("inf"), 0.0, 0.0)
+_LAST: _MapOrder = ("\U0010ffff", 0.0, 0.0)
 
 
 def read_places(
@@ -130,10 +139,14 @@ def read_places(
     in_flight: int,
     tokens: SasTokens | None,
     dark_pixels: MutableMapping[str, DarkPixels | None],
+    gdal_options: Mapping[str, object] | None = None,
 ) -> Iterator[PlaceLayers]:
-    """Read places in one sweep, yield each when it is complete, and fill in those of `dark_pixels` that are None."""
+    """Read places in one sweep, yield each when it is complete, and fill in those of `dark_pixels` that are None.
+
+    `gdal_options` are those of `rasterio.Env`, such as a session with keys, for the files that GDAL reads.
+    """
     channel: Channel[PlaceLayers] = Channel(limit=2 * in_flight)
-    sweep = _Sweep(channel, in_flight, tokens, dark_pixels)
+    sweep = _Sweep(channel, in_flight, tokens, dark_pixels, gdal_options or {})
     return channel.consume([lambda: asyncio.run(sweep.run(places))])
 
 
@@ -145,6 +158,7 @@ class _Sweep:
     in_flight: int
     tokens: SasTokens | None
     dark_pixels: MutableMapping[str, DarkPixels | None]
+    gdal_options: Mapping[str, object]
     _runs: _Queue = field(default_factory=asyncio.PriorityQueue)
     _numbers: Iterator[int] = field(default_factory=count)
 
@@ -156,7 +170,7 @@ class _Sweep:
         async with new_client() as client:
             reader = RangeReader(client, asyncio.Semaphore(self.in_flight), self.tokens)
             worker_count = self.in_flight + (os.cpu_count() or 1)  # some decode while others fetch
-            workers = [asyncio.create_task(self._work(reader)) for _ in range(worker_count)]
+            workers = [asyncio.create_task(self._work()) for _ in range(worker_count)]
             await asyncio.gather(*(self._open(url, waiting, reader) for url, waiting in targets.items()))
             for _ in workers:
                 self._runs.put_nowait((_LAST, next(self._numbers), None))
@@ -168,33 +182,30 @@ class _Sweep:
             return
         check_dark_pixels = url in self.dark_pixels and self.dark_pixels[url] is None
         try:
-            cog = await open_cog(reader, url, with_overview=check_dark_pixels)
+            file = await open_block_file(reader, url, self.gdal_options, with_overview=check_dark_pixels)
         except FetchError as error:
             for target in targets:
                 target.place.drop_scene(target.scene, str(error))
         else:
-            for target in targets:
-                if target.band == 0:
-                    target.place.scale_and_offset[target.scene] = (cog.scale, cog.offset)
-            for run in _block_runs(cog, targets):
+            for run in _block_runs(file, [target for target in targets if target.start(file)]):
                 self._runs.put_nowait((run.map_order, next(self._numbers), run))
             if check_dark_pixels:
-                self.dark_pixels[url] = await overview_dark_pixels(cog, reader)
+                self.dark_pixels[url] = await file.fetch_dark_pixels()
         for target in targets:
             await self._count_down(target.place)
 
-    async def _work(self, reader: RangeReader) -> None:
+    async def _work(self) -> None:
         """Fetch runs from the queue, and copy their pixels to the layers."""
         while not self.done.is_closed:
             *_, run = await self._runs.get()
             if run is None:
                 return
             if any(target.is_wanted for target in chain.from_iterable(run.targets)):
-                blocks = await fetch_blocks(run.cog, reader, run.row, run.cols)
+                blocks = await run.file.fetch_blocks(run.row, run.cols)
                 for col, block, targets in zip(run.cols, blocks, run.targets, strict=True):
                     for target in targets:
                         if target.is_wanted:
-                            target.fill(block, run.cog, run.row, col)
+                            target.fill(block, run.file, run.row, col)
             for target in chain.from_iterable(run.targets):
                 await self._count_down(target.place)
 
@@ -221,22 +232,22 @@ def _targets_by_file(places: Sequence[PlaceLayers]) -> dict[str, list[_Target]]:
     return targets
 
 
-def _block_runs(cog: Cog, targets: Sequence[_Target]) -> Iterator[_BlockRun]:
+def _block_runs(file: BlockFile, targets: Sequence[_Target]) -> Iterator[_BlockRun]:
     """Yield the blocks of a file that its places need, joined where they are contiguous in the file."""
     needed: dict[tuple[int, int], list[_Target]] = defaultdict(list)
     for target in targets:
-        for block in cog.grid.blocks_under(target.place.request.geobox):
+        for block in file.grid.blocks_under(target.place.request.geobox):
             needed[block].append(target)
             target.place.pending += 1
     runs: list[list[tuple[int, int]]] = []
     for row, col in sorted(needed):
         last = runs[-1] if runs else [(-1, -1)]
-        if last[-1] == (row, col - 1) and len(last) < _BLOCKS_PER_REQUEST and cog.is_contiguous(row, col - 1):
+        if last[-1] == (row, col - 1) and len(last) < _BLOCKS_PER_REQUEST and file.is_contiguous(row, col - 1):
             last.append((row, col))
         else:
             runs.append([(row, col)])
     for run in runs:
-        yield _BlockRun(cog, run[0][0], tuple(col for _, col in run), tuple(needed[block] for block in run))
+        yield _BlockRun(file, run[0][0], tuple(col for _, col in run), tuple(needed[block] for block in run))
 
 
 def _window(

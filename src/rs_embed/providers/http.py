@@ -105,6 +105,7 @@ class RangeReader:
     tokens: SasTokens | None = None
     faults: dict[str, str] = field(default_factory=dict)  # by address, since async-tiff replaces our errors by its own
     beginnings: dict[str, bytes] = field(default_factory=dict)  # of files, read ahead; ranges inside cause no request
+    sizes: dict[str, int] = field(default_factory=dict)  # bytes of each file that the server has told
     _signing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def get_range_async(
@@ -112,7 +113,7 @@ class RangeReader:
     ) -> bytes:
         """Fetch the bytes from `start` to `end` (exclusive) of a file, fewer at its end."""
         stop = end if end is not None else start + (length or 0)
-        if stop <= len(self.beginnings.get(path, b"")):
+        if min(stop, self.sizes.get(path, stop)) <= len(self.beginnings.get(path, b"")):
             return self.beginnings[path][start:stop]
         deadline = time.monotonic() + HTTP_RANGE.deadline_s
         attempt, renew_token = 0, False
@@ -165,7 +166,11 @@ class RangeReader:
             return response
         body = response.content if response.status_code == 206 else response.content[start:stop]
         file_bytes = response.headers.get("Content-Range", "").rpartition("/")[2]
-        if file_bytes.isdigit() and len(body) < min(stop, int(file_bytes)) - start:
+        if response.status_code == 200:
+            file_bytes = str(len(response.content))
+        if file_bytes.isdigit():
+            self.sizes[path] = int(file_bytes)
+        if len(body) < min(stop, self.sizes.get(path, 0)) - start:
             return _Failure("cut short", is_transient=True)
         return body
 

@@ -115,7 +115,7 @@ class BlockGrid:
     """Pixel grid of a tiled raster, and the size of its blocks."""
 
     transform: Affine
-    epsg: int
+    crs: int | str  # EPSG code, or WKT of a CRS that has none
     height: int
     width: int
     block_height: int = 1024
@@ -123,7 +123,7 @@ class BlockGrid:
 
     def pixels_under(self, geobox: GeoBox) -> tuple[IndexArray, IndexArray]:
         """Return row and column of the pixel under each pixel's centre of another grid, as `source_pixels` does."""
-        return _source_pixels(_key(geobox), self.transform, self.epsg)
+        return _source_pixels(_key(geobox), self.transform, self.crs)
 
     def blocks_under(self, geobox: GeoBox) -> tuple[tuple[int, int], ...]:
         """Return row and column of each block that another grid needs."""
@@ -140,7 +140,7 @@ def _key(geobox: GeoBox) -> _GridKey:
 
 @lru_cache(maxsize=256)
 def _blocks_under(grid: BlockGrid, key: _GridKey) -> tuple[tuple[int, int], ...]:
-    rows, cols = _source_pixels(key, grid.transform, grid.epsg)
+    rows, cols = _source_pixels(key, grid.transform, grid.crs)
     in_rows, in_cols = (rows >= 0) & (rows < grid.height), (cols >= 0) & (cols < grid.width)
     if is_separable(rows, cols):
         block_rows = np.unique(rows[in_rows] // grid.block_height)
@@ -157,25 +157,29 @@ def is_separable(rows: IndexArray, cols: IndexArray) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _source_pixels(key: _GridKey, transform: Affine, epsg: int) -> tuple[IndexArray, IndexArray]:
+def _source_pixels(key: _GridKey, transform: Affine, crs: int | str) -> tuple[IndexArray, IndexArray]:
     shape, affine, target = key
-    return source_pixels(transform, _crs(epsg), GeoBox(shape, affine, f"EPSG:{target}"))
+    return source_pixels(transform, _crs(crs), GeoBox(shape, affine, f"EPSG:{target}"))
 
 
 @lru_cache(maxsize=256)
-def _crs(epsg: int) -> CRS:
-    return CRS.from_epsg(epsg)
+def _crs(code: int | str) -> CRS:
+    return CRS.from_user_input(code)
+
+
+def has_value(values: AnyArray, nodata: float | None) -> BoolArray:
+    """Return True where a value is neither 0, which is Sentinel-2's emptiness in any file, nor nodata, nor NaN."""
+    valid: BoolArray = values != 0
+    if nodata is not None and nodata != 0:
+        valid &= values != nodata
+    return valid & ~np.isnan(values) if values.dtype.kind == "f" else valid
 
 
 def _valid(dataset: DatasetReader, indexes: Sequence[int], values: AnyArray, window: Window) -> BoolArray:
-    """Return the file's mask or nodata, (y, x); where it declares none, 0 is no data in an integer file."""
+    """Return (y, x), True where each band has a value by the file's mask, its nodata, and `has_value`."""
     valid: BoolArray = np.ones(values.shape[1:], bool)
     for value, index in zip(values, indexes, strict=True):
-        is_float = np.issubdtype(value.dtype, np.floating)
-        if is_float:
-            valid &= ~np.isnan(value)
+        valid &= has_value(value, None)
         if MaskFlags.all_valid not in dataset.mask_flag_enums[index - 1]:
             valid &= dataset.read_masks(index, window=window) > 0
-        elif not is_float:
-            valid &= value != 0
     return valid

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -13,12 +12,12 @@ from urllib.parse import urlsplit
 import numpy as np
 from affine import Affine
 from async_tiff import TIFF, DecoderRegistry, ImageFileDirectory, Tile
-from async_tiff.enums import Compression, PlanarConfiguration
+from async_tiff.enums import Compression, ExtraSamples, PlanarConfiguration, Predictor, SampleFormat
 from isal import isal_zlib
 
 from rs_embed.arrays import AnyArray
-from rs_embed.background import run_coroutine
-from rs_embed.providers.http import JOIN_GAP_BYTES, FetchError, RangeReader, SasTokens, new_client
+from rs_embed.providers.gdal import BLOCK_LIMIT_BYTES, JPEG2000_MAGIC, MAX_OVERVIEW_PX
+from rs_embed.providers.http import JOIN_GAP_BYTES, FetchError, RangeReader
 from rs_embed.providers.raster import BlockGrid
 from rs_embed.providers.stac.offsets import DarkPixels, dark_pixels
 from rs_embed.retry import COG_BLOCK
@@ -29,8 +28,16 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 1 << 21  # size of a usual block when decoded: 1024 px a side, uint16
 _HEADER_BYTES = 32_768
 _OVERVIEW_BYTES = 786_432  # length of a file's beginning that holds its header and its coarsest overview
-_MAX_OVERVIEW_PX = 1400  # largest side of an overview that is read for a histogram
-_SCALE_TAG = re.compile(r'role="(scale|offset)"[^>]*>([^<]+)<')
+_TIFF_MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+_MASK = 4  # bit of the subfile type of a transparency mask
+_PIXEL_IS_POINT = 2
+_USER_DEFINED = 32_767  # a CRS without an EPSG code
+_TAG = re.compile(r'<Item ([^>]*)role="(scale|offset)"[^>]*>([^<]*)<')
+_SAMPLE = re.compile(r'sample="(\d+)"')
+
+
+class NotFastError(FetchError):
+    """A raster that this reader does not decode; the text says why."""
 
 
 def _inflate(buffer: Buffer) -> bytes:
@@ -39,43 +46,122 @@ def _inflate(buffer: Buffer) -> bytes:
 
 
 _DECODERS = DecoderRegistry({int(kind): _inflate for kind in (Compression.Deflate, Compression.OldDeflate)})
+_COMPRESSIONS = (
+    Compression.Uncompressed,
+    Compression.Deflate,
+    Compression.OldDeflate,
+    Compression.LZW,
+    Compression.ZSTD,
+    Compression.LZMA,
+)
+_SAMPLES = {(bits, kind) for bits in (8, 16, 32, 64) for kind in (SampleFormat.Uint, SampleFormat.Int)}
+_SAMPLES |= {(bits, SampleFormat.Float) for bits in (32, 64)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cog:
-    """The header of a COG."""
+    """The header of a COG, and the reader of its bytes."""
 
     url: str
+    reader: RangeReader
     tiff: TIFF
     grid: BlockGrid
+    count: int
     is_planar: bool  # True where each block holds a single band
     nodata: float | None
-    scale: float
-    offset: float
+    tags: Mapping[tuple[int, str], float]  # by band from 0, and `"scale"` or `"offset"`
+
+    def scale_and_offset(self, band: int) -> tuple[float, float]:
+        """Return the tags of a band (from 0): reflectance = value * scale + offset; 1 and 0 when it has none."""
+        return self.tags.get((band, "scale"), 1.0), self.tags.get((band, "offset"), 0.0)
 
     @cached_property
     def _byte_ranges(self) -> tuple[list[int], list[int]]:
         directory = self.tiff.ifds[0]
         return directory.tile_offsets or [], directory.tile_byte_counts or []
 
+    def _index(self, row: int, col: int) -> int:
+        return row * -(-self.grid.width // self.grid.block_width) + col
+
     def is_contiguous(self, row: int, col: int) -> bool:
         """Return True when the block to the right comes next in the file, so that one request fetches both."""
         offsets, counts = self._byte_ranges
-        index = row * -(-self.grid.width // self.grid.block_width) + col
+        index = self._index(row, col)
         if self.is_planar or index + 1 >= len(offsets):
             return False
         return 0 <= offsets[index + 1] - (offsets[index] + counts[index]) <= JOIN_GAP_BYTES
 
+    async def fetch_blocks(self, row: int, cols: Sequence[int]) -> list[AnyArray | FetchError | None]:
+        """Fetch adjacent blocks (bands, y, x) of one row: an error for a bad one, None for one that is left out."""
+        stored = [col for col in cols if self._byte_ranges[1][self._index(row, col)] > 0]
+        if not stored:
+            return [None] * len(cols)
+        tiles: Sequence[Tile | None] = [None] * len(stored)
+        self.reader.faults.pop(self.url, None)
+        try:
+            tiles = await self.tiff.fetch_tiles([(col, row) for col in stored], 0)
+        except Exception:  # noqa: BLE001  (async-tiff wraps what our reader raises; `faults` keeps its text)
+            if self.url in self.reader.faults:
+                return [FetchError(self.reader.faults[self.url])] * len(cols)
+        blocks = {col: await self._decode(row, col, tile) for col, tile in zip(stored, tiles, strict=True)}
+        return [blocks.get(col) for col in cols]
+
+    async def _decode(self, row: int, col: int, tile: Tile | None) -> AnyArray | FetchError:
+        """Decode one block, and fetch it again while it is missing or corrupt."""
+        fault = ""
+        for _ in range(COG_BLOCK.attempts):
+            self.reader.faults.pop(self.url, None)
+            try:
+                tile = tile or await self.tiff.fetch_tile(col, row, 0)
+                values = np.asarray(await tile.decode(decoder_registry=_DECODERS))
+            except Exception as error:  # noqa: BLE001  (async-tiff wraps what our reader raises, and has bare errors)
+                if self.url in self.reader.faults:
+                    return FetchError(self.reader.faults[self.url])
+                fault, tile = str(error), None
+            else:
+                return values if self.is_planar else np.moveaxis(values, -1, 0)
+        return FetchError(f"{urlsplit(self.url).path.rpartition('/')[2]}: block {row},{col} is corrupt ({fault})")
+
+    async def fetch_dark_pixels(self) -> DarkPixels | None:
+        """Return the dark end of the first band's histogram, from the coarsest overview; None without one."""
+        directories = self.tiff.ifds
+        levels = [  # overviews of masks have another subfile type
+            i
+            for i, d in enumerate(directories)
+            if i > 0 and d.new_subfile_type == 1 and d.tile_width and d.image_width <= MAX_OVERVIEW_PX
+        ]
+        try:
+            if not levels:
+                return None
+            level = min(levels, key=lambda i: directories[i].image_width)
+            directory = directories[level]
+            columns, rows = directory.tile_count or (0, 0)
+            stored = [n > 0 for n in directory.tile_byte_counts or []]
+            blocks = [(c, r) for r in range(rows) for c in range(columns) if stored[r * columns + c]]
+            tiles = await self.tiff.fetch_tiles(blocks, level)
+            parts = [np.asarray(await tile.decode(decoder_registry=_DECODERS)) for tile in tiles]
+        except Exception:  # noqa: BLE001  (the check is optional; the bands themselves are read with all care)
+            self.reader.faults.pop(self.url, None)
+            return None
+        finally:
+            self.reader.beginnings.pop(self.url, None)
+        first = [(part if self.is_planar else np.moveaxis(part, -1, 0))[0].ravel() for part in parts]
+        return dark_pixels(np.concatenate(first), self.nodata) if first else None
+
 
 async def open_cog(reader: RangeReader, url: str, *, with_overview: bool = False) -> Cog:
-    """Fetch a COG's header, and with the same request its coarsest overview if wanted: it comes first in a COG."""
-    fault = ""
+    """Fetch a COG's header, and with the same request its coarsest overview if wanted: it comes first in a COG.
+
+    The bytes stay in the reader's `beginnings`. A raster that needs GDAL is a NotFastError.
+    """
+    fault, beginning = "", b""
     for _ in range(COG_BLOCK.attempts):
         try:
-            if with_overview:
-                reader.beginnings[url] = await reader.get_range_async(url, start=0, length=_OVERVIEW_BYTES)
-            tiff = await TIFF.open(url, store=reader, prefetch=_HEADER_BYTES)
-            return _read_header(url, tiff)
+            length = _OVERVIEW_BYTES if with_overview else _HEADER_BYTES
+            beginning = reader.beginnings[url] = await reader.get_range_async(url, start=0, length=length)
+            if beginning.startswith(JPEG2000_MAGIC):
+                raise NotFastError("JPEG 2000")
+            return _read_header(url, await TIFF.open(url, store=reader, prefetch=_HEADER_BYTES), reader)
         except FetchError:
             raise
         except Exception as error:  # noqa: BLE001  (async-tiff wraps what our reader raises; `faults` keeps its text)
@@ -83,105 +169,100 @@ async def open_cog(reader: RangeReader, url: str, *, with_overview: bool = False
             if url in reader.faults:
                 raise FetchError(reader.faults[url]) from None
             fault = str(error)
+    if beginning.startswith(_TIFF_MAGIC):
+        raise NotFastError(f"its header is not understood ({fault})")
     raise FetchError(f"its header cannot be read ({fault})")
 
 
-def _read_header(url: str, tiff: TIFF) -> Cog:
+def _read_header(url: str, tiff: TIFF, reader: RangeReader) -> Cog:
+    reason = _why_not_fast(tiff)
+    if reason is not None:
+        raise NotFastError(reason)
     ifd = tiff.ifds[0]
-    keys = ifd.geo_key_directory
-    epsg = None if keys is None else keys.projected_type or keys.geographic_type
-    if ifd.tile_width is None or ifd.tile_height is None:
-        raise FetchError("it is no COG: it has strips, not blocks")
-    if not epsg or not ifd.model_pixel_scale or not ifd.model_tiepoint:
-        raise FetchError("it has no georeference")
-    x, y = ifd.model_pixel_scale[:2]
-    col, row, _, left, top = ifd.model_tiepoint[:5]
-    tags = dict(_SCALE_TAG.findall(ifd.gdal_metadata or ""))
+    keys, scale, tiepoint = ifd.geo_key_directory, ifd.model_pixel_scale, ifd.model_tiepoint
+    if keys is None or not scale or not tiepoint or ifd.tile_width is None or ifd.tile_height is None:
+        raise NotFastError("no plain georeference, or strips")
+    x, y = scale[:2]
+    col, row, _, left, top = tiepoint[:5]
+    if keys.raster_type == _PIXEL_IS_POINT:  # the tie point is a pixel's centre
+        col, row = col + 0.5, row + 0.5
     return Cog(
         url=url,
+        reader=reader,
         tiff=tiff,
         grid=BlockGrid(
             transform=Affine(x, 0, left - col * x, 0, -y, top + row * y),
-            epsg=int(epsg),
+            crs=int(keys.projected_type or keys.geographic_type or 0),
             height=ifd.image_height,
             width=ifd.image_width,
             block_height=ifd.tile_height,
             block_width=ifd.tile_width,
         ),
+        count=ifd.samples_per_pixel,
         is_planar=_is_planar(ifd),
-        nodata=float(ifd.gdal_nodata.strip("\x00 ")) if ifd.gdal_nodata else None,
-        scale=float(tags.get("scale", 1.0)),
-        offset=float(tags.get("offset", 0.0)),
+        nodata=_nodata(ifd.gdal_nodata),
+        tags=_scale_tags(ifd.gdal_metadata or ""),
     )
+
+
+def _why_not_fast(tiff: TIFF) -> str | None:
+    """Return the reason why a TIFF needs GDAL; None for one that this reader decodes. `docs/formats.md` lists them."""
+    ifd = tiff.ifds[0]
+    if ifd.tile_width is None or ifd.tile_height is None:
+        return "strips, not blocks"
+    return _why_not_decodable(ifd) or _why_not_georeferenced(ifd) or _why_masked(tiff)
+
+
+def _why_not_decodable(ifd: ImageFileDirectory) -> str | None:
+    samples = set(zip(ifd.bits_per_sample, ifd.sample_format, strict=False))
+    predicted = ifd.predictor not in (None, Predictor.Unknown)
+    counts = ifd.tile_byte_counts or []
+    columns, rows = ifd.tile_count or (0, 0)
+    planes = ifd.samples_per_pixel if _is_planar(ifd) else 1
+    size = (ifd.tile_width or 0) * (ifd.tile_height or 0) * sum(ifd.bits_per_sample) // (8 * planes)
+    reasons = {
+        f"compression {ifd.compression}": ifd.compression not in _COMPRESSIONS,
+        f"samples of {sorted(samples)}": len(samples) != 1 or not samples <= _SAMPLES,
+        "a predictor on separate planes": predicted and _is_planar(ifd),  # async-tiff 0.7 decodes them wrong
+        "blocks left out of separate planes": 0 in counts and _is_planar(ifd),
+        "another number of blocks than its size asks for": len(counts) != columns * rows * planes,
+        f"blocks over {BLOCK_LIMIT_BYTES >> 20} MB": size > BLOCK_LIMIT_BYTES,
+    }
+    return next((text for text, holds in reasons.items() if holds), None)
+
+
+def _why_not_georeferenced(ifd: ImageFileDirectory) -> str | None:
+    keys = ifd.geo_key_directory
+    code = None if keys is None else keys.projected_type or keys.geographic_type
+    if not code or code == _USER_DEFINED or not ifd.model_pixel_scale or len(ifd.model_tiepoint or ()) != 6:
+        return "a rotated grid, control points, or a CRS without an EPSG code"
+    return None
+
+
+def _why_masked(tiff: TIFF) -> str | None:
+    alphas = (ExtraSamples.AssociatedAlpha, ExtraSamples.UnassociatedAlpha)
+    if any((ifd.new_subfile_type or 0) & _MASK for ifd in tiff.ifds):
+        return "a mask"
+    return "an alpha band" if any(extra in alphas for extra in tiff.ifds[0].extra_samples or ()) else None
+
+
+def _nodata(text: str | None) -> float | None:
+    try:
+        return float(text.strip("\x00 ")) if text else None
+    except ValueError:
+        return None  # 0 is no data in any case
+
+
+def _scale_tags(xml: str) -> dict[tuple[int, str], float]:
+    tags = {}
+    for attributes, role, text in _TAG.findall(xml):
+        sample = _SAMPLE.search(attributes)
+        try:
+            tags[int(sample[1]) if sample else 0, role] = float(text)
+        except ValueError:
+            tags[int(sample[1]) if sample else 0, role] = float("nan")  # refused when the scene is harmonised
+    return tags
 
 
 def _is_planar(ifd: ImageFileDirectory) -> bool:
     return bool(ifd.planar_configuration == PlanarConfiguration.Planar)
-
-
-async def fetch_blocks(cog: Cog, reader: RangeReader, row: int, cols: Sequence[int]) -> list[AnyArray | FetchError]:
-    """Fetch adjacent blocks (bands, y, x) of one row; an error stands in for a block that cannot be read."""
-    reader.faults.pop(cog.url, None)
-    tiles: Sequence[Tile | None] = [None] * len(cols)
-    try:
-        tiles = await cog.tiff.fetch_tiles([(col, row) for col in cols], 0)
-    except Exception:  # noqa: BLE001  (async-tiff wraps what our reader raises; `faults` keeps its text)
-        if cog.url in reader.faults:
-            return [FetchError(reader.faults[cog.url])] * len(cols)
-    return [await _decode(cog, reader, row, col, tile) for col, tile in zip(cols, tiles, strict=True)]
-
-
-async def _decode(cog: Cog, reader: RangeReader, row: int, col: int, tile: Tile | None) -> AnyArray | FetchError:
-    """Decode one block, and fetch it again while it is missing or corrupt."""
-    fault = ""
-    for _ in range(COG_BLOCK.attempts):
-        reader.faults.pop(cog.url, None)
-        try:
-            tile = tile or await cog.tiff.fetch_tile(col, row, 0)
-            values = np.asarray(await tile.decode(decoder_registry=_DECODERS))
-        except Exception as error:  # noqa: BLE001  (async-tiff wraps what our reader raises, and raises bare errors too)
-            if cog.url in reader.faults:
-                return FetchError(reader.faults[cog.url])
-            fault, tile = str(error), None
-        else:
-            return values if cog.is_planar else np.moveaxis(values, -1, 0)
-    return FetchError(f"{urlsplit(cog.url).path.rpartition('/')[2]}: block {row},{col} is corrupt ({fault})")
-
-
-def fetch_dark_pixels(url: str, tokens: SasTokens | None) -> DarkPixels | None:
-    """Fetch the dark end of one file's histogram; None where it cannot be read."""
-
-    async def fetch() -> DarkPixels | None:
-        async with new_client() as client:
-            reader = RangeReader(client, asyncio.Semaphore(1), tokens)
-            try:
-                return await overview_dark_pixels(await open_cog(reader, url, with_overview=True), reader)
-            except FetchError:
-                return None
-
-    return run_coroutine(fetch())
-
-
-async def overview_dark_pixels(cog: Cog, reader: RangeReader) -> DarkPixels | None:
-    """Return the dark end of the first band's histogram, from the coarsest overview; None without one."""
-    directories = cog.tiff.ifds
-    levels = [  # overviews of masks have another subfile type
-        i
-        for i, d in enumerate(directories)
-        if i > 0 and d.new_subfile_type == 1 and d.tile_width and d.image_width <= _MAX_OVERVIEW_PX
-    ]
-    try:
-        if not levels:
-            return None
-        level = min(levels, key=lambda i: directories[i].image_width)
-        directory = directories[level]
-        columns, rows = directory.tile_count or (0, 0)
-        tiles = await cog.tiff.fetch_tiles([(c, r) for r in range(rows) for c in range(columns)], level)
-        parts = [np.asarray(await tile.decode(decoder_registry=_DECODERS)) for tile in tiles]
-    except Exception:  # noqa: BLE001  (the check is optional; the bands themselves are read with all care)
-        reader.faults.pop(cog.url, None)
-        return None
-    finally:
-        reader.beginnings.pop(cog.url, None)
-    first = [(part if _is_planar(directory) else np.moveaxis(part, -1, 0))[0].ravel() for part in parts]
-    return dark_pixels(np.concatenate(first))

@@ -74,7 +74,7 @@ def _grid(asset: Mapping[str, Any], properties: Mapping[str, Any]) -> BlockGrid 
     try:
         height, width = map(int, shape)
         number = int(epsg or str(code or "").upper().removeprefix("EPSG:"))
-        return BlockGrid(transform=Affine(*transform[:6]), epsg=number, height=height, width=width)
+        return BlockGrid(transform=Affine(*transform[:6]), crs=number, height=height, width=width)
     except (TypeError, ValueError):
         return None
 

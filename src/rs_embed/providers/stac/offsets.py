@@ -25,9 +25,9 @@ class DarkPixels:
     darkest_dn: float  # 0.1st percentile of the valid pixels
 
 
-def dark_pixels(values: npt.NDArray[Any]) -> DarkPixels | None:
-    """Return the dark end of a band's histogram; None where too few pixels are valid (0 is no data)."""
-    valid = values[values > 0]
+def dark_pixels(values: npt.NDArray[Any], nodata: float | None = None) -> DarkPixels | None:
+    """Return the dark end of a band's histogram; None where too few pixels are valid (0 and `nodata` are no data)."""
+    valid = values[(values > 0) & (values != nodata)] if nodata else values[values > 0]
     if not np.issubdtype(values.dtype, np.integer) or valid.size < _MIN_PIXELS:
         return None
     cumulative = np.cumsum(np.bincount(valid))  # five times as fast as np.percentile

@@ -13,13 +13,13 @@ from rs_embed.errors import ProviderError
 from rs_embed.patch import Patch
 from rs_embed.providers.archive import CompositeBuilder
 from rs_embed.providers.base import FetchPlan, PatchRequest
+from rs_embed.providers.block_files import fetch_dark_pixels
 from rs_embed.providers.blocks import PlaceLayers, read_places
 from rs_embed.providers.http import SasTokens
 from rs_embed.providers.listings import group_by_search
 from rs_embed.providers.scenes import BandFile, Scene
 from rs_embed.providers.selection import Selection, select_scenes
 from rs_embed.providers.stac.catalogs import StacCatalog, find_catalog
-from rs_embed.providers.stac.cog import fetch_dark_pixels
 from rs_embed.providers.stac.offsets import MANY_TOO_DARK, DarkPixels, check_offset
 from rs_embed.providers.stac.search import Searcher
 from rs_embed.sentinel2 import OFFSET_2022, Radiometry, may_carry_offset

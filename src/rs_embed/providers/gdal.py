@@ -1,0 +1,323 @@
+"""Rasters that GDAL reads block by block; bytes over HTTP come by our own reader, with its retries and tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from uuid import uuid4
+
+import numpy as np
+import rasterio
+from affine import Affine
+from rasterio.enums import Interleaving, MaskFlags
+from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader
+from rasterio.transform import from_gcps
+from rasterio.windows import Window
+
+from rs_embed.arrays import AnyArray
+from rs_embed.providers.http import FetchError, RangeReader
+from rs_embed.providers.raster import BlockGrid
+from rs_embed.providers.stac.offsets import DarkPixels, dark_pixels
+from rs_embed.retry import COG_BLOCK
+
+BLOCK_LIMIT_BYTES = 1 << 28  # largest block when decoded; a whole Sentinel-2 band in one strip is just below
+MAX_OVERVIEW_PX = 1400  # largest side of an overview that is read for a histogram
+JPEG2000_MAGIC = (b"\x00\x00\x00\x0cjP  ", b"\xff\x4f\xff\x51")
+_STRIP_PX = 1 << 20  # strips are joined to blocks of about this many pixels
+_GCP_TOLERANCE_PX = 0.5  # largest distance of a control point from the affine transform through all of them
+_HEADER_PIECE_BYTES = 1 << 18
+_PEEK_BYTES = 64
+_CLOSED = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}  # the file, and none beside it
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class GdalFile:
+    """A raster that GDAL reads: the slow way, and the one that knows every variant of TIFF, and JPEG 2000."""
+
+    source: _Source
+    grid: BlockGrid
+    count: int
+    nodata: float | None
+    tags: Sequence[tuple[float, float]]
+
+    def scale_and_offset(self, band: int) -> tuple[float, float]:
+        """Return the tags of a band (from 0): reflectance = value * scale + offset."""
+        return self.tags[band]
+
+    def is_contiguous(self, row: int, col: int) -> bool:
+        """Return True: each opening of the file serves several blocks."""
+        return True
+
+    async def fetch_blocks(self, row: int, cols: Sequence[int]) -> list[AnyArray | FetchError | None]:
+        """Read adjacent blocks (bands, y, x) of one row; an error stands in for a block that cannot be read."""
+        return await asyncio.to_thread(self._read_blocks, row, cols)
+
+    async def fetch_dark_pixels(self) -> DarkPixels | None:
+        """Return the dark end of the first band's histogram, from the coarsest overview; None without one."""
+        return await asyncio.to_thread(self._read_dark_pixels)
+
+    def _read_blocks(self, row: int, cols: Sequence[int]) -> list[AnyArray | FetchError | None]:
+        blocks: dict[int, AnyArray | FetchError] = {}
+        missing = list(cols)
+        for _ in range(self.source.attempts):
+            try:
+                with self.source.opened() as dataset:
+                    blocks |= {col: self._read_block(dataset, row, col) for col in missing}
+            except FetchError as error:
+                return [b if isinstance(b := blocks.get(col), np.ndarray) else error for col in cols]
+            except RasterioError as error:
+                blocks |= dict.fromkeys(missing, FetchError(f"{self.source.name}: cannot be opened ({_detail(error)})"))
+            missing = [col for col in missing if isinstance(blocks[col], FetchError)]
+            if not missing:
+                break
+        return [blocks[col] for col in cols]
+
+    def _read_block(self, dataset: DatasetReader, row: int, col: int) -> AnyArray | FetchError:
+        grid = self.grid
+        top, left = row * grid.block_height, col * grid.block_width
+        height, width = min(grid.block_height, grid.height - top), min(grid.block_width, grid.width - left)
+        try:
+            return _read_window(dataset, Window(left, top, width, height))
+        except RasterioError as error:
+            return FetchError(f"{self.source.name}: block {row},{col} is corrupt ({_detail(error)})")
+
+    def _read_dark_pixels(self) -> DarkPixels | None:
+        try:
+            with self.source.opened() as dataset:
+                factors = [f for f in dataset.overviews(1) if dataset.width <= f * MAX_OVERVIEW_PX]
+                if not factors or self.source.is_jpeg2000:  # whose overviews are spread over the whole file
+                    return None
+                shape = (-(-dataset.height // max(factors)), -(-dataset.width // max(factors)))
+                return dark_pixels(dataset.read(1, out_shape=shape), self.nodata)
+        except (FetchError, RasterioError):
+            return None  # the check is optional; the bands themselves are read with all care
+
+
+async def open_gdal(
+    path: str, reader: RangeReader | None = None, options: Mapping[str, object] | None = None
+) -> GdalFile:
+    """Read the header of a raster by GDAL: a local file, a path of GDAL such as `/vsis3/…`, or an HTTP address.
+
+    `reader` fetches the bytes of an address; its `beginnings` may hold the first ones. `options` are those of
+    `rasterio.Env`, such as a session with keys. A file that cannot be read or has no georeference is a FetchError.
+    """
+    is_http = path.startswith(("http://", "https://"))
+    source = _Source(path, dict(options or {}), reader if is_http else None, asyncio.get_running_loop())
+    return await asyncio.to_thread(_read_header, source)
+
+
+def _read_header(source: _Source) -> GdalFile:
+    fault = ""
+    source.is_jpeg2000 = source.first_bytes().startswith(JPEG2000_MAGIC)
+    for _ in range(source.attempts):
+        try:
+            with source.opened(keep_header=True) as dataset:
+                grid = _grid(dataset)
+                tags = [(float(s), float(o)) for s, o in zip(dataset.scales, dataset.offsets, strict=True)]
+                nodata = None if dataset.nodata is None else float(dataset.nodata)
+                return GdalFile(source=source, grid=grid, count=dataset.count, nodata=nodata, tags=tags)
+        except RasterioError as error:
+            fault = _detail(error)
+    raise FetchError(f"its header cannot be read ({fault})")
+
+
+def _grid(dataset: DatasetReader) -> BlockGrid:
+    """Return the grid of a dataset; strips are joined to larger blocks, and too large blocks are refused."""
+    height, width = dataset.block_shapes[0]
+    dtype = np.dtype(dataset.dtypes[0])
+    bands = dataset.count if dataset.interleaving == Interleaving.pixel else 1
+    if dtype.kind not in "uif":
+        raise FetchError(f"its values are {dtype}, no real numbers")
+    if height * width * bands * dtype.itemsize > BLOCK_LIMIT_BYTES:
+        raise FetchError(
+            f"a block of {width} x {height} pixels is over {BLOCK_LIMIT_BYTES >> 20} MB when decoded: "
+            "write the file anew with smaller ones (gdal_translate -of COG)"
+        )
+    if width >= dataset.width:
+        height *= max(1, _STRIP_PX // (height * width * bands))
+    transform, crs = _georeference(dataset)
+    shape = {"height": dataset.height, "width": dataset.width, "block_height": height, "block_width": width}
+    return BlockGrid(transform=transform, crs=crs, **shape)
+
+
+def _georeference(dataset: DatasetReader) -> tuple[Affine, int | str]:
+    """Return the transform and the CRS (EPSG code, else WKT), of control points too where one transform fits them."""
+    crs, transform = dataset.crs, dataset.transform
+    points, points_crs = dataset.gcps
+    if points and transform == Affine.identity():
+        crs, transform = points_crs, from_gcps(points)
+        for point in points:
+            col, row = ~transform * (point.x, point.y)
+            if max(abs(col - point.col), abs(row - point.row)) > _GCP_TOLERANCE_PX:
+                raise FetchError("its control points bend its grid: warp it first (gdalwarp)")
+    if crs is None or transform == Affine.identity():
+        raise FetchError("it has no georeference")
+    return transform, crs.to_epsg() or crs.to_wkt()
+
+
+def _read_window(dataset: DatasetReader, window: Window) -> AnyArray:
+    """Read all bands of a window (bands, y, x), 0 where the file's mask says that there is nothing."""
+    values: AnyArray = dataset.read(window=window)
+    for band, flags in enumerate(dataset.mask_flag_enums):
+        if MaskFlags.per_dataset in flags:  # a mask or an alpha band; nodata is told by its value
+            values[band][dataset.read_masks(band + 1, window=window) == 0] = 0
+    return values
+
+
+@dataclass(slots=True)
+class _Source:
+    """The place of a raster, and the way to its bytes."""
+
+    path: str
+    options: Mapping[str, object]
+    reader: RangeReader | None  # for HTTP only
+    loop: asyncio.AbstractEventLoop
+    is_jpeg2000: bool = False
+    header: list[tuple[int, bytes]] = field(default_factory=list)  # pieces of the file that its opening needs
+
+    @property
+    def name(self) -> str:
+        """Name of the file, for errors."""
+        return PurePosixPath(self.path.partition("?")[0]).name
+
+    def first_bytes(self) -> bytes:
+        """Return the beginning of the file, which tells its format; for a path of GDAL its name does."""
+        if self.reader is not None:
+            return self.reader.beginnings.get(self.path) or self._fetch(0, _PEEK_BYTES)
+        if self.path.startswith("/vsi"):
+            return JPEG2000_MAGIC[0] if self.path.lower().endswith((".jp2", ".j2k")) else b""
+        try:
+            with Path(self.path).open("rb") as stream:
+                return stream.read(_PEEK_BYTES)
+        except OSError as error:
+            raise FetchError(f"{self.name} cannot be read ({error.strerror})") from error
+
+    @property
+    def attempts(self) -> int:
+        """Number of times that a block is asked for while it is corrupt: a local file stays as it is."""
+        return COG_BLOCK.attempts if self.reader is not None or self.path.startswith("/vsi") else 1
+
+    @contextmanager
+    def opened(self, *, keep_header: bool = False) -> Iterator[DatasetReader]:
+        """Open the raster with the one driver that may read it; a request that failed is a FetchError."""
+        driver = "JP2OpenJPEG" if self.is_jpeg2000 else "GTiff"
+        content: _Content | None = None
+        path, opener = self.path, None
+        if self.reader is not None:
+            content = _Content(self._fetch, self.reader.sizes.get(self.path, 0), deque(self._beginning(), maxlen=16))
+            path = f"{uuid4().hex}/{self.name}"  # GDAL's handles to one file must not share a name
+            opener = content.opener(path)
+        options = self.options if self.reader is None and not path.startswith("/vsi") else {**_CLOSED, **self.options}
+        try:
+            with (
+                rasterio.Env(**options),
+                rasterio.open(path, driver=driver, sharing=False, opener=opener) as dataset,
+            ):
+                yield dataset
+                if content is not None and keep_header:
+                    self.header = [(start, data[:_HEADER_PIECE_BYTES]) for start, data in content.pieces]
+        finally:
+            if content is not None and content.fault is not None:
+                raise FetchError(content.fault) from None
+
+    def _beginning(self) -> list[tuple[int, bytes]]:
+        beginning = self.reader.beginnings.get(self.path) if self.reader is not None else None
+        return self.header or ([(0, beginning)] if beginning else [])
+
+    def _fetch(self, start: int, stop: int) -> bytes:
+        if self.reader is None:
+            raise ValueError(f"{self.path} is not read over HTTP")
+        request = self.reader.get_range_async(self.path, start=start, end=stop)
+        return asyncio.run_coroutine_threadsafe(request, self.loop).result()
+
+
+@dataclass(slots=True)
+class _Content:
+    """Bytes of one file over HTTP, fetched as GDAL asks for them; what is read in sequence is read ahead."""
+
+    fetch: Callable[[int, int], bytes]
+    size: int
+    pieces: deque[tuple[int, bytes]]  # start and bytes of what was fetched, the oldest first
+    fault: str | None = None
+    _ahead_bytes: int = 1 << 15
+
+    def opener(self, name: str) -> Callable[..., io.RawIOBase]:
+        """Return a function that opens the file by this name, and no file beside it."""
+
+        def open_stream(path: str, mode: str = "rb") -> io.RawIOBase:
+            if not path.endswith(name) or not mode.startswith("r"):
+                raise FileNotFoundError(path)
+            return _Stream(self)
+
+        return open_stream
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return bytes of the file; fewer when a request fails, whose error is kept in `fault`."""
+        parts = []
+        while start < min(stop, self.size) and self.fault is None:
+            first, data = self._piece_at(start) or self._fetch_piece(start, stop)
+            part = data[start - first : stop - first]
+            parts.append(part)
+            start += len(part)
+        return b"".join(parts)
+
+    def _piece_at(self, start: int) -> tuple[int, bytes] | None:
+        return next((piece for piece in reversed(self.pieces) if piece[0] <= start < piece[0] + len(piece[1])), None)
+
+    def _fetch_piece(self, start: int, stop: int) -> tuple[int, bytes]:
+        in_sequence = bool(self.pieces) and sum((self.pieces[-1][0], len(self.pieces[-1][1]))) == start
+        self._ahead_bytes = min(2 * self._ahead_bytes, 1 << 21) if in_sequence else 1 << 15
+        data = b""
+        try:
+            data = self.fetch(start, min(max(stop, start + self._ahead_bytes), self.size))
+        except (FetchError, RuntimeError, CancelledError) as error:  # the others when the sweep is closed
+            self.fault = str(error) or type(error).__name__
+        if not data and self.fault is None:
+            self.fault = "the file is shorter than its server says"
+        self.pieces.append((start, data))
+        return start, data
+
+
+class _Stream(io.RawIOBase):
+    """One handle of GDAL to a file, with a position of its own."""
+
+    def __init__(self, content: _Content) -> None:
+        self._content, self._position = content, 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move the position."""
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position}.get(whence, self._content.size)
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes."""
+        stop = self._content.size if size < 0 else self._position + size
+        data = self._content.read(self._position, stop)
+        self._position += len(data)
+        return data
+
+
+def _detail(error: BaseException) -> str:
+    """Return GDAL's words without addresses, whose query may be a credential."""
+    return re.sub(r"(/vsi|https?:)\S+", "the file", str(error.__cause__ or error))

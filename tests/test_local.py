@@ -10,6 +10,7 @@ import numpy as np
 import pystac
 import pytest
 from affine import Affine
+from rasterio.errors import NotGeoreferencedWarning
 
 from fakes import write_raster
 from rs_embed import LocalProvider, NoImageryError, PointBuffer, ProviderError, SensorSpec, TemporalSpec
@@ -183,7 +184,10 @@ def test_nothing_found_names_the_nearest_scene(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("missing", "no such folder"), ("empty", "no raster"), ("undated", "no date"), ("unnamed", "without Sentinel-2")],
+    [
+        *[("missing", "no such folder"), ("empty", "no raster"), ("undated", "no date")],
+        *[("unnamed", "without Sentinel-2"), ("unplaced", r"scan_20220603_B04\.tif has no georeference")],
+    ],
 )
 def test_a_folder_that_is_no_archive_says_why(tmp_path, name, says):
     folder = tmp_path / name
@@ -191,6 +195,9 @@ def test_a_folder_that_is_no_archive_says_why(tmp_path, name, says):
         folder.mkdir()
     if name == "undated":
         write_raster(folder / "picture.tif", np.concatenate([band(1)] * 3), transform=WIDER)
+    if name == "unplaced":
+        with pytest.warns(NotGeoreferencedWarning):
+            write_raster(folder / "scan_20220603_B04.tif", band(1), transform=Affine.identity(), crs=None)
     if name == "unnamed":
         write_raster(folder / "20220603.tif", np.concatenate([band(1)] * 5), transform=WIDER)
     with pytest.raises(ProviderError, match=says):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import replace
 from pathlib import Path
+
+from rasterio.errors import NotGeoreferencedWarning
 
 from rs_embed.errors import ProviderError
 from rs_embed.patch import Patch
@@ -41,7 +44,9 @@ class LocalProvider(ArchiveProvider):
         root = Path(path).expanduser()
         if not root.exists():
             raise ProviderError(f"local:{path}: no such folder or STAC file")
-        found = _find(root)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a netCDF with several variables, or our error
+            found = _find(root)
         if not found.scenes:
             reasons = "; ".join([*found.left_out, *found.unread][:3])
             raise ProviderError(

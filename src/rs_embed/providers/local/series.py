@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 import rasterio
-from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+from rasterio.errors import RasterioIOError
 from rasterio.io import DatasetReader
 
 from rs_embed.errors import ProviderError
@@ -77,12 +76,10 @@ def _scenes(name: str, path: str, names: Sequence[str]) -> Iterator[Scene]:
 
 
 def _open(path: str) -> DatasetReader:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a file with several variables has no grid itself
-        try:
-            return rasterio.open(path, driver="netCDF")
-        except RasterioIOError as error:
-            raise ProviderError(f"it cannot be opened as netCDF: {error}") from error
+    try:
+        return rasterio.open(path, driver="netCDF")
+    except RasterioIOError as error:
+        raise ProviderError(f"it cannot be opened as netCDF: {error}") from error
 
 
 def _variable_paths(path: str) -> list[str]:

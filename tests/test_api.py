@@ -367,10 +367,10 @@ def test_dropped_scenes_are_told(small):
     class Dropping(FakeProvider):
         def fetch(self, requests):
             for i, patch in super().fetch(requests):
-                yield i, replace(patch, dropped=(DroppedScene("S2A_X", "no valid pixel"),))
+                yield i, replace(patch, dropped=(DroppedScene("S2A_X", "no valid pixel", "no_data"),))
 
     [result] = batch(small, Dropping(), places=PLACES[:1])
-    assert result.meta["dropped_scenes"] == [{"id": "S2A_X", "reason": "no valid pixel"}]
+    assert result.meta["dropped_scenes"] == [{"id": "S2A_X", "reason": "no valid pixel", "kind": "no_data"}]
 
 
 def test_results_read_well(small):

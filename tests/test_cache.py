@@ -72,7 +72,7 @@ def test_failures_and_degraded_patches_are_not_kept(tmp_path):
         def fetch(self, requests):
             for i, result in super().fetch(requests):
                 reason = ("host/B04.tif: 500", "no valid pixel in the place")[i]
-                yield i, replace(result, dropped=(DroppedScene("S2A_DEAD", reason),))
+                yield i, replace(result, dropped=(DroppedScene("S2A_DEAD", reason, ("fault", "no_data")[i]),))
 
     failing = FakeProvider(failing={0: NoImageryError("none")})
     assert isinstance(run(tmp_path, failing, requests(1))[0], NoImageryError)

@@ -569,7 +569,8 @@ def test_a_place_left_with_nothing_fails_alone(archive):
     for day in ("03", "13", "23"):
         files.status_of[f"S2A_T33UVP_202206{day}_l2a_0509/B04.tif"] = [404] * 9
     here, east = fetch(provider, [request(3000, 3000), request(16_500, 4000)])
-    assert isinstance(here, NoImageryError)
+    assert isinstance(here, ProviderError)
+    assert not isinstance(here, NoImageryError)
     assert "404" in str(here)
     assert isinstance(east, Patch)
 

@@ -18,6 +18,7 @@ from rs_embed.specs import (
     DEFAULT_OUTPUT,
     DEFAULT_SENSOR,
     InputPrep,
+    OnLostScene,
     OutputSpec,
     Place,
     SensorSpec,
@@ -39,6 +40,7 @@ def get_embedding(
     input_chw: object | None = None,
     checkpoint: object | None = None,
     precision: str = "fp32",
+    on_lost_scene: OnLostScene = "keep",
 ) -> Embedding:
     """Embed one place, as a batch of one; see `get_embeddings_batch` for the other arguments and the errors.
 
@@ -60,6 +62,7 @@ def get_embedding(
         input_chws=None if input_chw is None else [input_chw],
         checkpoint=checkpoint,
         precision=precision,
+        on_lost_scene=on_lost_scene,
     )
     assert isinstance(result, Embedding)  # on_error="raise" lets nothing else through
     return result
@@ -79,6 +82,7 @@ def get_embeddings_batch(
     checkpoint: object | None = None,
     precision: str = "fp32",
     on_error: Literal["raise", "return"] = "raise",
+    on_lost_scene: OnLostScene = "keep",
     progress: bool = False,
 ) -> list[Result]:
     """Embed many places; results keep their order.
@@ -99,6 +103,8 @@ def get_embeddings_batch(
         precision: "fp32"; "bf16" or "int8" trade a little of the cosine for speed on a CPU, "fp16" or "bf16" on CUDA.
         on_error: "raise" ends the run at a failure and carries the finished places in `error.results`; "return" puts
             an `EmbeddingFailure` in the place's slot.
+        on_lost_scene: "keep" embeds a place without the scenes that could not be read, with a warning that names them;
+            "fail" makes it a failure. A place without any scene that was read is always one.
         progress: show a bar on stderr.
 
     Raises:
@@ -109,6 +115,7 @@ def get_embeddings_batch(
     card, sensor = check_model(model, sensor)
     places, times, patches = _expand(card.name, spatials, temporal, sensor, input_chws)
     check_choice("on_error", on_error, ("raise", "return"))
+    check_choice("on_lost_scene", on_lost_scene, ("keep", "fail"))
     check_choice("input_prep", input_prep, ("resize", "tile"))
     if not isinstance(output, OutputSpec):
         raise SpecError(f"output must be an OutputSpec such as OutputSpec.pooled(), got {output!r}")
@@ -141,7 +148,7 @@ def get_embeddings_batch(
     ]
     from rs_embed.pipeline import embed_all
 
-    arrivals = fetch_patches(provider, patches) if provider else enumerate(pixels)
+    arrivals = fetch_patches(provider, patches, on_lost_scene) if provider else enumerate(pixels)
     return embed_all(embedder, requests, arrivals, stop_on_error=on_error == "raise", progress=progress)
 
 
@@ -150,6 +157,7 @@ def fetch_patch(
     temporal: TemporalSpec | None = None,
     sensor: SensorSpec | None = None,
     backend: str | Provider = "auto",
+    on_lost_scene: OnLostScene = "keep",
 ) -> Patch:
     """Fetch the imagery of one place, without a model.
 
@@ -157,7 +165,7 @@ def fetch_patch(
         spatial: the place.
         temporal: the time range; required.
         sensor: the imagery to fetch; Sentinel-2 RGB at 10 m a pixel when None.
-        backend: as for `get_embeddings_batch`.
+        backend: as for `get_embeddings_batch`, also for `on_lost_scene`.
 
     Returns:
         `dn` (bands, y, x) float32, DN = 10,000 × reflectance, row 0 north, NaN where nothing was observed; `geobox`
@@ -180,8 +188,9 @@ def fetch_patch(
         (10.0, 1)
     """
     sensor = DEFAULT_SENSOR if sensor is None else sensor
+    check_choice("on_lost_scene", on_lost_scene, ("keep", "fail"))
     _, _, patches = _expand("fetching imagery", [spatial], temporal, sensor, None)
-    [(_, result)] = fetch_patches(resolve(backend), patches)
+    [(_, result)] = fetch_patches(resolve(backend), patches, on_lost_scene)
     if isinstance(result, Exception):
         raise result
     assert isinstance(result, Patch)

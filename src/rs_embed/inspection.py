@@ -114,6 +114,8 @@ def inspect_patch(
 def imagery_warnings(patch: Patch, sensor: SensorSpec) -> Iterator[str]:
     """Yield texts of the form `kind: detail; remedy`, so that a cloudy composite never looks like a clean one."""
     yield from patch.warnings
+    if patch.lost:
+        yield f"lost scenes: {patch.lost_text}; ask again, or refuse such places with on_lost_scene='fail'"
     mask = "" if sensor.cloud_mask else "set cloud_mask='scl', or "
     shown = patch.shown_clear_frac
     if patch.clear_frac is not None and patch.clear_frac < HALF:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -33,12 +34,17 @@ class SceneRecord:
     dn_offset_reason: str
 
 
+DropKind = Literal["no_data", "fault", "refused"]
+"""Kind of a drop: the scene saw nothing there; it could not be read, and may be later; it is not usable."""
+
+
 @dataclass(frozen=True, slots=True)
 class DroppedScene:
     """Candidate scene that contributed nothing, and the reason."""
 
     id: str
     reason: str
+    kind: DropKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +78,25 @@ class Patch:
             raise ProviderError(f"a patch must be float32 {expected}, got {self.dn.dtype} {self.dn.shape}")
 
     @property
+    def lost(self) -> tuple[DroppedScene, ...]:
+        """Scenes that could not be read: the patch may differ from that of a run without faults."""
+        return tuple(scene for scene in self.dropped if scene.kind == "fault")
+
+    @property
+    def lost_text(self) -> str:
+        """Sentence that names the lost scenes and the reason of the first one."""
+        lost, scenes = self.lost, len(self.scenes) + len(self.dropped)
+        return f"{len(lost)} of {scenes} scene(s) could not be read ({listed(lost)})"
+
+    @property
     def valid(self) -> BoolArray:
         """Observed pixels (y, x), True where all bands were observed."""
         return observed(self.dn)
+
+
+def listed(dropped: Sequence[DroppedScene]) -> str:
+    """Name the first dropped scenes with their reasons."""
+    return "; ".join(f"{scene.id}: {scene.reason}" for scene in dropped[:3])
 
 
 def observed(dn: AnyArray) -> BoolArray:

@@ -34,6 +34,8 @@ class Count:
 
 fetch_workers = Count("RS_EMBED_REMOTECLIP_FETCH_WORKERS", 8)
 """Number of requests that a provider may have in flight."""
+faults_in_a_row = Count("RS_EMBED_STOP_AFTER_FAULTS", 32)
+"""Number of places in a row that may fail with a fault of their source before an export stops."""
 _cache_gb = Count("RS_EMBED_CACHE_GB", 20)
 
 

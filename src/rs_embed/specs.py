@@ -15,6 +15,8 @@ from rs_embed.sentinel2 import COLLECTIONS, HARMONIZED_COLLECTION, RGB_BANDS, ca
 Composite = Literal["median", "mosaic"]
 CloudMask = Literal["scl"]
 Pooling = Literal["mean", "projected"]
+OnLostScene = Literal["keep", "fail"]
+"""Use a place's other scenes where one could not be read, or fail the place."""
 InputPrep = Literal["resize", "tile"]
 OutputMode = Literal["pooled", "grid"]
 Every = Literal["month", "quarter", "year"]

@@ -14,7 +14,7 @@ from typer import Option
 from rs_embed.cli import options
 from rs_embed.cli.places import NamedPlace, describe, exit_on_failures, read_places
 from rs_embed.errors import SpecError
-from rs_embed.specs import InputPrep, OutputMode, OutputSpec
+from rs_embed.specs import InputPrep, OnLostScene, OutputMode, OutputSpec
 
 if TYPE_CHECKING:
     from rs_embed.embedding import Embedding, Result
@@ -31,6 +31,7 @@ def embed(
     output: Annotated[OutputMode, options.choice(OutputMode, "One vector, or one per token.")] = "pooled",
     pooling: options.Vector = None,
     input_prep: options.Prep = "resize",
+    on_lost_scene: options.LostScene = "keep",
     out: Annotated[Path | None, Option(help="Write .npy, .npz, .json, .nc or .parquet instead of printing.")] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -48,7 +49,7 @@ def embed(
             "`rs-embed export` writes results as they come, and goes on where it stopped",
             file=sys.stderr,
         )
-    results = _embed_places(places, spec, request, imagery, model, input_prep)
+    results = _embed_places(places, spec, request, imagery, model, on_lost_scene, input_prep)
     done = [(p, r) for p, r in zip(places, results, strict=True) if isinstance(r, Embedding)]
     if out is None and as_json:
         typer.echo(to_json(places, results))
@@ -67,6 +68,7 @@ def _embed_places(
     request: options.RequestOptions,
     imagery: options.ImageryOptions,
     model: options.ModelOptions,
+    on_lost_scene: OnLostScene,
     input_prep: InputPrep = "resize",
 ) -> list[Result]:
     """Return one embedding or failure per place, in order."""
@@ -84,6 +86,7 @@ def _embed_places(
         input_prep=input_prep,
         checkpoint=model.checkpoint,
         on_error="return",
+        on_lost_scene=on_lost_scene,
         progress=len(places) > 1 and sys.stderr.isatty(),
     )
 
@@ -111,6 +114,7 @@ def classify(
     imagery: options.ImageryOptions,
     model: options.ModelOptions,
     file: options.PlacesFile = None,
+    on_lost_scene: options.LostScene = "keep",
     template: Annotated[str, Option(help="rs, none, or a sentence with {}.")] = "rs",
     as_json: options.Json = False,
 ) -> None:
@@ -124,7 +128,7 @@ def classify(
 
     words = _read_labels(labels)
     places = read_places(request, file)
-    results = _embed_places(places, OutputSpec.pooled("projected"), request, imagery, model)
+    results = _embed_places(places, OutputSpec.pooled("projected"), request, imagery, model, on_lost_scene)
     records = [record_head(p, r) for p, r in zip(places, results, strict=True)]
     embeddings = [r for r in results if isinstance(r, Embedding)]
     if embeddings:

@@ -131,7 +131,10 @@ def export(
     grid: Grid = False,
     allow_small: Annotated[bool, Option("--allow-small", help="Accept places under 32 px a side.")] = False,
     shard: Annotated[str | None, Option(metavar="I/N", help="Do only each N-th partition.")] = None,
-    retry_failed: Annotated[bool, Option("--retry-failed", help="Try failed places again.")] = False,
+    on_lost_scene: options.LostScene = "keep",
+    retry_failed: Annotated[
+        bool, Option("--retry-failed", help="Try places again that failed or lack scenes.")
+    ] = False,
     engine: Annotated[Engine, options.choice(Engine, "Run here, or on a Ray cluster.")] = "local",
     address: Annotated[str | None, Option(help="Address of the Ray cluster.")] = None,
     partition_size: Annotated[int, Option(help="Number of places in a partition, the unit of work.")] = 256,
@@ -143,6 +146,8 @@ def export(
     """
     # Fetching and embedding share the cores: a model's threads that spin while they wait slow the fetching down.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if address is not None:
+        os.environ["RAY_ADDRESS"] = address  # Ray's own variable
     from rs_embed.export.run import export_embeddings
 
     with export_progress(as_json) as report:
@@ -168,8 +173,8 @@ def export(
             allow_small=allow_small,
             shard=_shard(shard),
             retry_failed=retry_failed,
+            on_lost_scene=on_lost_scene,
             engine=engine,
-            address=address,
             partition_size=partition_size,
             report=report,
         )
@@ -203,6 +208,8 @@ def summary_lines(summary: ExportSummary) -> Iterator[str]:
         f"{summary.done:,} of {summary.places:,} place(s) embedded in {summary.seconds:,.0f} s; {summary.no_imagery:,} "
         f"without imagery, {summary.failed:,} failed"
     )
+    if summary.lost:
+        yield f"{summary.lost:,} of them lack scenes that could not be read (column dropped_scenes): --retry-failed"
     for name, error in summary.failures[:5]:
         yield f"   {name}: {' '.join(error.split())}"
     if len(summary.failures) > 5 or summary.failed + summary.no_imagery > len(summary.failures):

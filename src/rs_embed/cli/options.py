@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 from typer import Argument, Option
 
 from rs_embed.errors import SpecError
-from rs_embed.specs import CloudMask, Composite, InputPrep, Pooling, SensorSpec, TemporalSpec
+from rs_embed.specs import CloudMask, Composite, InputPrep, OnLostScene, Pooling, SensorSpec, TemporalSpec
 
 if TYPE_CHECKING:
     from rs_embed.providers.base import Provider
@@ -35,6 +35,7 @@ Vector = Annotated[Pooling | None, choice(Pooling, "Mean of the tokens (768 numb
 Dataset = Annotated[Path, Argument(metavar="DATASET", help="A folder that `rs-embed export` wrote.")]
 Port = Annotated[int, Option(help="Port of the web page.", min=1, max=65535)]
 Negative = Annotated[list[str] | None, Option(metavar="TEXT", help="Words for what to avoid; repeatable.")]
+LostScene = Annotated[OnLostScene, choice(OnLostScene, "Place with a scene that cannot be read: keep it, or fail it.")]
 Json = Annotated[bool, Option("--json", help="Print JSON for programs.")]
 
 

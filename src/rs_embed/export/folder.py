@@ -49,6 +49,7 @@ class PartitionCounts:
     partial: int
     failed: int
     no_imagery: int
+    lost: int = 0  # rows with a vector that lack scenes which could not be read
 
 
 @dataclass(frozen=True)

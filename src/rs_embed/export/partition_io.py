@@ -22,7 +22,7 @@ from rs_embed.export.tables import ExportedRow, partition_tables
 from rs_embed.grid import place_geobox
 from rs_embed.pipeline import Outcome
 from rs_embed.providers.base import FetchResult, PatchRequest, Provider, fetch_patches
-from rs_embed.specs import TemporalSpec
+from rs_embed.specs import OnLostScene, TemporalSpec
 
 
 @dataclass(slots=True, kw_only=True)
@@ -33,6 +33,7 @@ class Partition:
     table: pa.Table
     ids: list[str]
     earlier: pa.Table | None = None  # rows with vectors from an earlier run, when failures are tried again
+    had_vector: frozenset[int] = frozenset()  # rows that are tried again although they have a vector
     patches: dict[int, PatchRequest] = field(default_factory=dict)
     requests: dict[int, Request] = field(default_factory=dict)
     outcomes: dict[int, Outcome[Any]] = field(default_factory=dict)
@@ -44,19 +45,20 @@ class Partition:
         """True once every request has its result."""
         return len(self.outcomes) == len(self.ids)
 
-    def fetch(self, provider: Provider) -> Iterator[tuple[int, FetchResult]]:
+    def fetch(self, provider: Provider, on_lost_scene: OnLostScene) -> Iterator[tuple[int, FetchResult]]:
         """Yield the imagery of each row that is a place, in any order."""
         rows = list(self.patches)
-        for i, result in fetch_patches(provider, list(self.patches.values())):
+        for i, result in fetch_patches(provider, list(self.patches.values()), on_lost_scene):
             yield rows[i], result
 
     def add(self, row: int, outcome: Outcome[Any], progress: Progress) -> None:
         """Keep the result of a row, and count it."""
         self.outcomes[row] = outcome
         if isinstance(outcome.result, Embedding):
-            progress.count_vector(self.ids[row], time.perf_counter() - self.started_s)
+            lost = any(scene["kind"] == "fault" for scene in outcome.result.meta["dropped_scenes"] or ())
+            progress.count_vector(self.ids[row], time.perf_counter() - self.started_s, lost=lost)
         else:
-            progress.count_failure(self.ids[row], outcome.result.error)
+            progress.count_failure(self.ids[row], outcome.result.error, had_vector=row in self.had_vector)
 
 
 def open_partition(folder: DatasetFolder, request: ExportRequest, number: int, *, retry: bool = False) -> Partition:
@@ -66,7 +68,14 @@ def open_partition(folder: DatasetFolder, request: ExportRequest, number: int, *
     if retry and folder.is_done(number):
         earlier = _read_if_there(folder, "embeddings", number)
         table = _failed_rows(folder, table, number, earlier)
-    partition = Partition(number=number, table=table, ids=table["id"].to_pylist(), earlier=earlier)
+    known = set() if earlier is None else set(earlier["unique_id"].to_pylist())
+    partition = Partition(
+        number=number,
+        table=table,
+        ids=table["id"].to_pylist(),
+        earlier=earlier,
+        had_vector=frozenset(i for i, name in enumerate(table["unique_id"].to_pylist()) if name in known),
+    )
     for row, planned in enumerate(table.select(PLAN_COLUMNS).to_pylist()):
         place = parse_place(planned["place"]) if planned["place"] else None
         try:
@@ -87,34 +96,48 @@ def _read_if_there(folder: DatasetFolder, kind: str, number: int) -> pa.Table | 
 
 
 def _failed_rows(folder: DatasetFolder, table: pa.Table, number: int, earlier: pa.Table | None) -> pa.Table:
-    """Return the rows that failed and have no vector; rows without imagery are not tried again."""
-    failures = _read_if_there(folder, "failures", number)
-    if failures is None:
-        return table.slice(length=0)
-    failed = table.filter(_among(failures.filter(pc.field("status") == "failed")))
-    return failed if earlier is None else failed.filter(~_among(earlier))
+    """Return the rows that failed, and those that lack scenes which could not be read; not those without imagery."""
+    failures, wanted = _read_if_there(folder, "failures", number), set()
+    if failures is not None:
+        wanted |= set(failures.filter(pc.field("status") == "failed")["unique_id"].to_pylist())
+    if earlier is not None:
+        wanted -= set(earlier["unique_id"].to_pylist())
+        wanted |= _with_lost_scenes(earlier)
+    return table.filter(pc.field("unique_id").isin(pa.array(sorted(wanted), pa.string())))
+
+
+def _with_lost_scenes(table: pa.Table) -> set[str]:
+    """Return the `unique_id` of the rows that lack scenes which could not be read."""
+    if "dropped_scenes" not in table.column_names:  # written before the column was
+        return set()
+    rows = zip(table["unique_id"].to_pylist(), table["dropped_scenes"].to_pylist(), strict=True)
+    return {row for row, dropped in rows if any(scene["kind"] == "fault" for scene in dropped or ())}
 
 
 def _among(table: pa.Table) -> pc.Expression:
     """Return the condition that a row's `unique_id` is one of a table's."""
-    return pc.field("unique_id").isin(table["unique_id"].to_pylist())
+    return pc.field("unique_id").isin(table["unique_id"].combine_chunks())
 
 
 def write_partition(
     folder: DatasetFolder, request: ExportRequest, partition: Partition, lengths: VectorLengths, progress: Progress
 ) -> None:
-    """Write the results of a complete partition, and count its bad rows."""
-    rows = []
+    """Write the results of a complete partition, and count its bad rows; a vector is never replaced by a failure."""
+    rows: dict[int, ExportedRow] = {}
     for i, planned in enumerate(partition.table.select(PLAN_COLUMNS).to_pylist()):
         patch, outcome = partition.patches.get(i), partition.outcomes[i]
-        rows.append(ExportedRow(planned, patch.geobox if patch else None, outcome))
-        if patch is None and isinstance(outcome.result, EmbeddingFailure):
-            progress.count_failure(planned["id"], outcome.result.error)
-    tables = partition_tables(rows, partition.table.drop_columns(PLAN_COLUMNS), request, lengths)
+        if isinstance(outcome.result, EmbeddingFailure):
+            if patch is None:
+                progress.count_failure(planned["id"], outcome.result.error)
+            if i in partition.had_vector:
+                continue
+        rows[i] = ExportedRow(planned, patch.geobox if patch else None, outcome)
+    written = partition.table.take(pa.array(rows, pa.int64()))
+    tables = partition_tables(list(rows.values()), written.drop_columns(PLAN_COLUMNS), request, lengths)
     if partition.earlier is not None or folder.is_done(partition.number):
-        tables = _merge_earlier(folder, partition, tables)
+        tables = _merge_earlier(folder, partition.number, written, tables)
     if request.grid:
-        _write_grids(folder, partition, rows)
+        _write_grids(folder, partition, list(rows.values()))
     folder.finish(partition.number, tables, _count(tables))
 
 
@@ -129,15 +152,17 @@ def _write_grids(folder: DatasetFolder, partition: Partition, rows: Sequence[Exp
         write_grids(path, grids, folder.scratch)
 
 
-def _merge_earlier(folder: DatasetFolder, partition: Partition, tables: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
-    """Return the new tables with the stored rows that were not tried again, in the order of the plan."""
-    order = folder.rows(partition.number)["unique_id"].combine_chunks()
+def _merge_earlier(
+    folder: DatasetFolder, number: int, written: pa.Table, tables: Mapping[str, pa.Table]
+) -> dict[str, pa.Table]:
+    """Return the new tables with the stored rows that they do not replace, in the order of the plan."""
+    order = folder.rows(number)["unique_id"].combine_chunks()
     merged = {}
     for kind, table in tables.items():
-        stored = _read_if_there(folder, kind, partition.number)
+        stored = _read_if_there(folder, kind, number)
         if stored is not None:
-            kept = stored.filter(~_among(partition.table))
-            table = pa.concat_tables([kept.cast(table.schema), table])
+            kept = stored.filter(~_among(written))
+            table = pa.concat_tables([kept, table], promote_options="default").select(table.column_names)
             table = table.take(pc.sort_indices(pc.index_in(table["unique_id"], value_set=order)))
         merged[kind] = table
     return merged
@@ -145,4 +170,5 @@ def _merge_earlier(folder: DatasetFolder, partition: Partition, tables: Mapping[
 
 def _count(tables: Mapping[str, pa.Table]) -> PartitionCounts:
     statuses = [s for kind in ("embeddings", "failures") for s in tables[kind]["status"].to_pylist()]
-    return PartitionCounts(*map(statuses.count, ("ok", "partial", "failed", "no_imagery")))
+    ok, partial, failed, no_imagery = map(statuses.count, ("ok", "partial", "failed", "no_imagery"))
+    return PartitionCounts(ok, partial, failed, no_imagery, lost=len(_with_lost_scenes(tables["embeddings"])))

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NotRequired, TypedDict, TypeVar
 
-from rs_embed.errors import NoImageryError, RSEmbedError
+from rs_embed import settings
+from rs_embed.errors import NoImageryError, ProviderError, RSEmbedError
 from rs_embed.export.folder import PartitionCounts
 
 T = TypeVar("T")
@@ -23,6 +24,7 @@ class ProgressEvent(TypedDict):
     done: int
     failed: int
     no_imagery: int
+    lost: int
     total: int
     per_s: float
     eta_s: float | None
@@ -45,6 +47,29 @@ ExportEvent = ProgressEvent | WaitingEvent
 ProgressListener = Callable[[ExportEvent], None]
 
 
+def is_fault(result: object) -> bool:
+    """Return True for an error of the source, which may be gone at another time."""
+    return isinstance(result, ProviderError) and not isinstance(result, NoImageryError)
+
+
+@dataclass(slots=True)
+class FaultLimit:
+    """Limit on the places in a row whose source fails: a dead host or an expired token ends a run."""
+
+    in_a_row: int = 0
+
+    def count(self, faults: int, answers: int, example: object) -> None:
+        """Count places in the order in which they were fetched; raise where the limit is reached."""
+        limit = settings.faults_in_a_row
+        self.in_a_row = faults + (0 if answers else self.in_a_row)
+        if self.in_a_row >= limit():
+            raise ProviderError(
+                f"the run stopped, since the source failed for {self.in_a_row} places in a row: {example}. Once it "
+                "answers, the same command goes on, with --retry-failed also for the places that failed; "
+                f"{limit.variable}=1000000 goes on regardless"
+            )
+
+
 @dataclass(slots=True)
 class Progress:
     """Counts and times of a run."""
@@ -55,6 +80,8 @@ class Progress:
     done: int = 0
     failed: int = 0
     no_imagery: int = 0
+    lost: int = 0  # of those done, places that lack scenes which could not be read
+    faults: int = 0  # of those failed, places whose source failed
     wait_s: float = 0.0
     write_s: float = 0.0
     started_s: float = field(default_factory=time.perf_counter)
@@ -81,6 +108,7 @@ class Progress:
             "done": self.done,
             "failed": self.failed,
             "no_imagery": self.no_imagery,
+            "lost": self.lost,
             "total": self.total,
             "per_s": round(rate, 3),
             "eta_s": round((self.total - self.finished) / rate, 1) if rate else None,
@@ -93,17 +121,20 @@ class Progress:
             event["bottleneck"] = max(stages, key=stages.__getitem__)
         return event
 
-    def count_vector(self, name: str, seconds: float) -> None:
+    def count_vector(self, name: str, seconds: float, *, lost: bool) -> None:
         """Count a place that was embedded so many seconds after its partition was started."""
-        self.done += 1
+        self.done, self.lost = self.done + 1, self.lost + lost
         self.slowest = sorted([*self.slowest, (seconds, name)], reverse=True)[:_LISTED_SLOWEST]
 
-    def count_failure(self, name: str, error: RSEmbedError) -> None:
-        """Count a place without a vector."""
-        if isinstance(error, NoImageryError):
+    def count_failure(self, name: str, error: RSEmbedError, *, had_vector: bool = False) -> None:
+        """Count a place that failed; one that had a vector keeps it."""
+        if had_vector:
+            self.done, self.lost = self.done + 1, self.lost + 1
+        elif isinstance(error, NoImageryError):
             self.no_imagery += 1
         else:
             self.failed += 1
+        self.faults += is_fault(error)
         if len(self.failures) < _LISTED_FAILURES:
             self.failures.append((name, str(error)))
 
@@ -112,12 +143,14 @@ class Progress:
         self.done += counts.ok + counts.partial
         self.failed += counts.failed
         self.no_imagery += counts.no_imagery
+        self.lost += counts.lost
 
     def merge(self, other: Progress) -> None:
         """Add the counts of one partition that ran in another process."""
         self.done += other.done
         self.failed += other.failed
         self.no_imagery += other.no_imagery
+        self.lost += other.lost
         self.failures = [*self.failures, *other.failures][:_LISTED_FAILURES]
         self.slowest = sorted([*self.slowest, *other.slowest], reverse=True)[:_LISTED_SLOWEST]
 

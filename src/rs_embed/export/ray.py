@@ -23,12 +23,13 @@ from rs_embed.embedders.loading import load_embedder
 from rs_embed.errors import RSEmbedError, import_extra
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.partition_io import open_partition, write_partition
-from rs_embed.export.progress import Progress, ProgressListener
+from rs_embed.export.progress import FaultLimit, Progress, ProgressListener
 from rs_embed.export.request import ExportRequest, VectorLengths
 from rs_embed.export.workers import Runner, summary_of
 from rs_embed.pipeline import Outcome, PreparedPlace, embed_prepared, prepare_all
 from rs_embed.providers.base import Provider
 from rs_embed.providers.registry import resolve
+from rs_embed.specs import OnLostScene
 
 _QUIET_S = 60.0  # silence after which a run reports the resources that the cluster has free
 _CORES_AN_ACTOR = 4
@@ -45,12 +46,13 @@ class Fetch:
     request: ExportRequest
     backend: str | Provider  # a name is opened where the task runs, because open files cannot be sent
     preparation: Preparation
+    on_lost_scene: OnLostScene
 
     def __call__(self, batch: Batch) -> dict[str, list[Any]]:
         """Fetch and prepare the one partition of a batch."""
         [number] = batch["number"].tolist()
         partition = open_partition(self.folder, self.request, number)
-        arrivals = partition.fetch(resolve(self.backend))
+        arrivals = partition.fetch(resolve(self.backend), self.on_lost_scene)
         prepared = list(prepare_all(self.preparation, partition.requests, arrivals, summarise=summary_of(self.request)))
         return {"number": [number], "prepared": [_dump(prepared)]}
 
@@ -86,7 +88,6 @@ class RayRunner:
 
     local: Runner  # of the same export
     backend: str | Provider
-    address: str | None  # of the cluster; one is started on this machine when None
 
     def run(self, numbers: Sequence[int], progress: Progress, listener: ProgressListener) -> None:
         """Run partitions on the cluster."""
@@ -97,16 +98,19 @@ class RayRunner:
         progress.staged = False
         started_here = not ray.is_initialized()
         if started_here:
-            ray.init(address=self.address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         folder, preparation = DatasetFolder(self.local.folder.path.absolute()), self.local.embedder.preparation
         if preparation.stage == "dn":  # chips are a seventh of the bytes that a patch has
             preparation = replace(preparation, stage="chips")
-        fetch = Fetch(folder, self.local.request, self.backend, preparation)
+        fetch = Fetch(folder, self.local.request, self.backend, preparation, self.local.on_lost_scene)
+        limit = FaultLimit()
         try:
             for row in _rows(ray, _pipeline(ray, fetch, self.local.lengths, numbers), listener):
-                progress.merge(pickle.loads(row["progress"]))  # bytes from our own actor
+                found: Progress = pickle.loads(row["progress"])  # bytes from our own actor
+                progress.merge(found)
                 listener(progress.event())
+                limit.count(found.faults, found.finished - found.faults, found.failures[-1:])
         except ray.exceptions.RayError as error:
             reason = str(error).splitlines()[0]
             raise RSEmbedError(f"the Ray run stopped ({reason}): run the same again to go on") from error

@@ -30,6 +30,7 @@ from rs_embed.specs import (
     Engine,
     Every,
     InputPrep,
+    OnLostScene,
     OutputSpec,
     PointBuffer,
     SensorSpec,
@@ -53,6 +54,8 @@ class ExportSummary:
     done: int
     failed: int
     no_imagery: int
+    lost: int
+    """Of those done, places that lack scenes which could not be read; `retry_failed` tries them again."""
     seconds: float
     slowest: tuple[tuple[float, str], ...]
     """Seconds and ids of the slowest places."""
@@ -85,8 +88,8 @@ def export_embeddings(
     allow_small: bool = False,
     shard: tuple[int, int] | None = None,
     retry_failed: bool = False,
+    on_lost_scene: OnLostScene = "keep",
     engine: Engine = "local",
-    address: str | None = None,
     partition_size: int = PARTITION_SIZE,
     report: ProgressListener | None = None,
 ) -> ExportSummary:
@@ -114,9 +117,11 @@ def export_embeddings(
         grid: write token grids too.
         allow_small: accept places of less than 32 px a side.
         shard: (i, n): only every n-th partition, from the i-th (0 … n - 1), for n processes that share a folder.
-        retry_failed: repeat places that failed, except those without imagery.
-        engine: "local", or "ray" for a cluster.
-        address: address of the cluster; a local one is started when None.
+        retry_failed: repeat places that failed, except those without imagery, and places that lack scenes which could
+            not be read; a repeated place that fails keeps the vector that it had.
+        on_lost_scene: see `get_embeddings_batch`.
+        engine: "local", or "ray" for a cluster: the one that `ray.init` or the variable `RAY_ADDRESS` names, else one
+            that is started here.
         partition_size: places of one new partition, the unit of work.
         report: called with events, about once a second.
 
@@ -126,6 +131,7 @@ def export_embeddings(
     """
     card, sensor = check_model(model, sensor)
     _check_run(shard, engine, partition_size, grid)
+    check_choice("on_lost_scene", on_lost_scene, ("keep", "fail"))
     provider, inputs = resolve(backend), find_places(places, chip_m, read)
     rows = list(expand(inputs, temporal, every))
     _check_sizes(inputs, sensor.scale_m, allow_small)
@@ -151,8 +157,8 @@ def export_embeddings(
     )
     folder = DatasetFolder(Path(out))
     _add_rows(folder, request, embedder, inputs, rows, partition_size)
-    local = Runner(folder, request, embedder, provider, vector_lengths(embedder, output))
-    main = local if engine == "local" else RayRunner(local, backend, address)
+    local = Runner(folder, request, embedder, provider, vector_lengths(embedder, output), on_lost_scene)
+    main = local if engine == "local" else RayRunner(local, backend)
     numbers = folder.partitions()[slice(shard[0], None, shard[1]) if shard else slice(None)]
     return _summary(folder, _run(main, local, numbers, report or (lambda event: None), retry_failed), inputs)
 
@@ -174,6 +180,7 @@ def _summary(folder: DatasetFolder, progress: Progress, inputs: InputPlaces) -> 
         done=progress.done,
         failed=progress.failed,
         no_imagery=progress.no_imagery,
+        lost=progress.lost,
         seconds=round(progress.seconds, 1),
         slowest=tuple(progress.slowest),
         failures=tuple(progress.failures),
@@ -206,11 +213,13 @@ def _run(
 ) -> Progress:
     """Run the partitions that are not done, then, if wanted, the failures of the others."""
     done = {n: counts for n, counts in local.folder.done().items() if n in numbers}
-    failed = [n for n, counts in done.items() if counts.failed] if retry_failed else []
+    failed = [n for n, counts in done.items() if counts.failed or counts.lost] if retry_failed else []
     progress = Progress(total=sum(map(local.folder.rows_in, numbers)))
     for counts in done.values():
         progress.count_partition(counts)
     progress.failed -= sum(done[n].failed for n in failed)
+    lost = sum(done[n].lost for n in failed)
+    progress.done, progress.lost = progress.done - lost, progress.lost - lost
     progress.finished_before = progress.finished
     main.run([n for n in numbers if n not in done], progress, listener)
     local.run(failed, progress, listener, retry=True)

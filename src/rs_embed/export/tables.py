@@ -52,9 +52,11 @@ class ExportedRow:
 
     @property
     def status(self) -> str:
-        """Status of the row: `ok`, `partial` (under 80 % of the pixels observed), `no_imagery` or `failed`."""
+        """Status of the row: `ok`, `partial` (scenes lost, or few pixels observed), `no_imagery` or `failed`."""
         if isinstance(self.result, Embedding):
-            return "ok" if self.result.meta["valid_frac"] >= LOW_FRAC else "partial"
+            meta = self.result.meta
+            lost = any(scene["kind"] == "fault" for scene in meta["dropped_scenes"] or ())
+            return "partial" if lost or meta["valid_frac"] < LOW_FRAC else "ok"
         return "no_imagery" if isinstance(self.result.error, NoImageryError) else "failed"
 
 
@@ -130,6 +132,11 @@ _COLUMNS: tuple[tuple[str, pa.DataType, _ValueOf], ...] = (
     ("scene_ids", _TEXTS, _scenes("id")),
     ("dn_offsets", _FLOATS, _scenes("dn_offset")),
     ("n_scenes", pa.int32(), _meta("n_scenes")),
+    (
+        "dropped_scenes",
+        pa.list_(pa.struct([(name, _TEXT) for name in ("id", "reason", "kind")])),
+        _meta("dropped_scenes"),
+    ),
     ("cloud", _FLOAT, _mean_cloud),
     *((name, _FLOAT, _meta(name)) for name in ("valid_frac", "clear_frac", "n_clear", "shown_clear_frac")),
     ("composite", _TEXT, _meta("composite")),

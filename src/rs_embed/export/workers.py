@@ -20,12 +20,12 @@ from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
 from rs_embed.embedding import Request
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.partition_io import Partition, open_partition, write_partition
-from rs_embed.export.progress import Progress, ProgressListener
+from rs_embed.export.progress import FaultLimit, Progress, ProgressListener, is_fault
 from rs_embed.export.request import ExportRequest, VectorLengths
 from rs_embed.inspection import summarise_patch
 from rs_embed.pipeline import Summarise, embed_prepared, prepare_all
 from rs_embed.providers.base import FetchResult, Provider
-from rs_embed.specs import OutputSpec
+from rs_embed.specs import OnLostScene, OutputSpec
 
 _RETRY_LOCKS_AFTER_S = 1.0
 _REPORT_EVERY_S = 1.0
@@ -39,6 +39,7 @@ class _Pass:
 
     partitions: dict[int, tuple[Partition, FileLock]] = field(default_factory=dict)  # claimed, until they are written
     requests: dict[RowKey, Request] = field(default_factory=dict)  # without a result yet
+    limit: FaultLimit = field(default_factory=FaultLimit)
     taken: list[int] = field(default_factory=list)  # partitions that another process holds or has finished
 
 
@@ -51,6 +52,7 @@ class Runner:
     embedder: RemoteClipEmbedder
     provider: Provider
     lengths: VectorLengths
+    on_lost_scene: OnLostScene = "keep"
 
     def run(
         self, numbers: Sequence[int], progress: Progress, listener: ProgressListener, *, retry: bool = False
@@ -106,7 +108,8 @@ class Runner:
             partition = open_partition(self.folder, self.request, number, retry=retry)
             state.requests |= {(number, row): request for row, request in partition.requests.items()}
             state.partitions[number] = partition, lock
-            for row, pixels in partition.fetch(self.provider):
+            for row, pixels in partition.fetch(self.provider, self.on_lost_scene):
+                state.limit.count(is_fault(pixels), not is_fault(pixels), pixels)
                 yield (number, row), pixels
 
     def _write_complete(self, state: _Pass, progress: Progress) -> None:

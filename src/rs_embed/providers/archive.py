@@ -11,8 +11,8 @@ from odc.geo.geobox import GeoBox
 from rs_embed import settings
 from rs_embed.arrays import AnyArray, BoolArray, FloatArray
 from rs_embed.composite import SceneImage, clear_statistics, median, mosaic, shown_clear_frac
-from rs_embed.errors import NoImageryError, ProviderError
-from rs_embed.patch import DroppedScene, Patch
+from rs_embed.errors import ProviderError
+from rs_embed.patch import DropKind, DroppedScene, Patch
 from rs_embed.providers.base import FetchPlan, PatchRequest, in_threads
 from rs_embed.providers.raster import RasterPixels, read_onto
 from rs_embed.providers.scenes import BandFile, Scene
@@ -81,9 +81,9 @@ class CompositeBuilder:
         is_mosaic = self.selection.request.sensor.composite == "mosaic"
         return is_mosaic and bool(np.logical_or.reduce([image.valid for image in self.images]).all())
 
-    def drop(self, scene: Scene, reason: str) -> None:
+    def drop(self, scene: Scene, reason: str, kind: DropKind = "fault") -> None:
         """Record why a scene contributes nothing."""
-        self.dropped.append(DroppedScene(scene.id, reason))
+        self.dropped.append(DroppedScene(scene.id, reason, kind))
 
     def add(self, scene: Scene, pixels: Sequence[RasterPixels]) -> None:
         """Add a scene's bands and, if it has one, its scene classification; drop a scene without a valid pixel."""
@@ -91,7 +91,7 @@ class CompositeBuilder:
         bands, classes = pixels[: len(sensor.bands)], pixels[len(sensor.bands) :]
         valid: BoolArray = np.logical_and.reduce([band.valid for band in bands])
         if not valid.any():
-            self.drop(scene, NO_VALID_PIXEL)
+            self.drop(scene, NO_VALID_PIXEL, "no_data")
             return
         stated = scene.radiometry(sensor.bands[0], bands[0].scale, bands[0].offset)
         rule, contradiction = self.check_offset(scene, stated)
@@ -110,7 +110,7 @@ class CompositeBuilder:
         image = SceneImage(dn, valid, scl, scene.record(rule), tuple(warnings))
         self.images.append(image.masked() if sensor.cloud_mask == "scl" else image)
 
-    def build(self) -> Patch | NoImageryError:
+    def build(self) -> Patch | ProviderError:
         """Return the patch, or the error of a place where no scene has a valid pixel; the images are released."""
         request, on_top = self.selection.request, self.selection.request.sensor.composite == "mosaic"
         images, self.images = self.images, []

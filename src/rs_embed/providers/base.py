@@ -10,7 +10,7 @@ from rs_embed.arrays import AnyArray
 from rs_embed.background import map_in_background
 from rs_embed.errors import ProviderError
 from rs_embed.patch import Patch
-from rs_embed.specs import SensorSpec, TemporalSpec
+from rs_embed.specs import OnLostScene, SensorSpec, TemporalSpec
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -78,13 +78,21 @@ class Provider(Protocol):
         ...
 
 
-def fetch_patches(provider: Provider, requests: Sequence[PatchRequest]) -> FetchResults:
-    """Yield a provider's results, each position once; a position that the provider leaves out becomes an error."""
+def fetch_patches(
+    provider: Provider, requests: Sequence[PatchRequest], on_lost_scene: OnLostScene = "keep"
+) -> FetchResults:
+    """Yield a provider's results, each position once; a position that the provider leaves out becomes an error.
+
+    With `"fail"` a patch without the scenes that could not be read becomes an error too.
+    """
     missing = set(range(len(requests)))
     for position, result in provider.fetch(requests):
         if position in missing:
             missing.remove(position)
-            yield position, result
+            if on_lost_scene == "fail" and isinstance(result, Patch) and result.lost:
+                yield position, ProviderError(f"{result.lost_text}; ask again")
+            else:
+                yield position, result
     for position in sorted(missing):
         yield position, ProviderError(f"the provider {provider.name!r} returned nothing for place {position}")
 

@@ -19,7 +19,6 @@ import numpy as np
 from rs_embed.errors import ProviderError
 from rs_embed.grid import epsg_of
 from rs_embed.patch import DroppedScene, Patch, SceneRecord
-from rs_embed.providers.archive import NO_VALID_PIXEL
 from rs_embed.providers.base import FetchPlan, PatchRequest, Provider
 
 _FORMAT = 3  # version of the cache, raised when the same request would give another patch
@@ -60,8 +59,7 @@ class CachedProvider:
             return
         for number, result in self._provider.fetch([requests[i] for i in missing]):
             path = paths[missing[number]]
-            # Other reasons for a lost scene are faults, which may be temporary.
-            if path and isinstance(result, Patch) and all(d.reason == NO_VALID_PIXEL for d in result.dropped):
+            if path and isinstance(result, Patch) and not result.lost:  # a fault may be temporary
                 self._keep(path, result)
             yield missing[number], result
         self._trim()

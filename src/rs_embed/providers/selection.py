@@ -14,7 +14,7 @@ from shapely.geometry.base import BaseGeometry
 
 from rs_embed.errors import NoImageryError, ProviderError
 from rs_embed.grid import lonlat_bounds, lonlat_text
-from rs_embed.patch import DroppedScene
+from rs_embed.patch import DroppedScene, listed
 from rs_embed.providers.base import PatchRequest
 from rs_embed.providers.scenes import Bounds, Scene
 from rs_embed.sentinel2 import is_l1c
@@ -87,15 +87,21 @@ class Selection:
             f"{away_km:,.0f} km away: move the place or the time range"
         )
 
-    def no_pixel_error(self, provider: str, dropped: Sequence[DroppedScene]) -> NoImageryError:
-        """Return the error of a place where no scene has a valid pixel."""
+    def no_pixel_error(self, provider: str, dropped: Sequence[DroppedScene]) -> ProviderError:
+        """Return the error of a place without pixels: a `NoImageryError` only where every scene was read."""
         temporal = self.request.temporal
-        reasons = "; ".join(f"{d.id}: {d.reason}" for d in dropped[:3])
-        return NoImageryError(
+        found = (
             f"{provider}: {self.before_clouds} scene(s) meet the place in {temporal.start} to {temporal.end}, "
-            f"{len(self.scenes)} after the cloud filter, and none has a valid pixel there "
-            f"({reasons or 'all pixels are masked'})"
+            f"{len(self.scenes)} after the cloud filter"
         )
+        unread = [scene for scene in dropped if scene.kind != "no_data"]
+        if not unread:
+            return NoImageryError(
+                f"{found}, and none has a valid pixel there ({listed(dropped) or 'all pixels are masked'})"
+            )
+        if any(scene.kind == "fault" for scene in unread):
+            return ProviderError(f"{found}; {len(unread)} could not be read ({listed(unread)}): ask again later")
+        return ProviderError(f"{found}; {len(unread)} cannot be used ({listed(unread)}): leave them out of the source")
 
 
 def select_scenes(listed: Sequence[Scene], request: PatchRequest) -> Selection:

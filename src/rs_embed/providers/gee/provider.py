@@ -209,7 +209,7 @@ def _patch(pixels: CompositePixels, selection: Selection) -> Patch | ProviderErr
     request = selection.request
     dn, n_clear, shown_clear, contributed = decode_pixels(pixels, len(selection.scenes), request.sensor)
     used = list(compress(selection.scenes, contributed))
-    dropped = tuple(DroppedScene(s.id, NO_VALID_PIXEL) for s in selection.scenes if s not in used)
+    dropped = tuple(DroppedScene(s.id, NO_VALID_PIXEL, "no_data") for s in selection.scenes if s not in used)
     if np.isnan(dn[0]).all():
         return selection.no_pixel_error("gee", dropped)
     rule = radiometry(collection=HARMONIZED_COLLECTION)

@@ -55,7 +55,7 @@ class ExportSummary:
     failed: int
     no_imagery: int
     lost: int
-    """Of those done, places that lack scenes which could not be read; `retry_failed` tries them again."""
+    """Number of embedded places that lack scenes which could not be read; `retry_failed` tries them again."""
     seconds: float
     slowest: tuple[tuple[float, str], ...]
     """Seconds and ids of the slowest places."""

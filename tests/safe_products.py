@@ -43,6 +43,7 @@ def write_safe(
     prefix: str = "T33UVP_20220603T101031",
     crs: str = "EPSG:32633",
     px: int = 100,
+    empty_rows: slice = slice(0, 0),
 ) -> Path:
     """A complete L2A product: bands at 10, 20 and 60 m, SCL, TCI, AOT, WVP, PVI and masks; returns its folder."""
     folder = root / f"{product}.SAFE"
@@ -54,6 +55,7 @@ def write_safe(
             layers = {"AOT": 120, "WVP": 1500, **(values if metres == 10 else dict.fromkeys(values, 9))}
             for name, value in layers.items():
                 flat = np.full((side, side), value, np.uint16)
+                flat[empty_rows] = 0
                 write_jp2(images / f"R{metres}m" / f"{stem}_{name}_{metres}m.jp2", flat, grid, crs)
             picture = np.full((3, side, side), 90, np.uint8)
             write_jp2(images / f"R{metres}m" / f"{stem}_TCI_{metres}m.jp2", picture, grid, crs)

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
 DISTRIBUTION = "rs-embed-remoteclip"
+
+
+def visible(text: str) -> str:
+    """Return a text with every control character spelled out, so that it cannot steer a terminal or reorder a line.
+
+    Ids, names and other foreign strings go through here before they are printed. Zero-width and direction marks and
+    lone surrogates count as control characters too; a line break becomes `\\n`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in _SPACES else c.encode("unicode_escape").decode() for c in text)
+
+
+_SPACES = frozenset("\u00a0\u2002\u2003\u2007\u2009\u202f\u3000")
+"""Spaces other than the usual one, which Python does not call printable."""
+
+
+_LINE_BREAK = re.compile(r"\s*\n\s*")
 
 
 class RSEmbedError(Exception):
@@ -18,6 +37,10 @@ class RSEmbedError(Exception):
     """
 
     results: Sequence[object] | None = None
+
+    def __str__(self) -> str:
+        """Return the message in one line; what it quotes cannot steer a terminal."""
+        return visible(_LINE_BREAK.sub(" ", super().__str__()))
 
 
 class SpecError(RSEmbedError, ValueError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import lru_cache, partial, reduce
 from operator import and_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,8 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
-from rs_embed.errors import SpecError, import_extra
+from rs_embed.errors import RSEmbedError, SpecError, import_extra
+from rs_embed.export.checks import MAKE_AGAIN, reading
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.request import ExportRequest
 from rs_embed.specs import BBox, TemporalSpec
@@ -40,7 +42,8 @@ class EmbeddingDataset:
         return f"EmbeddingDataset({str(self.path)!r}, {len(self):,} rows, {self.request.model})"
 
     def __len__(self) -> int:
-        return int(self._dataset("embeddings").count_rows(filter=self._filter))
+        with reading(self.path / "embeddings"):
+            return int(self._dataset("embeddings", self._filter).count_rows(filter=self._filter))
 
     @property
     def request(self) -> ExportRequest:
@@ -50,7 +53,7 @@ class EmbeddingDataset:
     @property
     def columns(self) -> list[str]:
         """Names of all columns."""
-        return list(self._dataset("embeddings").schema.names)
+        return list(self._dataset("embeddings", None).schema.names)
 
     def filter(
         self,
@@ -87,11 +90,17 @@ class EmbeddingDataset:
 
     def to_table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows as an Arrow table."""
-        return self._dataset("embeddings").to_table(columns=columns, filter=self._filter)
+        return self._read("embeddings", columns, self._filter)
 
     def to_numpy(self, column: VectorColumn = "embedding") -> npt.NDArray[np.float32]:
         """Return the vectors, (n, d) float32, in the order of `to_table`."""
-        return vectors_of(self.to_table([column]), column)
+        vectors, known = vectors_of(self.to_table([column]), column)
+        if not known.all():
+            raise RSEmbedError(
+                f"{(~known).sum():,} row(s) of {self.path}, the first at {np.argmin(known)}, have no {column} of "
+                f"{vectors.shape[1]} numbers: {MAKE_AGAIN}"
+            )
+        return vectors
 
     def to_geodataframe(self, columns: Sequence[str] | None = None) -> geopandas.GeoDataFrame:
         """Return a GeoDataFrame with footprints in longitude and latitude.
@@ -130,41 +139,96 @@ class EmbeddingDataset:
         from rs_embed.export.grids import read_grid
 
         import_extra("zarr", extra="zarr")
-        for number in DatasetFolder(self.path).partitions():
-            grid = read_grid(DatasetFolder(self.path).grids(number), unique_id, self.request.model)
+        folder = DatasetFolder(self.path)
+        for number in folder.partitions():
+            with reading(folder.grids(number)):
+                grid = read_grid(folder.grids(number), unique_id, self.request.model)
             if grid is not None:
                 return grid
         raise SpecError(f"{self.path} has no token grid of {unique_id!r}: export with grid=True (--grid)")
 
     def failures(self) -> pa.Table:
         """Return the rows without a vector and their errors; filters do not apply."""
-        return self._dataset("failures").to_table()
+        return self._read("failures")
 
     def thumbnails(self) -> Iterator[tuple[str, bytes]]:
         """Yield `unique_id` and PNG of each quicklook; filters do not apply."""
-        for batch in self._dataset("thumbnails").to_batches():
+        for batch in self._batches("thumbnails", None):
             yield from zip(batch["unique_id"].to_pylist(), batch["thumbnail"].to_pylist(), strict=True)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield rows as dictionaries with vectors as arrays, a batch in memory at a time."""
-        for batch in self._dataset("embeddings").to_batches(filter=self._filter):
+        for batch in self._batches("embeddings", self._filter):
             for row in batch.to_pylist():
                 yield row | {n: np.asarray(row[n], np.float32) for n in ("embedding", "embedding_projected")}
 
-    def _dataset(self, kind: str) -> ds.Dataset:
-        folder = self.path / kind
-        files = sorted(folder.glob("*.parquet"))
+    def _read(
+        self, kind: str, columns: Sequence[str] | None = None, condition: pc.Expression | None = None
+    ) -> pa.Table:
+        dataset = self._dataset(kind, condition)
+        for name in columns or ():
+            if name not in dataset.schema.names:
+                raise SpecError(f"{self.path}/{kind} has no column {name!r}; it has {', '.join(dataset.schema.names)}")
+        with reading(self.path / kind):
+            return dataset.to_table(columns=columns, filter=condition)
+
+    def _batches(self, kind: str, condition: pc.Expression | None) -> Iterator[pa.RecordBatch]:
+        with reading(self.path / kind):
+            yield from self._dataset(kind, condition).to_batches(filter=condition)
+
+    def _dataset(self, kind: str, condition: pc.Expression | None) -> ds.Dataset:
+        """Open the files of one kind; errors tell a damaged file from a condition that does not fit."""
+        files = DatasetFolder(self.path).part_files(kind)
         if not files:
             return ds.dataset(pa.table({"status": pa.array([], pa.string())}))
-        return ds.dataset([str(f) for f in files], format="parquet")
+        schema = _common_schema(files)
+        try:
+            if condition is not None:
+                schema.empty_table().filter(condition)
+        except pa.ArrowException as error:
+            raise SpecError(f"the condition {condition} does not fit the columns: {error}") from error
+        return ds.dataset([str(f) for f in files], format="parquet", schema=schema)
 
 
-def vectors_of(table: pa.Table, column: str) -> npt.NDArray[np.float32]:
-    """Return a column of fixed-size lists as (n, d) float32."""
-    dim = table.schema.field(column).type.list_size
-    parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table[column].chunks]
-    flat = np.concatenate(parts) if parts else np.empty(0)
-    return flat.reshape(-1, dim).astype(np.float32)
+def _common_schema(files: Sequence[Path]) -> pa.Schema:
+    """Return the columns of all files; an RSEmbedError names a file that is damaged or holds something else."""
+    schema = _schema(str(files[0]), files[0].stat().st_mtime_ns)
+    for file in files:
+        found = _schema(str(file), file.stat().st_mtime_ns)
+        if not found.equals(schema):
+            with reading(file):
+                if "unique_id" not in found.names:
+                    raise ValueError("it holds no rows of a dataset")
+                schema = pa.unify_schemas([schema, found])
+    return schema
+
+
+@lru_cache(maxsize=16_384)
+def _schema(file: str, changed_ns: int) -> pa.Schema:
+    """Read the columns of a file, once for each change."""
+    with reading(Path(file)):
+        return pq.read_schema(file)
+
+
+def vectors_of(table: pa.Table, column: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Return a column of lists as vectors (n, d) float32, and which rows have one of that length (n,).
+
+    d is the length of most of them; a row without one is NaN.
+    """
+    values = table[column].combine_chunks()
+    if not (pa.types.is_list(values.type) or pa.types.is_fixed_size_list(values.type)):
+        raise ValueError(f"its column {column} holds {values.type}, not vectors")
+    lengths = pc.fill_null(pc.list_value_length(values), -1).to_numpy(zero_copy_only=False)
+    sizes, counts = np.unique(lengths[lengths >= 0], return_counts=True)
+    dim = int(sizes[counts.argmax()]) if len(sizes) else 0
+    known = lengths == dim
+    with np.errstate(over="ignore"):
+        flat = values.filter(pa.array(known)).flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    if known.all():
+        return flat.reshape(-1, dim), known
+    vectors = np.full((len(known), dim), np.nan, np.float32)
+    vectors[known] = flat.reshape(-1, dim)
+    return vectors, known
 
 
 def open_dataset(folder: str | Path) -> EmbeddingDataset:

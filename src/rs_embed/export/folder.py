@@ -13,6 +13,8 @@ DATASET/embeddings/part-000012.parquet    rows with vectors, nothing else
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,31 +27,45 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from rs_embed.errors import RSEmbedError
+from rs_embed.export.checks import RESTORE, check_counts, inside, reading, regular_file
 from rs_embed.export.request import ExportRequest, differences
-from rs_embed.files import atomic_write
+from rs_embed.files import atomic_write, make_folder, read_json
 
 FORMAT = 1
+_PLAN = re.compile(r"plan-[0-9]{3,9}\.parquet")
+_MARK = re.compile(r"[0-9]{6,9}\.json")
+_FOLDERS = ("embeddings", "failures", "thumbnails", "grids.zarr", "concepts")
+_STATE_FOLDERS = ("index", "done", "locks", "parts")
+_log = logging.getLogger("rs_embed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanFile:
-    """Rows that were planned together."""
+    """Rows that were planned together; invalid values are a ValueError."""
 
     name: str
     first: int  # number of its first partition
     partitions: int
     places: int
 
+    def __post_init__(self) -> None:
+        if not (isinstance(self.name, str) and _PLAN.fullmatch(self.name)):
+            raise ValueError(f"{self.name!r:.60} is no name of a plan")
+        check_counts(asdict(self), "first", "partitions", "places")
+
 
 @dataclass(frozen=True, slots=True)
 class PartitionCounts:
-    """Number of rows of a finished partition by their status."""
+    """Number of rows of a finished partition by their status; invalid values are a ValueError."""
 
     ok: int
     partial: int
     failed: int
     no_imagery: int
     lost: int = 0  # rows with a vector that lack scenes which could not be read
+
+    def __post_init__(self) -> None:
+        check_counts(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -73,20 +89,30 @@ class DatasetFolder:
 
     def manifest(self) -> dict[str, Any]:
         """Return the manifest: the request, the plans, and the versions of the packages."""
+        for folder in (self._state, *(self._state / n for n in _STATE_FOLDERS), *(self.path / n for n in _FOLDERS)):
+            inside(self.path, folder)  # what is written to it would go elsewhere
         try:
-            manifest: dict[str, Any] = json.loads(self._manifest.read_text())
-        except FileNotFoundError:
-            raise RSEmbedError(f"{self.path} is no dataset: it has no .rs-embed/manifest.json") from None
-        except ValueError as error:
-            raise RSEmbedError(f"{self._manifest} is damaged: {error}") from error
-        if manifest.get("format") != FORMAT:
-            raise RSEmbedError(f"{self.path} has format {manifest.get('format')}, this version reads {FORMAT}")
-        return manifest
+            with reading(self._manifest, RESTORE):
+                return _checked(read_json(self._manifest), self.path)
+        except RSEmbedError as error:
+            if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
+                raise RSEmbedError(f"{self.path} is no dataset: it has no .rs-embed/manifest.json") from None
+            raise
 
     @cached_property
     def request(self) -> ExportRequest:
         """Request that all rows were made with."""
-        return ExportRequest.from_dict(self.manifest()["request"])
+        values = self.manifest()["request"]
+        with reading(self._manifest, RESTORE):
+            return ExportRequest.from_dict(values)
+
+    def part_files(self, kind: str) -> list[Path]:
+        """Return the files of all partitions by their kind: "embeddings", "failures" or "thumbnails".
+
+        Raises:
+            RSEmbedError: for a link that leads out of the folder, or what is no regular file.
+        """
+        return [regular_file(self.path, file) for file in sorted((self.path / kind).glob("*.parquet"))]
 
     def plans(self) -> list[PlanFile]:
         """Return the plans in the order in which they were added."""
@@ -129,16 +155,18 @@ class DatasetFolder:
     def rows(self, number: int) -> pa.Table:
         """Read the planned rows of one partition."""
         path, group = self._group(number)
-        return pq.ParquetFile(path, metadata=_metadata(path)).read_row_group(group)
+        with reading(path, RESTORE):
+            return pq.ParquetFile(path, metadata=_metadata(path)).read_row_group(group)
 
     def rows_in(self, number: int) -> int:
         """Return the number of rows of a partition."""
         path, group = self._group(number)
-        return int(_metadata(path).row_group(group).num_rows)
+        with reading(path, RESTORE):
+            return int(_metadata(path).row_group(group).num_rows)
 
     def _group(self, number: int) -> tuple[Path, int]:
         plan = next(p for p in self.plans() if p.first <= number < p.first + p.partitions)
-        return self._state / plan.name, number - plan.first
+        return regular_file(self.path, self._state / plan.name), number - plan.first
 
     def time_range(self) -> tuple[str, str]:
         """Return the first day of all planned rows, and the day after the last."""
@@ -151,7 +179,10 @@ class DatasetFolder:
 
     def _planned(self, column: str) -> Iterator[Any]:
         for plan in self.plans():
-            yield from pq.read_table(self._state / plan.name, columns=[column])[column].to_pylist()
+            file = regular_file(self.path, self._state / plan.name)
+            with reading(file, RESTORE):
+                values = pq.read_table(file, columns=[column])[column].to_pylist()
+            yield from values
 
     def part(self, kind: str, number: int) -> Path:
         """Return the path of a partition's file: its "embeddings", "failures" or "thumbnails"."""
@@ -170,11 +201,24 @@ class DatasetFolder:
     def done(self) -> dict[int, PartitionCounts]:
         """Return the finished partitions with their counts."""
         marks = sorted((self._state / "done").glob("*.json"))
-        return {int(mark.stem): PartitionCounts(**json.loads(mark.read_text())) for mark in marks}
+        found = {int(m.stem): self._counts(int(m.stem)) for m in marks if _MARK.fullmatch(m.name)}
+        return {number: counts for number, counts in found.items() if counts is not None}
 
     def is_done(self, number: int) -> bool:
         """Return True if a partition is finished."""
-        return self._mark(number).is_file()
+        return self._counts(number) is not None
+
+    def _counts(self, number: int) -> PartitionCounts | None:
+        """Return the counts of a partition; None where it must be run: no mark, a damaged one, or its file is gone."""
+        mark = self._mark(number)
+        try:
+            with reading(mark, "the partition is run again"):
+                counts = PartitionCounts(**read_json(mark))
+        except RSEmbedError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                _log.warning("%s", error)
+            return None
+        return None if counts.ok + counts.partial and not self.part("embeddings", number).is_file() else counts
 
     def _mark(self, number: int) -> Path:
         return self._state / "done" / f"{number:06d}.json"
@@ -192,9 +236,7 @@ class DatasetFolder:
 
     def lock(self, name: str) -> FileLock:
         """Return a lock of the folder, not acquired yet. The system releases it on a crash."""
-        folder = self._state / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / f"{name}.lock", thread_local=False)
+        return FileLock(make_folder(self._state / "locks") / f"{name}.lock", thread_local=False)
 
     def write_text(self, path: Path, text: str) -> None:
         """Write a text file atomically."""
@@ -204,16 +246,27 @@ class DatasetFolder:
     @contextmanager
     def writing(self, path: Path) -> Iterator[Path]:
         """Yield a temporary path for `atomic_write`; the file survives a power cut once the block has ended."""
-        self.scratch.mkdir(parents=True, exist_ok=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path, scratch=self.scratch, durable=True) as part:
+        make_folder(path.parent)
+        with atomic_write(path, scratch=make_folder(self.scratch), durable=True) as part:
             yield part
 
 
 @lru_cache(maxsize=8)
 def _plans(manifest: Path, changed_ns: int) -> tuple[PlanFile, ...]:
     """Parse the plans of a manifest, once for each change, because a run asks for every partition."""
-    return tuple(PlanFile(**plan) for plan in json.loads(manifest.read_text())["plans"])
+    with reading(manifest, RESTORE):
+        plans = tuple(PlanFile(**plan) for plan in read_json(manifest)["plans"])
+        if any(plan.first != sum(p.partitions for p in plans[:i]) for i, plan in enumerate(plans)):
+            raise ValueError("its plans do not follow each other")
+        return plans
+
+
+def _checked(manifest: object, path: Path) -> dict[str, Any]:
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("request"), dict):
+        raise ValueError("it holds no request")
+    if manifest.get("format") != FORMAT:
+        raise RSEmbedError(f"{path} has format {manifest.get('format')!r:.40}, this version reads {FORMAT}")
+    return manifest
 
 
 @lru_cache(maxsize=64)

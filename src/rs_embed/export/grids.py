@@ -19,7 +19,7 @@ import numpy as np
 from rs_embed.embedding import GRID_NOTE
 from rs_embed.export.request import ExportRequest
 from rs_embed.export.tables import SOURCE_DATA
-from rs_embed.files import cannot_write, flush
+from rs_embed.files import cannot_write, flush, make_folder, temporary_beside
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -45,8 +45,7 @@ def write_grids(path: Path, grids: Grids, scratch: Path) -> None:
     """Write the grids of a partition as the group `path`, atomically; `scratch` is a folder on the same disk."""
     import zarr
 
-    scratch.mkdir(parents=True, exist_ok=True)
-    part, old = scratch / f"{path.name}.{os.getpid()}", scratch / f"{path.name}.{os.getpid()}.old"
+    part, old = (temporary_beside(path, make_folder(scratch)) for _ in range(2))
     try:
         group = zarr.open_group(part, mode="w", zarr_format=3)
         for name, members in sorted(_stackable(grids).items()):

@@ -45,6 +45,9 @@ class ExportRequest:
             )
         check_choice("input_prep", self.input_prep, ("resize", "tile"))
         check_choice("dtype", self.dtype, ("float32", "float16"))
+        for name, kinds in _KINDS.items():
+            if not isinstance(getattr(self, name), kinds):
+                raise SpecError(f"{name} cannot be {getattr(self, name)!r:.60}")
 
     def for_place(self, place: Place, temporal: TemporalSpec) -> Request:
         """Return the request of one place, equal to that of `get_embeddings_batch`."""
@@ -68,15 +71,27 @@ class ExportRequest:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ExportRequest:
-        """Return the request that `to_dict` gave as JSON values."""
-        sensor = SensorSpec(**{**values["sensor"], "bands": tuple(values["sensor"]["bands"])})
-        columns = tuple((name, kind) for name, kind in values["columns"])
-        return cls(**{**values, "sensor": sensor, "output": OutputSpec(**values["output"]), "columns": columns})
+        """Return the request that `to_dict` gave as JSON values; a ValueError refuses others."""
+        try:
+            sensor = SensorSpec(**{**values["sensor"], "bands": tuple(values["sensor"]["bands"])})
+            columns = tuple((str(name), str(kind)) for name, kind in values["columns"])
+            return cls(**{**values, "sensor": sensor, "output": OutputSpec(**values["output"]), "columns": columns})
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(f"its request does not fit this version: {error}") from error
 
     def sha256(self) -> str:
         """Return the digest of the canonical JSON."""
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+_TEXT, _OPTIONAL = (str,), (str, type(None))
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("model", "backend", "precision"), _TEXT),
+    **dict.fromkeys(("checkpoint", "weights_sha256"), _OPTIONAL),
+    **dict.fromkeys(("normalise", "thumbnails", "grid"), (bool,)),
+}
+"""Types of the values that a manifest may hold."""
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> Iterator[str]:

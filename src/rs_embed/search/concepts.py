@@ -16,9 +16,13 @@ import numpy as np
 
 from rs_embed.arrays import FloatArray
 from rs_embed.errors import RSEmbedError, SpecError
+from rs_embed.export.checks import regular_file
 from rs_embed.export.folder import DatasetFolder
+from rs_embed.files import read_json
 
 _START_LENGTH, _WEIGHT_DECAY = 10.0, 0.1
+_LARGEST = 1e6  # a direction has length 1; far below the limit of float32
+_LIMIT_BYTES = 4 << 20
 _NAME = re.compile(r"\w[\w -]{0,62}")
 
 
@@ -36,6 +40,11 @@ class Concept:
     negatives: tuple[str, ...]
     text: tuple[str, ...] = ()
     """Words that the training started from."""
+
+    def __post_init__(self) -> None:
+        numbers = all(isinstance(v, float | int) and not isinstance(v, bool) for v in self.direction)
+        if not (numbers and any(self.direction) and all(abs(v) <= _LARGEST for v in self.direction)):
+            raise ValueError("its direction is no list of numbers (NaN, infinity and zeros alone are none)")
 
 
 def fit_direction(start: FloatArray, positives: FloatArray, negatives: FloatArray, mean: FloatArray) -> FloatArray:
@@ -83,15 +92,12 @@ class Concepts:
     def read(self, name: str) -> Concept:
         """Read a saved concept; a SpecError refuses an unknown name, an RSEmbedError a file that holds no concept."""
         file = self._file(name)
-        try:
-            saved = json.loads(file.read_text(encoding="utf-8"))
-            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
-            concept = Concept(**fields)
-            if not concept.direction or not all(isinstance(v, float | int) for v in concept.direction):
-                raise ValueError("its direction is no list of numbers")
-            return concept
-        except FileNotFoundError:
+        if not file.exists():
             known = ", ".join(map(repr, self.names())) or "none yet, EmbeddingIndex.train makes one"
-            raise SpecError(f"there is no concept {name!r} here; known: {known}") from None
-        except (ValueError, TypeError, AttributeError) as error:  # ValueError: also of JSON and of its encoding
+            raise SpecError(f"there is no concept {name!r} here; known: {known}")
+        try:
+            saved = read_json(regular_file(self._folder.path, file), _LIMIT_BYTES)
+            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
+            return Concept(**fields)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise RSEmbedError(f"{file} is no concept ({error}): delete it and train it again") from None

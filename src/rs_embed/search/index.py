@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +12,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rs_embed.embedding import Embedding
-from rs_embed.errors import SpecError
+from rs_embed.errors import RSEmbedError, SpecError
+from rs_embed.export.checks import reading, regular_file
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.request import ExportRequest
 from rs_embed.files import FileMemo
 from rs_embed.search.concepts import Concept, Concepts
 from rs_embed.search.query import Query, QueryEncoder, as_list
 from rs_embed.search.results import SearchResults, notice_text
-from rs_embed.search.rows import BBoxLike
-from rs_embed.search.store import IndexProgress, IndexStore
+from rs_embed.search.rows import BBoxLike, Rows
+from rs_embed.search.store import IndexProgress, IndexStore, Opened
 from rs_embed.search.vectors import Neighbours
 from rs_embed.specs import TemporalSpec
 
 MAX_HITS = 1000
+_PNG = b"\x89PNG\r\n\x1a\n"
+_log = logging.getLogger("rs_embed")
 
 
 class EmbeddingIndex:
@@ -43,8 +47,24 @@ class EmbeddingIndex:
         self.request: ExportRequest = self.folder.request
         self.concepts = Concepts(self.folder)
         self._store = IndexStore(self.folder, self.request)
-        self._rows = self._store.build(report) if rebuild else self._store.open(report)
-        self._fingerprint = self._store.fingerprint()
+        self._opened = self._store.build(report) if rebuild else self._store.open(report)
+        self._fingerprint = self._store.fingerprint() if self._opened.complete else None
+        self._fault = ""
+        _warn_of(self._opened.problems)
+
+    @property
+    def _rows(self) -> Rows:
+        return self._opened.rows
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """One sentence for each file or row of the dataset that is left out, and for a folder that is gone."""
+        return (*self._opened.problems, self._fault) if self._fault else self._opened.problems
+
+    def _take(self, opened: Opened) -> None:
+        """Search these rows from now on; problems that are new are logged."""
+        _warn_of(problem for problem in opened.problems if problem not in self._opened.problems)
+        self._opened = opened
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -54,20 +74,31 @@ class EmbeddingIndex:
 
     def build(self, report: IndexProgress | None = None) -> int:
         """Rebuild the index, as after rows were changed by hand; return its size. `report` as for `EmbeddingIndex`."""
-        self._rows = self._store.build(report)
+        self._take(self._store.build(report))
         return len(self)
 
     def add(self, report: IndexProgress | None = None) -> int:
         """Add the dataset's new rows to the index and return their number; `report` is that of `EmbeddingIndex`."""
         before = len(self)
-        self._rows = self._store.add(self._rows, report)
+        self._take(self._store.add(self._rows, report))
         return len(self) - before
 
     def refresh(self) -> None:
-        """Load what other processes added to the dataset or its index; without changes it only lists the folder."""
-        if self._store.fingerprint() != self._fingerprint:
-            self._rows = self._store.open(None)
-            self._fingerprint = self._store.fingerprint()
+        """Load what other processes added to the dataset or its index; without changes it only lists the folder.
+
+        Where that fails, because the folder is gone or another process holds the index, `problems` says so, and the
+        rows that were loaded before are searched.
+        """
+        try:
+            if self._store.fingerprint() != self._fingerprint:
+                self._take(self._store.open(None, wait=False))
+                self._fingerprint = self._store.fingerprint()
+            fault = ""
+        except RSEmbedError as error:
+            fault = str(error)
+        if fault and fault != self._fault:
+            _warn_of([fault])
+        self._fault = fault
 
     @property
     def extent(self) -> tuple[float, float, float, float] | None:
@@ -211,7 +242,7 @@ class EmbeddingIndex:
         rows = self._rows
         positions = pa.array([rows.position_of(id) for id in ids], pa.int64())
         chosen = rows.table.select(["unique_id", "part"]).take(positions).to_pylist()
-        parts = {part: _read_thumbnails(self.folder.path / "thumbnails" / part) for part in {r["part"] for r in chosen}}
+        parts = {part: _read_thumbnails(self.folder.path, part) for part in {r["part"] for r in chosen}}
         found = {row["unique_id"]: parts[row["part"]].get(row["unique_id"]) for row in chosen}
         return {unique_id: png for unique_id, png in found.items() if png is not None}
 
@@ -253,17 +284,29 @@ class EmbeddingIndex:
         return SearchResults(hits=rows.hits(scored, None, limit, every_window=True), searched=len(positions))
 
 
+def _warn_of(problems: Iterable[str]) -> None:
+    for problem in problems:
+        _log.warning("%s", problem)
+
+
 _thumbnail_files: FileMemo[dict[str, bytes]] = FileMemo(keep=16)
 """Thumbnails of the last few files: a map asks for neighbours one by one."""
 
 
-def _read_thumbnails(file: Path) -> dict[str, bytes]:
-    """Return the thumbnails of one file by `unique_id`."""
+def _read_thumbnails(dataset: Path, part: str) -> dict[str, bytes]:
+    """Return the thumbnails of one file by `unique_id`; a file that is missing or damaged has none."""
+    file = dataset / "thumbnails" / part
     if not file.exists():
         return {}
 
     def read() -> dict[str, bytes]:
-        columns = pq.read_table(file, columns=["unique_id", "thumbnail"]).to_pydict()
-        return dict(zip(*columns.values(), strict=True))
+        try:
+            with reading(regular_file(dataset, file)):
+                columns = pq.read_table(file, columns=["unique_id", "thumbnail"]).to_pydict()
+        except RSEmbedError as error:
+            _log.warning("%s", error)
+            return {}
+        pairs = zip(columns["unique_id"], columns["thumbnail"], strict=True)
+        return {id: png for id, png in pairs if isinstance(png, bytes) and png.startswith(_PNG)}
 
     return _thumbnail_files.get(file, read)

@@ -25,6 +25,7 @@ from rs_embed.embedders.cards import find_card
 from rs_embed.embedders.text import TextEmbedder, check_texts, frames_of, likelihoods, load_text_embedder, unit
 from rs_embed.embedding import Embedding
 from rs_embed.errors import ModelError, SpecError
+from rs_embed.export.checks import MAKE_AGAIN
 from rs_embed.search.concepts import Concepts, fit_direction
 from rs_embed.specs import OutputSpec
 
@@ -102,6 +103,8 @@ class QueryEncoder:
         vector = self._merge(words, negative, examples, query.background)
         if unlikes:
             vector = self.fit(vector, words, examples, unlikes)
+        if vector.shape != (dim := self.rows.file.header["dim"],):
+            raise ModelError(f"the words have {len(vector)} numbers, the vectors of the index {dim}: {MAKE_AGAIN}")
         centred = bool(words or unlikes)
         return EncodedQuery(vector=vector, centred=centred, words=tuple(words), example_ids=(*likes, *unlikes))
 

@@ -17,20 +17,22 @@ import pyarrow.parquet as pq
 
 from rs_embed.arrays import FloatArray
 from rs_embed.errors import SpecError
+from rs_embed.export.checks import check_counts
+from rs_embed.search.columns import (
+    BOUNDS,
+    PLACE_COLUMNS,
+    STORED_COLUMNS,
+    TIME_COLUMNS,
+    are_part_names,
+    check_table,
+    usable_rows,
+)
 from rs_embed.search.results import NOTICE_HITS, Hit, footprint_corners, utc_day
 from rs_embed.search.vectors import Neighbours, Positions, VectorFile
 from rs_embed.specs import BBox, TemporalSpec
 
 BBoxLike = BBox | tuple[float, float, float, float]
 """A box, or its west, south, east, north in degrees."""
-
-_PLACE_COLUMNS = ["id", "centre_lon", "centre_lat"]
-"""Columns that all time ranges of one place share: ids are unique within one input only."""
-_TIME_COLUMNS = ["datetime_start", "datetime_end"]
-DATASET_COLUMNS = ["unique_id", *_PLACE_COLUMNS, "bbox", "geometry", *_TIME_COLUMNS, "status", "scene_ids"]
-STORED_COLUMNS = [*DATASET_COLUMNS, "part"]
-"""Columns of the index's rows; `part` is the dataset's file that a row came from."""
-_BOUNDS = ("xmin", "ymin", "xmax", "ymax")
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,16 @@ class Rows:
         """Open an index folder; a missing one has no rows. Damaged files are a ValueError, missing ones an OSError."""
         file = VectorFile(folder).load()
         files = sorted(folder.glob("rows-*.parquet"))
+        for name in ("parts", "left_out"):
+            check_counts(file.header.get(name, {}))
         tables = [pq.read_table(f) for f in files if int(f.stem.removeprefix("rows-")) < len(file)]
         table = pa.concat_tables(tables).combine_chunks() if tables else pa.table({n: [] for n in STORED_COLUMNS})
         if table.num_rows != len(file):
             raise ValueError(f"{table.num_rows} rows have metadata, {len(file)} have vectors")
+        if len(file):
+            check_table(table, STORED_COLUMNS)
+            if not usable_rows(table).all() or not are_part_names(table["part"]):
+                raise ValueError("it holds rows that cannot be shown")
         return cls(file, table)
 
     def __len__(self) -> int:
@@ -59,14 +67,14 @@ class Rows:
     def _filter_columns(self) -> dict[str, npt.NDArray[Any]]:
         """Bounds and time ranges of all rows, as arrays."""
         boxes = self.table["bbox"].combine_chunks()
-        return {n: boxes.field(n).to_numpy() for n in _BOUNDS} | {n: self.table[n].to_numpy() for n in _TIME_COLUMNS}
+        return {n: boxes.field(n).to_numpy() for n in BOUNDS} | {n: self.table[n].to_numpy() for n in TIME_COLUMNS}
 
     @property
     def extent(self) -> tuple[float, float, float, float] | None:
         """West, south, east, north of all rows; None without rows."""
         if not len(self):
             return None
-        west, south, east, north = (self._filter_columns[n] for n in _BOUNDS)
+        west, south, east, north = (self._filter_columns[n] for n in BOUNDS)
         return float(west.min()), float(south.min()), float(east.max()), float(north.max())
 
     @property
@@ -74,7 +82,7 @@ class Rows:
         """First day of all rows and the day after the last; None without rows."""
         if not len(self):
             return None
-        start, end = (self._filter_columns[n].astype("M8[D]") for n in _TIME_COLUMNS)
+        start, end = (self._filter_columns[n].astype("M8[D]") for n in TIME_COLUMNS)
         return str(start.min()), str(end.max())
 
     def position_of(self, id: str) -> int:
@@ -122,7 +130,7 @@ class Rows:
 
     def _of_same_place(self, position: int) -> npt.NDArray[np.bool_]:
         """Return a mask of the rows that are time ranges of one row's place."""
-        columns = self.table.select(_PLACE_COLUMNS).columns
+        columns = self.table.select(PLACE_COLUMNS).columns
         equal = [pc.equal(column, column[position]).to_numpy(zero_copy_only=False) for column in columns]
         mask: npt.NDArray[np.bool_] = np.logical_and.reduce(equal)
         return mask
@@ -157,7 +165,7 @@ class Rows:
 
     def _place_keys(self, positions: Positions) -> list[tuple[Any, ...]]:
         """Return a key for each row, equal for the time ranges of one place."""
-        columns = self.table.select(_PLACE_COLUMNS).take(pa.array(positions)).to_pydict()
+        columns = self.table.select(PLACE_COLUMNS).take(pa.array(positions)).to_pydict()
         return list(zip(*columns.values(), strict=True))
 
     def hits(
@@ -166,7 +174,9 @@ class Rows:
         """Return the first hits of a search with their metadata, one a place unless `every_window`."""
         keys: Sequence[object] = range(len(found.positions)) if every_window else self._place_keys(found.positions)
         best = dict(zip(reversed(keys), reversed(range(len(keys))), strict=True))  # first of each key
-        chosen = sorted(best.values())[:limit]
+        chosen = [i for i in sorted(best.values()) if np.isfinite(found.scores[i])][
+            :limit
+        ]  # a damaged vector is no hit
         rows = self.table.take(pa.array(found.positions[chosen], pa.int64())).to_pylist()
         return tuple(
             Hit(
@@ -178,7 +188,7 @@ class Rows:
                 id=row["id"],
                 lon=row["centre_lon"],
                 lat=row["centre_lat"],
-                bounds=itemgetter(*_BOUNDS)(row["bbox"]),
+                bounds=itemgetter(*BOUNDS)(row["bbox"]),
                 footprint=footprint_corners(row["geometry"]),
                 start=utc_day(row["datetime_start"]),
                 end=utc_day(row["datetime_end"]),

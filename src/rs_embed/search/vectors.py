@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from rs_embed.arrays import FloatArray
 from rs_embed.errors import ModelError, RSEmbedError, missing_package
-from rs_embed.files import atomic_write
+from rs_embed.export.checks import check_counts
+from rs_embed.files import atomic_write, make_folder, read_json
 
 Positions = npt.NDArray[np.int64]
 
@@ -27,6 +28,8 @@ EXACT_UP_TO = 100_000
 """Number of vectors up to which each is compared with the query; it takes some hundredths of a second."""
 _HEADER = "index.json"
 _CHUNK = 65_536
+_READ_BYTES = 32 << 20
+"""Size up to which vectors are read to memory instead of mapped."""
 _SAMPLE = 4096
 _MIN_RESCORED, _RESCORED_PER_HIT = 1000, 100
 _RECALL_NOISE = 0.3
@@ -59,34 +62,36 @@ class VectorFile:
     def header(self) -> dict[str, Any]:
         """Number and length of the vectors, and the writer's notes."""
         try:
-            text = (self.folder / _HEADER).read_text(encoding="utf-8")
+            header = read_json(self.folder / _HEADER)
         except FileNotFoundError:
             return {"count": 0, "dim": 0}
-        header = json.loads(text)
-        if not isinstance(header, dict) or not all(isinstance(header.get(n), int) for n in ("count", "dim")):
+        if not isinstance(header, dict) or not {"count", "dim"} <= set(header):
             raise ValueError(f"{_HEADER} holds no count and length")
+        check_counts(header, "count", "dim")
         return header
 
     def __len__(self) -> int:
         return int(self.header["count"])
 
     def load(self) -> VectorFile:
-        """Map all files, so that a search sees no change. Damaged files are a ValueError, missing ones an OSError."""
-        if len(self) and self.mean.shape != (self.header["dim"],):
-            raise ValueError(f"mean.npy has the shape {self.mean.shape}")
+        """Open all files, so that a search sees no change. Damaged files are a ValueError, missing ones an OSError."""
+        if len(self) and (self.mean.shape != (self.header["dim"],) or not np.isfinite(self.mean).all()):
+            raise ValueError(f"mean.npy holds no {self.header['dim']} numbers")
         _ = self.vectors, self._bits
         return self
 
     @cached_property
     def vectors(self) -> npt.NDArray[np.float16]:
-        """(n, d) unit vectors, memory-mapped."""
+        """(n, d) unit vectors, memory-mapped where they are many."""
         return self._map("vectors.f16", np.float16, self.header["dim"])
 
     @cached_property
     def mean(self) -> FloatArray:
         """(d,) mean of the first vectors that were added."""
-        mean: FloatArray = np.load(self.folder / "mean.npy", allow_pickle=False)
-        return mean
+        mean = np.load(self.folder / "mean.npy", mmap_mode="r", allow_pickle=False)  # its header may claim any size
+        if not isinstance(mean, np.ndarray) or mean.dtype != np.float32:
+            raise ValueError("mean.npy holds no array of numbers")
+        return np.array(mean)
 
     @cached_property
     def _bits(self) -> npt.NDArray[np.uint8]:
@@ -94,8 +99,15 @@ class VectorFile:
         return self._map("signs.u1", np.uint8, -(-self.header["dim"] // 8))
 
     def _map(self, name: str, dtype: type[np.generic], width: int) -> npt.NDArray[Any]:
-        shape = len(self), width
-        return np.memmap(self.folder / name, dtype, "r", shape=shape) if len(self) else np.empty(shape, dtype)
+        shape, file = (len(self), width), self.folder / name
+        if not len(self):
+            return np.empty(shape, dtype)
+        if len(self) * width * np.dtype(dtype).itemsize > _READ_BYTES:
+            return np.memmap(file, dtype, "r", shape=shape)
+        values = np.fromfile(file, dtype, len(self) * width).reshape(shape)  # stays whole whatever becomes of the file
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} holds NaN or infinity")
+        return values
 
     @cached_property
     def _signs(self) -> Any:
@@ -113,7 +125,7 @@ class VectorFile:
         count, dim = len(self), int(vectors.shape[1])
         if count and dim != self.header["dim"]:
             raise ModelError(f"the index holds vectors of {self.header['dim']} numbers, got {dim}")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         if not count:
             np.save(self.folder / "mean.npy", vectors[: 16 * _CHUNK].mean(axis=0, dtype=np.float64).astype(np.float32))
         _write_at(self.folder / "vectors.f16", count * dim * 2, vectors.astype(np.float16).tobytes())

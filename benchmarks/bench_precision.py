@@ -16,7 +16,8 @@ from benchmarks.timing import seconds_of
 from evaluation.eurosat import DATA, NO_HAZE, open_eurosat
 from rs_embed import OutputSpec, get_embeddings_batch
 from rs_embed.arrays import FloatArray
-from rs_embed.embedders.text import unit
+from rs_embed.embedders.cards import find_card
+from rs_embed.embedders.text import load_text_embedder, unit
 from rs_embed.search.query import known_words, text_query
 
 BUNDLED, SHAPED = "clip_eurosat_s2rgb", "remoteclip_s2rgb"
@@ -85,7 +86,8 @@ def report() -> list[str]:
     chips = open_eurosat()
     held_out = [chips.dn(i, NO_HAZE) for i in chips.held_out]
     some = held_out[:: len(held_out) // SHAPED_CHIPS]
-    words = np.stack([text_query(BUNDLED, word) for word in known_words(BUNDLED)])
+    texts = load_text_embedder(find_card(BUNDLED), checkpoint=None, device="cpu")
+    words = np.stack([text_query(BUNDLED, word) for word in known_words(texts)])
     lines = []
     for name, model, patches, checkpoint in (
         (f"bundled model, {len(held_out):,} EuroSAT chips", BUNDLED, held_out, None),

@@ -222,6 +222,18 @@ def test_a_view_of_the_whole_world_keeps_what_was_found(browser, tmp_path):
         visit.page.close()
 
 
+def test_what_is_wrong_with_the_dataset_is_on_the_page(browser, tmp_path):
+    folder = write_vectors(tmp_path / "ds", np.eye(8, 64, dtype=np.float32))
+    (folder / "embeddings" / "part-<b>.parquet").write_bytes(b"x")
+    with serving(folder) as url:
+        visit = Visit(browser, url)
+        expect(visit.page.get_by_role("list", name="Problems of the dataset")).to_contain_text(
+            "part-<b>.parquet is damaged"
+        )
+        assert Axe().run(visit.page).violations_count == 0
+        visit.page.close()
+
+
 def test_where_more_places_are_in_view_than_can_be_drawn_only_the_results_have_quicklooks(browser, url):
     def drawn(limit: int) -> set[str]:
         page = browser.new_page(viewport={"width": 1280, "height": 800})

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import re
+import shutil
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
 import pytest
 import requests
+from fastapi.testclient import TestClient
 from PIL import Image
 
 from rs_embed import EmbeddingIndex, RSEmbedError, TemporalSpec, export_embeddings, list_samples
+from rs_embed.export.folder import DatasetFolder
 from rs_embed.web.server import create_app, listen
 from vector_dataset import write_vectors
 from web_server import serving
@@ -148,14 +154,176 @@ def test_the_page_takes_nothing_from_elsewhere_and_says_so(url):
 
 
 def test_rows_that_are_added_while_it_runs_are_found(tmp_path, monkeypatch):
-    monkeypatch.setattr("rs_embed.web.server._REFRESH_S", 0.0)
+    monkeypatch.setattr("rs_embed.web.server._REFRESH_S", 0.05)
     vectors = np.random.default_rng(0).normal(size=(2, 20, 64)).astype(np.float32)
     folder = write_vectors(tmp_path / "ds", vectors[0], [f"a/b #{i}?%2F" for i in range(20)])
     with serving(folder) as address:
         assert requests.get(f"{address}/api/similar/" + quote("a/b #3?%2F", safe="")).status_code == 200
         write_vectors(folder, vectors[1])
-        assert requests.get(f"{address}/api/places").json()["searched"] == 40
+        wait_until(lambda: requests.get(f"{address}/api/places").json()["searched"] == 40)
         assert len(requests.get(f"{address}/api/similar/v1-3", params={"k": 5}).json()["results"]) == 5
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    """Fail unless a condition is true within some seconds."""
+    stop = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < stop
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def changing(tmp_path, monkeypatch) -> Iterator[tuple[Path, str]]:
+    """A dataset of 20 rows, which a test changes, and the address of its server, which looks every 50 ms."""
+    monkeypatch.setattr("rs_embed.web.server._REFRESH_S", 0.05)
+    vectors = np.random.default_rng(0).normal(size=(20, 64)).astype(np.float32)
+    folder = write_vectors(tmp_path / "ds", vectors, [f"r{i}" for i in range(20)])
+    with serving(folder) as address:
+        yield folder, address
+
+
+def problems(address: str) -> list[str]:
+    return requests.get(f"{address}/api/problems").json()["problems"]
+
+
+def damage_a_part(folder: Path) -> None:
+    file = folder / "embeddings" / "part-000000.parquet"
+    file.write_bytes(file.read_bytes()[:-8] + bytes(8))
+
+
+def truncate_the_index(folder: Path) -> None:
+    os.truncate(folder / ".rs-embed" / "index" / "vectors.f16", 10)
+    os.utime(folder / ".rs-embed" / "index" / "index.json")
+
+
+def put_another_there(folder: Path) -> None:
+    manifest = folder / ".rs-embed" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("remoteclip_s2rgb", "clip_eurosat_s2rgb"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (shutil.rmtree, "is gone: put it back, the rows read before are still searched"),
+        (damage_a_part, "part-000000.parquet is damaged"),
+        (
+            lambda folder: (folder / "embeddings" / "part-000001.parquet").write_bytes(b"x"),
+            "part-000001.parquet is damaged",
+        ),
+        (lambda folder: (folder / ".rs-embed" / "manifest.json").write_text("["), "manifest.json is damaged"),
+        (put_another_there, "holds another dataset now: open it again"),
+        (lambda folder: shutil.rmtree(folder / ".rs-embed" / "index"), None),
+        (truncate_the_index, None),
+    ],
+)
+def test_old_rows_answer_whatever_becomes_of_the_folder(changing, change, says, caplog):
+    folder, address = changing
+    caplog.clear()
+    change(folder)
+    if says is not None:
+        wait_until(lambda: bool(problems(address)))
+    for _ in range(5):
+        time.sleep(0.1)
+        found = requests.get(f"{address}/api/similar/r3", params={"k": 19}, timeout=5)
+        assert (found.status_code, len(found.json()["results"])) == (200, 19)
+    if says is None:
+        assert problems(address) == []
+    else:
+        [problem] = problems(address)
+        assert says in problem
+        assert requests.get(f"{address}/api/dataset").json()["problems"] == [problem]
+        assert caplog.text.count(problem) == 1
+
+
+def test_a_folder_that_comes_back_is_fine_again(changing):
+    folder, address = changing
+    folder.rename(folder.with_name("away"))
+    wait_until(lambda: "is gone" in "".join(problems(address)))
+    folder.with_name("away").rename(folder)
+    wait_until(lambda: not problems(address))
+
+
+def test_a_search_does_not_wait_for_an_index_that_another_process_holds(changing):
+    folder, address = changing
+    with DatasetFolder(folder).lock("index"):
+        write_vectors(folder, np.random.default_rng(1).normal(size=(20, 64)).astype(np.float32))
+        wait_until(lambda: "another process writes to the index" in "".join(problems(address)))
+        for _ in range(8):  # more than may search at a time
+            started = time.monotonic()
+            assert requests.get(f"{address}/api/places", timeout=5).json()["searched"] == 20
+            assert time.monotonic() - started < 1
+    wait_until(lambda: requests.get(f"{address}/api/places").json()["searched"] == 40)
+    assert problems(address) == []
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1", 200),
+        ("localhost:8000", 200),
+        ("[::1]:8000", 200),
+        ("192.168.0.7:80", 200),
+        (socket.gethostname(), 200),
+        ("maps.example.org", 200),
+        ("MAPS.example.org:443", 200),
+        ("evil.example.com", 400),
+        ("evil.example.com:8000", 400),
+        ("127.0.0.1.evil.example.com", 400),
+        ("localhost.evil.example.com", 400),
+        ("evil.example.com\x1b[31m", 400),
+        ("[::1", 400),
+        ("", 400),
+    ],
+)
+def test_only_an_address_or_an_allowed_name_is_answered_for(folder, host, status):
+    client = TestClient(create_app(folder, ["maps.example.org"]), base_url="http://127.0.0.1")
+    for route in ("/api/places", "/", "/openapi.json"):
+        answer = client.get(route, headers={"host": host})
+        assert answer.status_code == status, host
+    if status == 400:
+        assert "start it with --allow-host NAME" in answer.json()["detail"]
+        assert "\x1b" not in answer.text
+    assert TestClient(create_app(folder, ["*"]), base_url="http://x.example").get("/api/places").status_code == 200
+
+
+def test_connections_that_do_nothing_are_closed_and_many_are_not_accepted(url, monkeypatch):
+    monkeypatch.setattr("rs_embed.web.guards._IDLE_S", 0.2)
+    monkeypatch.setattr("rs_embed.web.guards.CONNECTIONS", 5)
+    port = int(url.rpartition(":")[2])
+    idle = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(12)]
+    for number, connection in enumerate(idle):
+        connection.sendall(b"GET /api/places HTTP/1.1\r\nHost: " if number % 2 else b"")
+    for connection in idle:
+        with connection, contextlib.suppress(ConnectionResetError):
+            assert connection.recv(1) == b""  # it times out where the connection is held
+    wait_until(lambda: requests.get(f"{url}/api/places").status_code == 200)
+
+
+def test_a_client_that_reads_nothing_is_given_up(url, monkeypatch):
+    monkeypatch.setattr("rs_embed.web.guards._IDLE_S", 0.2)
+    port = int(url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        request = b"GET /vendor/maplibre-gl.mjs HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+        connection.sendall(request * 30)  # more than the buffers of the system hold
+        wait_until(lambda: _is_cut(connection))
+
+
+def _is_cut(connection: socket.socket) -> bool:
+    try:
+        connection.sendall(b"GET")
+    except OSError:
+        return True
+    return False
+
+
+def test_the_description_of_the_api_lists_every_answer(url):
+    paths = requests.get(f"{url}/openapi.json").json()["paths"]
+    for path, methods in paths.items():
+        answers = set(methods["get"]["responses"])
+        assert {"200", "400", "503"} <= answers, path
+        assert ("404" in answers) == ("{id}" in path)
+        assert ("422" in answers) == (path not in ("/api/dataset", "/api/problems"))
 
 
 def test_a_dataset_without_rows_is_served(tmp_path):

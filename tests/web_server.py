@@ -10,14 +10,14 @@ from pathlib import Path
 
 import uvicorn
 
-from rs_embed.web.server import create_app, listen
+from rs_embed.web.server import create_app, listen, server_config
 
 
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
     """The address of a server over a dataset, on a free port."""
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(create_app(folder), log_level="error"))
+    server = uvicorn.Server(server_config(create_app(folder)))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rs_embed.search.index import EmbeddingIndex
     from rs_embed.search.results import SearchResults
 
+Yes = Annotated[bool, Option("--yes", help="Fetch weights that the dataset names and this machine lacks.")]
 MAP_REMEDY = "the build downloads it from npm; install a wheel, or install the clone again with a network"
 
 
@@ -37,13 +38,29 @@ def index(
     typer.echo(json.dumps(facts) if as_json else f"{len(found):,} row(s) of {found.request.model} can be searched")
 
 
-def _open_index(dataset: Path, *, rebuild: bool = False) -> EmbeddingIndex:
+def _open_index(dataset: Path, *, rebuild: bool = False, download: bool = False) -> EmbeddingIndex:
     """Return the index of a dataset, with a bar for the files that are read."""
     from rs_embed.search.index import EmbeddingIndex
 
     with progress_bar(disable=not sys.stderr.isatty(), transient=True) as bar:
         task = bar.add_task("indexing, file", total=None)
-        return EmbeddingIndex(dataset, lambda i, n: bar.update(task, completed=i, total=n), rebuild=rebuild)
+
+        def report(read: int, files: int) -> None:
+            bar.update(task, completed=read, total=files)
+
+        return EmbeddingIndex(dataset, report, rebuild=rebuild, download=download)
+
+
+def _may_download(dataset: Path, yes: bool) -> bool:
+    """Ask a person whether weights may be fetched that the dataset names and this machine lacks; without one, no."""
+    from rs_embed.export.folder import DatasetFolder
+    from rs_embed.search.weights import DatasetWeights
+
+    missing = DatasetWeights(DatasetFolder(dataset).request).missing
+    if missing is None or yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return yes
+    print(f"{dataset} was made with the weights {missing!r}, which are not on this machine.", file=sys.stderr)
+    return typer.confirm("Do you trust the dataset, and fetch them from the hub?", err=True)
 
 
 def search(
@@ -61,12 +78,13 @@ def search(
     exact: Annotated[bool, Option("--exact", help="Compare every row, however many there are.")] = False,
     out: Annotated[Path | None, Option(help="Write the footprints as GeoJSON.")] = None,
     plot: Annotated[Path | None, Option(help="Draw the quicklooks on a contact sheet.")] = None,
+    yes: Yes = False,
     as_json: options.Json = False,
 ) -> None:
     """Find the rows most like some words, other rows, or a saved concept."""
     if plot is not None:
         options.check_ending("--plot", plot, options.PICTURES)
-    rows = _open_index(dataset)
+    rows = _open_index(dataset, download=bool(text or negative) and _may_download(dataset, yes))
     found = rows.search(
         text,
         id=like,
@@ -119,6 +137,10 @@ def serve(
     dataset: options.Dataset,
     host: Annotated[str, Option(help="Address to listen on.")] = "127.0.0.1",
     port: options.Port = 8000,
+    allow_host: Annotated[
+        list[str] | None, Option(metavar="NAME", help="A name, besides addresses, that it answers for; repeatable.")
+    ] = None,
+    yes: Yes = False,
 ) -> None:
     """Search a dataset by words on a map in a browser.
 
@@ -130,7 +152,7 @@ def serve(
         raise RSEmbedError(missing_package(error.name or "fastapi", extra="web")) from None
     if not server.has_map_library():
         print(f"warning: the map's JavaScript is missing, only the HTTP API works: {MAP_REMEDY}", file=sys.stderr)
-    found = _open_index(dataset)
+    found = _open_index(dataset, download=_may_download(dataset, yes))
     listener = server.listen(host, port)
     typer.echo(f"http://{host}:{port}/   (Ctrl-C ends it)")
-    server.serve(found, listener)
+    server.serve(found, listener, allow_host or ())

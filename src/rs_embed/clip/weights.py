@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from rs_embed.errors import CheckpointError, missing_core
 
@@ -14,18 +15,33 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 def resolve(reference: str) -> Path:
     """Return the weights file that a reference names, downloaded if it is not on this machine yet."""
+    if (file := find_cached(reference)) is not None:
+        return file
+    hub = _import_hub()
+    repo = hub.parse(_without_prefix(reference))
+    names = hub.list_files(repo)
+    name = choose_file(names, str(repo)) if repo.file is None else repo.file
+    return Path(hub.download_weights(repo, name, names))
+
+
+def find_cached(reference: str) -> Path | None:
+    """Return the weights file that a reference names if it is on this machine: a path, or a repo fetched before."""
     if (local := local_file(reference)) is not None:
         return local
-    try:
-        from rs_embed.clip import hub  # its client takes a tenth of a second to import
-    except ModuleNotFoundError as error:
-        raise missing_core(error) or error from error
+    hub = _import_hub()
     repo = hub.parse(_without_prefix(reference))
     if (snapshot := hub.snapshot(repo)) is not None:
         with suppress(CheckpointError):  # only other files of the repo are cached
             return find_file(snapshot, repo.file)
-    names = hub.list_files(repo)
-    return hub.download_weights(repo, choose_file(names, str(repo)) if repo.file is None else repo.file, names)
+    return None
+
+
+def _import_hub() -> Any:
+    try:
+        from rs_embed.clip import hub  # its client takes a tenth of a second to import
+    except ModuleNotFoundError as error:
+        raise missing_core(error) or error from error
+    return hub
 
 
 def local_file(reference: str) -> Path | None:

@@ -148,7 +148,8 @@ def describe_model(model: str) -> dict[str, Any]:
 @lru_cache(maxsize=64)
 def shipped_folder(checkpoint: str) -> Path | None:
     """Return the folder of a checkpoint that installs with the package; None for any other."""
-    return Path(__file__).parent / checkpoint.removeprefix(PACKAGE) if checkpoint.startswith(PACKAGE) else None
+    name = checkpoint.removeprefix(PACKAGE)
+    return Path(__file__).parent / name if checkpoint.startswith(PACKAGE) and name.isidentifier() else None
 
 
 def _shipped_facts(card: ModelCard) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from rs_embed.embedders.cards import ModelCard, shipped_folder
 from rs_embed.embedders.chips import ChipSize, Preparation
 from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
 from rs_embed.embedders.wrapped import wrap
-from rs_embed.errors import ModelError
+from rs_embed.errors import CheckpointError, ModelError
 from rs_embed.files import FileMemo
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -90,7 +90,11 @@ def _check_precision(precision: str, device: torch.device) -> None:
 def find_weights(reference: str) -> Path:
     """Return the weights file that a reference names: `package:<folder>` beside this module, a path or a hub repo."""
     folder = shipped_folder(reference)
-    return resolve(reference) if folder is None else folder / "model.safetensors"
+    if folder is None:
+        return resolve(reference)
+    if not (file := folder / "model.safetensors").is_file():
+        raise CheckpointError(f"{reference!r} does not come with the package: see rs-embed models")
+    return file
 
 
 @lru_cache(maxsize=16)

@@ -76,7 +76,7 @@ class ExportRequest:
             sensor = SensorSpec(**{**values["sensor"], "bands": tuple(values["sensor"]["bands"])})
             columns = tuple((str(name), str(kind)) for name, kind in values["columns"])
             return cls(**{**values, "sensor": sensor, "output": OutputSpec(**values["output"]), "columns": columns})
-        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        except (SpecError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"its request does not fit this version: {error}") from error
 
     def sha256(self) -> str:

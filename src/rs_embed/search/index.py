@@ -23,6 +23,7 @@ from rs_embed.search.results import SearchResults, notice_text
 from rs_embed.search.rows import BBoxLike, Rows
 from rs_embed.search.store import IndexProgress, IndexStore, Opened
 from rs_embed.search.vectors import Neighbours
+from rs_embed.search.weights import DatasetWeights
 from rs_embed.specs import TemporalSpec
 
 MAX_HITS = 1000
@@ -37,15 +38,25 @@ class EmbeddingIndex:
         folder: folder that `rs-embed export` wrote.
         report: callback for the number of files read and of all files to read, while the index is built.
         rebuild: build the index from scratch even if there is one.
+        download: fetch the weights that the dataset names from the hub if they are not on this machine; only for a
+            dataset that you trust.
 
     Raises:
         RSEmbedError: for a folder without a dataset, or with an index of other weights.
     """
 
-    def __init__(self, folder: str | Path, report: IndexProgress | None = None, *, rebuild: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        report: IndexProgress | None = None,
+        *,
+        rebuild: bool = False,
+        download: bool = False,
+    ) -> None:
         self.folder = DatasetFolder(Path(folder))
         self.request: ExportRequest = self.folder.request
         self.concepts = Concepts(self.folder)
+        self.weights = DatasetWeights(self.request, download)
         self._store = IndexStore(self.folder, self.request)
         self._opened = self._store.build(report) if rebuild else self._store.open(report)
         self._fingerprint = self._store.fingerprint() if self._opened.complete else None
@@ -182,7 +193,7 @@ class EmbeddingIndex:
         rows = self._rows
         if not len(rows):
             return SearchResults(notice="this dataset has no rows yet")
-        encoder = QueryEncoder(self.request, self.concepts, rows)
+        encoder = QueryEncoder(self.request, self.concepts, rows, self.weights)
         encoded = encoder.encode(query)
         candidates = rows.select(bbox, time, encoded.example_ids, every_window)
         if candidates is not None and not len(candidates):
@@ -214,7 +225,7 @@ class EmbeddingIndex:
             SpecError: for an invalid name, an unknown row, a row on both sides, or a side without rows.
         """
         rows = self._rows
-        encoder = QueryEncoder(self.request, self.concepts, rows)
+        encoder = QueryEncoder(self.request, self.concepts, rows, self.weights)
         likes, unlikes = ([rows.unique_id(id) for id in as_list(ids)] for ids in (positives, negatives))
         if not likes or not unlikes:
             raise SpecError(f"a concept needs rows on both sides, got {len(likes)} positive, {len(unlikes)} negative")
@@ -279,7 +290,7 @@ class EmbeddingIndex:
             zeros = np.zeros(len(page), np.float32)
             scored = Neighbours(page, zeros, zeros, exact=True)
         else:
-            encoded = QueryEncoder(self.request, self.concepts, rows).encode(query)
+            encoded = QueryEncoder(self.request, self.concepts, rows, self.weights).encode(query)
             scored = rows.file.compare(encoded.vector, page)
         return SearchResults(hits=rows.hits(scored, None, limit, every_window=True), searched=len(positions))
 

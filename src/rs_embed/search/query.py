@@ -32,6 +32,7 @@ from rs_embed.specs import OutputSpec
 if TYPE_CHECKING:
     from rs_embed.export.request import ExportRequest
     from rs_embed.search.rows import Rows
+    from rs_embed.search.weights import DatasetWeights
 
 Strings = str | Sequence[str] | None
 
@@ -84,6 +85,7 @@ class QueryEncoder:
     request: ExportRequest
     concepts: Concepts
     rows: Rows
+    weights: DatasetWeights
 
     def encode(self, query: Query) -> EncodedQuery:
         """Combine all criteria of a query into one direction, or raise an error that `EmbeddingIndex.search` lists."""
@@ -135,8 +137,7 @@ class QueryEncoder:
 
     @property
     def _texts(self) -> TextEmbedder:
-        """The model's text side, which stays loaded."""
-        return load_text_embedder(find_card(self.request.model), checkpoint=self.request.checkpoint, device="auto")
+        return self.weights.texts()
 
     def _example_vectors(self, query: Query, likes: Sequence[str]) -> FloatArray | None:
         """Return the examples as (n, d); None where the query has none."""
@@ -146,7 +147,7 @@ class QueryEncoder:
             return self.rows.vectors_of(likes)
         if query.image is not None:
             image, projected = np.asarray(query.image), OutputSpec.pooled("projected")
-            checkpoint = self.request.checkpoint
+            checkpoint = self.weights.checkpoint()
             embedding = get_embedding(self.request.model, input_chw=image, output=projected, checkpoint=checkpoint)
             return np.asarray(embedding.data, np.float32)[None]
         return None if query.vector is None else self._checked(query.vector)
@@ -311,9 +312,8 @@ def background_words() -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
 
 
-def known_words(model: str, checkpoint: str | Path | None = None) -> list[str]:
+def known_words(embedder: TextEmbedder) -> list[str]:
     """Return the background words that a model can read, as suggestions for a first query."""
-    embedder = load_text_embedder(find_card(model), checkpoint=checkpoint, device="auto")
     return _background(embedder, frames_of("rs"))[0]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import socket
-import time
-from collections.abc import Awaitable, Callable, Sequence
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,13 +16,14 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints, model_validator
 
 from rs_embed.errors import RSEmbedError
 from rs_embed.search.index import EmbeddingIndex
 from rs_embed.search.query import background_words, known_words
 from rs_embed.search.results import SearchResults
 from rs_embed.specs import BBox, TemporalSpec
+from rs_embed.web.guards import CONNECTIONS, BoundedConnection, HostCheck
 
 MAX_MARKS = 50
 MAX_ID = 200
@@ -36,14 +38,48 @@ _POLICY = (
 )
 _log = logging.getLogger("rs_embed")
 
+
+def _box(text: str) -> str:
+    """Check that a text is four numbers; a ValueError is answered with 422."""
+    _box_edges(text)
+    return text
+
+
+def _box_edges(text: str) -> tuple[float, float, float, float]:
+    try:
+        west, south, east, north = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"bbox {text!r} must be W,S,E,N in degrees") from None
+    return west, south, east, north
+
+
 Id = Annotated[str, StringConstraints(max_length=MAX_ID)]
 Words = Annotated[str, StringConstraints(max_length=500)]
-BBoxText = Annotated[str | None, Query(max_length=100, description="West,south,east,north in degrees.")]
-Day = Annotated[str | None, Query(max_length=10, description="YYYY-MM-DD; both days or none.")]
-K = Annotated[int, Query(ge=1, le=500)]
+Box = Annotated[str, StringConstraints(max_length=100), AfterValidator(_box)]
+Day = Annotated[str, StringConstraints(max_length=10)]
+K = Annotated[int, Field(ge=1, le=500)]
 
 
-class QueryParams(BaseModel):
+class FilterParams(BaseModel):
+    """Filters on place and time."""
+
+    bbox: Box | None = Field(None, description="West,south,east,north in degrees.")
+    start: Day | None = Field(None, description="YYYY-MM-DD; both days or none.")
+    end: Day | None = Field(None, description="YYYY-MM-DD; both days or none.")
+
+    @model_validator(mode="after")
+    def _both_days(self) -> FilterParams:
+        if (self.start is None) != (self.end is None):
+            raise ValueError("start and end come together")
+        return self
+
+    def filters(self) -> dict[str, Any]:
+        """Return the filters as arguments for `EmbeddingIndex.search` or `places`."""
+        time = TemporalSpec.range(self.start, self.end) if self.start is not None and self.end is not None else None
+        return {"bbox": None if self.bbox is None else BBox(*_box_edges(self.bbox)), "time": time}
+
+
+class QueryParams(FilterParams):
     """Criteria that rows are ranked by, and filters."""
 
     text: Words | None = Field(None, description="Words, such as `river through forest`.")
@@ -51,18 +87,20 @@ class QueryParams(BaseModel):
     id: list[Id] = Field([], max_length=MAX_MARKS, description="An example row; repeatable.")
     unlike: list[Id] = Field([], max_length=MAX_MARKS, description="A negative example row; repeatable.")
     concept: Id | None = Field(None, description="A concept that `EmbeddingIndex.train` saved.")
-    bbox: BBoxText = None
-    start: Day = None
-    end: Day = None
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments for `EmbeddingIndex.search` or `places`."""
-        filters = {"bbox": _parse_bbox(self.bbox), "time": _parse_time(self.start, self.end)}
-        return self.model_dump(exclude={"bbox", "start", "end"}) | filters
+        return self.model_dump(exclude={"bbox", "start", "end"}) | self.filters()
 
 
 class SearchParams(QueryParams):
     """Parameters of a search."""
+
+    k: K = 20
+
+
+class SimilarParams(FilterParams):
+    """Parameters of a search for rows that resemble one row."""
 
     k: K = 20
 
@@ -75,39 +113,57 @@ class PlacesParams(QueryParams):
     spread: bool = Field(False, description="Every n-th row instead of the first ones, if there are more than `limit`.")
 
 
-class Searcher:
-    """Index behind the API: a few searches at a time, with rows that were added seen within seconds."""
+class Problem(BaseModel):
+    """Answer to a request that cannot be served."""
 
-    def __init__(self, index: EmbeddingIndex) -> None:
-        self._index = index
+    detail: str
+
+
+class GeoJSONResponse(JSONResponse):
+    """Answer that is a GeoJSON file."""
+
+    media_type = "application/geo+json"
+
+
+_Answers = dict[int | str, dict[str, Any]]
+_BUSY: _Answers = {503: {"description": "Too many connections.", "content": {"text/plain": {}}}}
+_REFUSED: _Answers = {400: {"model": Problem, "description": "A request that is not valid."}, **_BUSY}
+_UNKNOWN: _Answers = {404: {"model": Problem, "description": "No such row."}, **_REFUSED}
+
+
+class Searcher:
+    """A few searches at a time, each over the rows that are loaded, whatever happens on the disk."""
+
+    def __init__(self) -> None:
         self._slots = anyio.Semaphore(_CONCURRENT_SEARCHES)
-        self._refreshed = time.monotonic()
 
     async def run(self, search: Callable[..., SearchResults], **arguments: Any) -> SearchResults:
         """Call `search` or `places` of the index in a thread once a slot is free."""
-
-        def refresh_and_search() -> SearchResults:
-            if time.monotonic() - self._refreshed > _REFRESH_S:
-                self._refreshed = time.monotonic()
-                self._index.refresh()
-            return search(**arguments)
-
         async with self._slots:
-            return await anyio.to_thread.run_sync(refresh_and_search)
+            return await anyio.to_thread.run_sync(lambda: search(**arguments))
 
 
-def create_app(folder: Path) -> FastAPI:
-    """Create the web application over one dataset.
+def create_app(folder: Path, allow_hosts: Collection[str] = ()) -> FastAPI:
+    """Create the web application over one dataset; `allow_hosts` are names that it answers for, `*` for all.
 
     Raises:
         RSEmbedError: for a folder without a dataset.
     """
-    return _app(EmbeddingIndex(folder))
+    return _app(EmbeddingIndex(folder), allow_hosts)
 
 
-def _app(index: EmbeddingIndex) -> FastAPI:
+def _app(index: EmbeddingIndex, allow_hosts: Collection[str]) -> FastAPI:
     about = f"Search places embedded by {index.request.model}."
-    app = FastAPI(title="rs-embed", description=about, docs_url=None, redoc_url=None)  # those pages come from a CDN
+
+    @asynccontextmanager
+    async def watch(app: FastAPI) -> AsyncIterator[None]:
+        stop = threading.Event()
+        threading.Thread(target=_refresh, args=(index, stop), name="rs-embed-refresh", daemon=True).start()
+        yield
+        stop.set()
+
+    # the usual pages of documentation come from a CDN
+    app = FastAPI(title="rs-embed", description=about, docs_url=None, redoc_url=None, lifespan=watch)
     _add_searches(app, index)
     _add_dataset(app, index)
 
@@ -122,34 +178,40 @@ def _app(index: EmbeddingIndex) -> FastAPI:
         response.headers["X-Content-Type-Options"] = "nosniff"
         return response
 
+    app.add_middleware(HostCheck, names=allow_hosts)
     app.mount("/", StaticFiles(packages=[(__package__, "page")], html=True))
     return app
 
 
+def _refresh(index: EmbeddingIndex, stop: threading.Event) -> None:
+    """Load what was added to the dataset every few seconds. A thread of its own waits for locks, and no search does."""
+    while not stop.wait(_REFRESH_S):
+        index.refresh()
+
+
 def _add_searches(app: FastAPI, index: EmbeddingIndex) -> None:
     """Add the routes that search or list rows."""
-    searcher = Searcher(index)
+    searcher = Searcher()
 
-    @app.get("/api/search")
+    @app.get("/api/search", responses=_REFUSED)
     async def search(params: Annotated[SearchParams, Query()]) -> dict[str, Any]:
         """Find the rows that resemble words, other rows, both, or a saved concept most."""
         return (await searcher.run(index.search, **params.arguments())).to_dict()
 
-    @app.get("/api/search.geojson")
-    async def download(params: Annotated[SearchParams, Query()]) -> JSONResponse:
+    @app.get("/api/search.geojson", responses=_REFUSED, response_class=GeoJSONResponse)
+    async def download(params: Annotated[SearchParams, Query()]) -> GeoJSONResponse:
         """Return the footprints of the same search as a GeoJSON file."""
         results = await searcher.run(index.search, **params.arguments())
         headers = {"Content-Disposition": 'attachment; filename="hits.geojson"'}
-        return JSONResponse(results.to_geojson(), media_type="application/geo+json", headers=headers)
+        return GeoJSONResponse(results.to_geojson(), headers=headers)
 
-    @app.get("/api/similar/{id:path}")
-    async def similar(id: str, bbox: BBoxText = None, start: Day = None, end: Day = None, k: K = 20) -> dict[str, Any]:
+    @app.get("/api/similar/{id:path}", responses=_UNKNOWN)
+    async def similar(id: str, params: Annotated[SimilarParams, Query()]) -> dict[str, Any]:
         """Find the rows that resemble one row most."""
         _unique_id(index, id)
-        filters = {"bbox": _parse_bbox(bbox), "time": _parse_time(start, end)}
-        return (await searcher.run(index.search, id=id, k=k, **filters)).to_dict()
+        return (await searcher.run(index.search, id=id, k=params.k, **params.filters())).to_dict()
 
-    @app.get("/api/places")
+    @app.get("/api/places", responses=_REFUSED)
     async def places(params: Annotated[PlacesParams, Query()]) -> dict[str, Any]:
         """List rows in the order of the dataset; with words or examples, each has its percentile."""
         return (await searcher.run(index.places, **params.arguments())).to_dict()
@@ -158,9 +220,9 @@ def _add_searches(app: FastAPI, index: EmbeddingIndex) -> None:
 def _add_dataset(app: FastAPI, index: EmbeddingIndex) -> None:
     """Add the routes that describe the dataset and its rows."""
 
-    @app.get("/api/dataset")
+    @app.get("/api/dataset", responses=_REFUSED)
     def dataset() -> dict[str, Any]:
-        """Describe the dataset: model, size, extent, time range, suggested words, saved concepts."""
+        """Describe the dataset: model, size, extent, time range, words, concepts, and what is wrong with its files."""
         return {
             "rows": len(index),
             "model": index.request.model,
@@ -169,9 +231,17 @@ def _add_dataset(app: FastAPI, index: EmbeddingIndex) -> None:
             "suggestions": _suggestions(index),
             "thumbnails": index.request.thumbnails,
             "concepts": index.concepts.names(),
+            "problems": index.problems,
         }
 
-    @app.get("/api/thumbnail/{id:path}", response_class=Response)
+    @app.get("/api/problems", responses=_REFUSED)
+    def problems() -> dict[str, Any]:
+        """Tell what is wrong with the dataset's files at the moment; `/api/dataset` has the same list."""
+        return {"problems": index.problems}
+
+    picture: _Answers = {200: {"description": "The picture.", "content": {"image/png": {}}}}
+
+    @app.get("/api/thumbnail/{id:path}", response_class=Response, responses={**picture, **_UNKNOWN})
     def thumbnail(id: str) -> Response:
         """Return the thumbnail of a row as PNG."""
         unique_id = _unique_id(index, id)
@@ -203,19 +273,31 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(index: EmbeddingIndex, listener: socket.socket) -> None:
+def serve(index: EmbeddingIndex, listener: socket.socket, allow_hosts: Collection[str] = ()) -> None:
     """Serve an index on a listening socket until the process is interrupted."""
     host, port = listener.getsockname()[:2]
     if host not in ("127.0.0.1", "::1"):
         _log.warning("anyone who reaches %s:%s can read this dataset: there is no password", host, port)
-    server = uvicorn.Server(uvicorn.Config(_app(index), log_level="warning", timeout_keep_alive=5))
-    server.run(sockets=[listener])
+    uvicorn.Server(server_config(_app(index, allow_hosts))).run(sockets=[listener])
+
+
+def server_config(app: FastAPI) -> uvicorn.Config:
+    """Return the server's options, with which nobody can hold it by many or idle connections."""
+    return uvicorn.Config(
+        app,
+        http=BoundedConnection,
+        ws="none",
+        limit_concurrency=CONNECTIONS,
+        log_level="warning",
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=5,
+    )
 
 
 def _suggestions(index: EmbeddingIndex) -> Sequence[str]:
     """Return words for a first query; all of them if the model's text side cannot be loaded (a search will say why)."""
     try:
-        return known_words(index.request.model, index.request.checkpoint)
+        return known_words(index.weights.texts())
     except RSEmbedError:
         return background_words()
 
@@ -228,19 +310,3 @@ def _unique_id(index: EmbeddingIndex, id: str) -> str:
         return index.unique_id(id)
     except RSEmbedError as error:
         raise HTTPException(404, str(error)) from None
-
-
-def _parse_bbox(text: str | None) -> BBox | None:
-    if text is None:
-        return None
-    try:
-        west, south, east, north = (float(part) for part in text.split(","))
-    except ValueError:
-        raise HTTPException(422, f"bbox {text!r} must be W,S,E,N in degrees") from None
-    return BBox(west, south, east, north)
-
-
-def _parse_time(start: str | None, end: str | None) -> TemporalSpec | None:
-    if (start is None) != (end is None):
-        raise HTTPException(422, "start and end come together")
-    return TemporalSpec.range(start, end) if start is not None and end is not None else None

@@ -2,6 +2,7 @@
 import { PlaceMap, STEPS, colourOf, thumbnail } from "./map.mjs";
 
 const ALL_AT_ONCE = 6000; // places drawn at once; of a larger dataset only those in view
+const PROBLEMS_EVERY_MS = 15000; // the dataset may lose files or come back while the page is open
 const MARKS = 50; // limit a side, the same as the server's
 const $ = (id) => document.getElementById(id);
 const LISTS = ["id", "unlike"];
@@ -306,6 +307,12 @@ async function copyLink() {
   setTimeout(() => ($("share").textContent = "Copy link"), 2000);
 }
 
+function showProblems(problems) {
+  $("problems").replaceChildren(...problems.slice(0, 5).map((text) => make("li", { textContent: text })));
+  if (problems.length > 5) $("problems").append(make("li", { textContent: `and ${problems.length - 5} more` }));
+  $("problems").hidden = !problems.length;
+}
+
 async function start() {
   map = new PlaceMap("map", {
     basemap: "https://tile.openstreetmap.org",
@@ -314,6 +321,8 @@ async function start() {
   });
   map.onPointer((text) => ($("pointer").textContent = text));
   facts = await get("api/dataset");
+  showProblems(facts.problems);
+  setInterval(() => get("api/problems").then((now) => showProblems(now.problems), () => {}), PROBLEMS_EVERY_MS);
   map.thumbnails = facts.thumbnails;
   const span = facts.time ? `${facts.time[0]} to ${facts.time[1]}` : "";
   $("about").textContent = `${facts.rows.toLocaleString("en")} ${facts.rows === 1 ? "place" : "places"}, model ${facts.model}\n${span}`;

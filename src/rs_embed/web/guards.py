@@ -1,0 +1,90 @@
+"""Guards of the service: the hosts that it answers for, and connections that are limited in number and time."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Collection
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from rs_embed.errors import visible
+
+CONNECTIONS = 200
+"""Connections from which on requests are answered with 503; twice as many are not accepted at all."""
+_IDLE_S = 10.0
+"""Seconds after which a connection is closed whose client neither sent a request nor read of its response."""
+
+
+class HostCheck:
+    """Middleware that refuses requests for a host of another name.
+
+    A page from elsewhere can let its own name point at this machine (DNS rebinding), and its scripts could then read
+    every place. The name in the request gives it away. An address, `localhost` and the machine's own name are fine.
+    """
+
+    def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
+        self._app = app
+        self._names = {"localhost", socket.gethostname().lower(), *(name.lower() for name in names)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it with 400."""
+        host = Headers(scope=scope).get("host", "") if scope["type"] == "http" else "localhost"
+        if self._is_ours(host):
+            await self._app(scope, receive, send)
+            return
+        detail = f"this service does not answer for the host {visible(host)[:100]!r}: start it with --allow-host NAME"
+        await JSONResponse({"detail": detail}, status_code=400)(scope, receive, send)
+
+    def _is_ours(self, host: str) -> bool:
+        try:
+            name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+        except ValueError:
+            return False
+        return name in self._names or "*" in self._names or _is_address(name)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+class BoundedConnection(H11Protocol):
+    """HTTP connection that is given up once its client does nothing for a while."""
+
+    _timer: asyncio.TimerHandle | None = None
+    _seen: tuple[object, int] | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Accept a connection, unless there are too many."""
+        super().connection_made(transport)
+        if len(self.connections) > 2 * CONNECTIONS:
+            transport.abort()
+        else:
+            self._timer = self.loop.call_later(_IDLE_S, self._check)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget a connection that has ended."""
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def _check(self) -> None:
+        """Close a connection on which nothing has moved since the last check, unless a response is being computed."""
+        unread = self.transport.get_write_buffer_size()
+        computing = self.cycle is not None and not self.cycle.response_complete and not unread
+        now = self.cycle, unread
+        if now == self._seen and not computing:
+            self.transport.abort()
+            return
+        self._seen = now
+        self._timer = self.loop.call_later(_IDLE_S, self._check)

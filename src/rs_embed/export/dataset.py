@@ -220,14 +220,15 @@ def vectors_of(table: pa.Table, column: str) -> tuple[npt.NDArray[np.float32], n
         raise ValueError(f"its column {column} holds {values.type}, not vectors")
     lengths = pc.fill_null(pc.list_value_length(values), -1).to_numpy(zero_copy_only=False)
     sizes, counts = np.unique(lengths[lengths >= 0], return_counts=True)
-    dim = int(sizes[counts.argmax()]) if len(sizes) else 0
+    dim = int(sizes[counts.argmax()]) if len(sizes) else getattr(values.type, "list_size", 0)
     known = lengths == dim
     with np.errstate(over="ignore"):
         flat = values.filter(pa.array(known)).flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    found = flat.reshape(known.sum(), dim)
     if known.all():
-        return flat.reshape(-1, dim), known
+        return found, known
     vectors = np.full((len(known), dim), np.nan, np.float32)
-    vectors[known] = flat.reshape(-1, dim)
+    vectors[known] = found
     return vectors, known
 
 

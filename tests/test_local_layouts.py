@@ -135,6 +135,17 @@ def pictures(root: Path) -> None:
     write_raster(root / "x_20210603.tif", picture, transform=WIDER, descriptions=("B04", "B03", "B02"))
 
 
+def virtual(root: Path) -> None:
+    for name in RGB:
+        path = write_raster(root.parent / f"x_20210603_{name}.tif", holed(9), transform=WIDER)
+        source = f"<SimpleSource><SourceFilename>{path}</SourceFilename><SourceBand>1</SourceBand></SimpleSource>"
+        band = f'<VRTRasterBand dataType="UInt16" band="1">{source}</VRTRasterBand>'
+        grid = "<SRS>EPSG:32633</SRS><GeoTransform>500000, 10, 0, 5300000, 0, -10</GeoTransform>"
+        text = f'<VRTDataset rasterXSize="100" rasterYSize="100">{grid}{band}</VRTDataset>'
+        (root / f"x_20210603_{name}.vrt").write_text(text)
+        (root / f"x_20210613_{name}.tif").write_text(text)
+
+
 def other_missions(root: Path) -> None:
     for stem in ("LC08_L2SP_190027_20210603_20210610_02_T1_SR", "HLS.S30.T33UVP.20210603", "MOD09GA.20210603"):
         for name in RGB:
@@ -167,6 +178,7 @@ EXPECTED = {
     "two baselines of one acquisition": Expected(two_baselines, (2300, 2200, 2100)),
     "raster with several bands": Expected(nameless),
     "pictures, masks and layers": Expected(pictures),
+    "virtual rasters": Expected(virtual),
     "rasters and items of another mission": Expected(other_missions),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import PurePath
 
 import numpy as np
 import rasterio
@@ -21,6 +22,7 @@ from rs_embed.errors import ProviderError
 from rs_embed.grid import epsg_of
 
 _EDGE_PX = 1e-6  # a target centre this close to a source pixel's edge belongs to the pixel right of or below it
+_DRIVERS = {".jp2": "JP2OpenJPEG", ".img": "HFA", ".nc": "netCDF"}  # a VRT under another name may lead to any host
 _STRIP_PX = 1 << 22  # pixels of a strip: the coordinates of a large grid would fill the memory
 
 
@@ -81,8 +83,9 @@ def _read_strip(dataset: DatasetReader, indexes: Sequence[int], geobox: GeoBox) 
 
 
 def _open(path: str) -> DatasetReader:
+    driver = "netCDF" if path.startswith("netcdf:") else _DRIVERS.get(PurePath(path).suffix.lower(), "GTiff")
     try:
-        dataset = rasterio.open(path)
+        dataset = rasterio.open(path, driver=driver)
     except rasterio.errors.RasterioIOError as error:
         raise ProviderError(f"{path} cannot be opened as a raster: {error}") from error
     if dataset.crs is None or dataset.transform == Affine.identity():

@@ -61,9 +61,8 @@ def _read_name(tree: FileTree, name: str) -> _NamedRaster:
 
 
 def _scene(key: str, files: Sequence[_NamedRaster], tree: FileTree, found: Found) -> Scene:
-    root = tree.root.absolute()
-    names = (key, root.name, str(root))
-    mission = other_mission(f"{root.name}/{files[0].name}")
+    names = (key, tree.root.name, str(tree.root))
+    mission = other_mission(f"{tree.root.name}/{files[0].name}")
     if mission is not None:
         raise ProviderError(f"{files[0].name} is of {mission}, and not of Sentinel-2")
     acquired = acquisition_time(names)

@@ -37,7 +37,7 @@ class _Granule:
     @property
     def product_name(self) -> str:
         """Name of the product's folder, or of the folder or archive in which it was opened."""
-        name = self.product.name or self.tree.root.absolute().name
+        name = self.product.name or self.tree.root.name
         return name.removesuffix(".zip").removesuffix(".SAFE")
 
     @property
@@ -103,7 +103,7 @@ def _scene(granule: _Granule, found: Found) -> Scene:
     if not paths:
         raise ProviderError(f"its {_IMAGES} holds no band (files such as T33UVP_20220603T101031_B04_10m.jp2)")
     stated = _read_metadata(granule, found)
-    names = (granule.product.name, granule.path.name, *granule.images[:1], str(granule.tree.root.absolute()))
+    names = (granule.product.name, granule.path.name, *granule.images[:1], str(granule.tree.root))
     level = stated.level or level_of(names) or ("L2A" if any("/R10m/" in image for image in granule.images) else None)
     if level is None:
         raise ProviderError("neither its names nor its metadata tell if it is L1C or L2A: keep the product's name")

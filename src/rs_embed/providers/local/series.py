@@ -46,7 +46,7 @@ def find_series(tree: FileTree, found: Found) -> None:
         path = tree.raster_path(name)
         if path not in found.known:
             try:
-                found.scenes.extend(_scenes(name, path, (name, tree.root.absolute().name)))
+                found.scenes.extend(_scenes(name, path, (name, tree.root.name)))
             except ProviderError as error:
                 found.left_out.append(f"{name}: {error}")
 

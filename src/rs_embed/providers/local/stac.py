@@ -137,8 +137,10 @@ def _read_json(path: Path) -> object:
 
 
 def _raster_path(href: str, folder: Path) -> str | None:
+    """Return the path of a raster that exists: GDAL would take others for addresses of its own."""
     path = _local_path(href, folder)
-    return str(path) if path is not None and path.suffix.lower() in (*RASTER_SUFFIXES, SERIES_SUFFIX) else None
+    is_raster = path is not None and path.suffix.lower() in (*RASTER_SUFFIXES, SERIES_SUFFIX) and path.is_file()
+    return str(path) if is_raster else None
 
 
 def _local_path(href: str, folder: Path) -> Path | None:

@@ -12,7 +12,7 @@ from rs_embed.errors import ProviderError
 from rs_embed.providers.raster import RasterHeader, read_header
 from rs_embed.providers.scenes import BandFile, Scene
 
-RASTER_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".img")
+RASTER_SUFFIXES = (".tif", ".tiff", ".jp2", ".img")
 SERIES_SUFFIX = ".nc"
 _STRAY_FOLDER = "__MACOSX"
 
@@ -21,7 +21,7 @@ _STRAY_FOLDER = "__MACOSX"
 class FileTree:
     """Files below a folder, or in a zip archive, by their path relative to it; stray and hidden ones are left out."""
 
-    root: Path
+    root: Path  # absolute, without links
     names: tuple[str, ...]  # relative, with forward slashes
 
     @property
@@ -46,7 +46,7 @@ class FileTree:
 
     def raster_path(self, name: str) -> str:
         """Return the path under which GDAL opens a file."""
-        return f"/vsizip/{{{self.root.absolute()}}}/{name}" if self.is_zip else str(self.root / name)
+        return f"/vsizip/{{{self.root}}}/{name}" if self.is_zip else str(self.root / name)
 
     def with_suffix(self, *suffixes: str) -> Iterator[str]:
         """Yield the files with one of some endings, in lower case."""
@@ -66,6 +66,7 @@ class Found:
 
 def open_tree(root: Path) -> FileTree:
     """List a folder, a zip archive, or a single file."""
+    root = root.resolve()
     if root.is_dir():
         return FileTree(root, tuple(_walk(root)))
     if root.suffix.lower() == ".zip":

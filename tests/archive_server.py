@@ -160,6 +160,8 @@ class Api:
     """Statuses and headers that are answered first, to searches alone."""
     searched_at: list[float] = field(default_factory=list)
     url: str = ""
+    shown_at: str = ""
+    """Address in its links, where it is another one."""
 
 
 @contextmanager
@@ -175,9 +177,15 @@ def serve_api(api: Api) -> Iterator[Api]:
         def do_GET(self) -> None:
             conforms = [f"https://api.stacspec.org/v1.0.0/{name}" for name in ("core", "item-search")]
             kind = {"type": "application/geo+json", "method": "POST"}
-            links = [{"rel": "search", "href": f"{api.url}/search"} | kind, {"rel": "root", "href": api.url}]
+            url = api.shown_at or api.url
+            links = [{"rel": "search", "href": f"{url}/search"} | kind, {"rel": "root", "href": url}]
             landing = {"type": "Catalog", "id": "api", "stac_version": "1.0.0", "description": "api"}
             self._send(200, landing | {"conformsTo": conforms, "links": links}, {})
+
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))

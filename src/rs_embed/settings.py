@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from rs_embed.errors import RSEmbedError
 
 BACKEND = "RS_EMBED_BACKEND"
+_CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,36 @@ def cache_dir() -> Path | None:
 def cache_limit_bytes() -> int:
     """Return the size to which that folder may grow, in bytes (default 20 GB)."""
     return _cache_gb() * 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class CaBundle:
+    """File (PEM) or folder of the certificate authorities to trust, and the variable that names it."""
+
+    variable: str
+    path: Path
+
+
+def ca_bundle() -> CaBundle | None:
+    """Return the certificate authorities that hold for every connection; None for those that each client has.
+
+    Each client reads another one of these variables, so that none of them would hold for all.
+    """
+    for variable in _CA_VARIABLES:
+        if value := os.environ.get(variable, "").strip():
+            path = Path(value).expanduser()
+            if not path.exists():
+                raise RSEmbedError(
+                    f"{variable}={value!r} does not exist: name a file of certificates (PEM), or unset it"
+                )
+            return CaBundle(variable, path)
+    return None
+
+
+def https_proxy() -> str | None:
+    """Return host and port of the proxy for HTTPS, without its password; None where there is none."""
+    parts = urlsplit(getproxies().get("https", ""))
+    return parts.netloc.rpartition("@")[2] or parts.path or None
 
 
 def hub_cache_dir() -> Path | None:

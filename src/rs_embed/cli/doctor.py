@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -14,9 +13,11 @@ from itertools import groupby
 from pathlib import Path
 from urllib.parse import urlparse
 
+import httpx2
 import typer
 
 from rs_embed import settings
+from rs_embed.certificates import ssl_context, untrusted
 from rs_embed.cli import options
 from rs_embed.cli.search import MAP_REMEDY
 from rs_embed.errors import DISTRIBUTION, RSEmbedError, pip_line
@@ -43,7 +44,8 @@ def doctor(as_json: options.Json = False) -> None:
 
     The exit code is 1 if something fails that every command needs.
     """
-    findings = [*_packages(), _import_name(), _device(), _sample(), _page(), *_network(), _earth_engine(), _settings()]
+    machine = [*_packages(), _import_name(), _device(), _sample(), _page(), _connection()]
+    findings = [*machine, *_network(), _earth_engine(), _settings()]
     typer.echo(json.dumps([asdict(f) for f in findings], indent=1) if as_json else "\n".join(map(_line, findings)))
     if any(f.needed and not f.ok for f in findings):
         raise typer.Exit(1)
@@ -160,12 +162,26 @@ def _settings() -> Finding:
     return Finding("settings", True, f"backend {backend}, {fetches} fetches, batches of {batch}")
 
 
-def _reach(name: str, url: str, remedy: str) -> Finding:
-    """Connect to a server's port, without sending anything."""
-    parsed = urlparse(url)
-    port = parsed.port or (443 if parsed.scheme == "https" else 80)
+def _connection() -> Finding:
+    """Tell which certificates and which proxy every connection uses."""
     try:
-        socket.create_connection((parsed.hostname or "", port), timeout=_TIMEOUT_S).close()
-    except OSError as error:
-        return Finding(name, False, f"{parsed.hostname} cannot be reached ({error})", remedy)
-    return Finding(name, True, f"{parsed.hostname} answers")
+        bundle, _ = settings.ca_bundle(), ssl_context()
+    except RSEmbedError as error:
+        return Finding("connections", False, str(error), "correct or unset it", needed=True)
+    trusted = f"{bundle.path} ({bundle.variable})" if bundle else "the usual authorities"
+    return Finding("connections", True, f"certificates of {trusted}, {settings.https_proxy() or 'no'} proxy")
+
+
+def _reach(name: str, url: str, remedy: str) -> Finding:
+    """Ask a server for its first page's header, by the same certificates and proxy as every other request."""
+    host = urlparse(url).hostname
+    try:
+        with httpx2.Client(verify=ssl_context(), timeout=_TIMEOUT_S) as client:
+            client.head(url)
+    except RSEmbedError as error:
+        return Finding(name, False, f"{host} was not asked", str(error))
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+        fault, _, certificate_remedy = (untrusted(error) or "").partition(": ")
+        detail = fault or " ".join(str(error).split()) or type(error).__name__
+        return Finding(name, False, f"{host} cannot be reached ({detail})", certificate_remedy or remedy)
+    return Finding(name, True, f"{host} answers")

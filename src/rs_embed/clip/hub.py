@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
+import httpx2
 import huggingface_hub
 from huggingface_hub import constants, errors
 from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import _http
 
 from rs_embed import settings
+from rs_embed.certificates import ssl_context, untrusted
 from rs_embed.clip.tokenizer import Tokenizer
 from rs_embed.errors import CheckpointError
 from rs_embed.retry import HUB
@@ -95,8 +99,21 @@ def download_weights(repo: HubRepo, name: str, names: list[str]) -> Path:
     return _download(repo, name)
 
 
+def _trust_ca_bundle() -> None:
+    """Make the hub's client trust the CA bundle of the environment: it reads SSL_CERT_FILE alone itself."""
+    bundle = settings.ca_bundle()
+    if bundle is None or bundle.variable == "SSL_CERT_FILE":
+        return
+    constants.HF_HUB_DISABLE_XET = True  # its second way of downloading has connections of its own
+    if _http._GLOBAL_CLIENT_FACTORY is _http.default_client_factory:  # a caller's own client stays
+        hooks = {"request": [_http.hf_request_event_hook]}
+        client = partial(httpx2.Client, event_hooks=hooks, follow_redirects=True, timeout=None, verify=ssl_context())
+        huggingface_hub.set_client_factory(client)
+
+
 def list_files(repo: HubRepo) -> list[str]:
     """Return the names of the files of a repo, from one request."""
+    _trust_ca_bundle()
     try:
         answer = huggingface_hub.HfApi().model_info(repo.id, revision=repo.revision, timeout=HUB.read_timeout_s)
     except (errors.HfHubHTTPError, errors.HTTPError, errors.HFValidationError, OSError) as error:  # type: ignore[attr-defined]
@@ -105,6 +122,7 @@ def list_files(repo: HubRepo) -> list[str]:
 
 
 def _download(repo: HubRepo, name: str) -> Path:
+    _trust_ca_bundle()
     try:
         return Path(
             huggingface_hub.hf_hub_download(
@@ -141,5 +159,5 @@ def _fault(repo: HubRepo, error: Exception, name: str | None = None) -> str:
         return f"{repo.id!r} is not a hub repo (owner/name)"
     if "onsistency" in str(error) or "ncomplete" in str(error):
         return f"{what} arrived cut short: try again{_WITHOUT}"
-    reason = type(error).__name__
+    reason = untrusted(error) or type(error).__name__
     return f"{what} is not cached and {hub} cannot be reached ({reason}): connect, or set HF_ENDPOINT{_WITHOUT}"

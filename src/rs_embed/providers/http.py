@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import lru_cache
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx2
 
+from rs_embed.certificates import ssl_context, untrusted
 from rs_embed.errors import ProviderError
 from rs_embed.retry import HTTP_RANGE, retry_after_s
 
@@ -44,7 +43,8 @@ async def _get(client: httpx2.AsyncClient, url: str, **headers: str) -> httpx2.R
     try:
         response = await client.get(url, headers=headers)
     except httpx2.TransportError as error:
-        return _Failure(type(error).__name__, is_transient=True)
+        problem = untrusted(error)
+        return _Failure(problem or type(error).__name__, is_transient=problem is None)
     except (httpx2.RequestError, httpx2.InvalidURL) as error:
         return _Failure(type(error).__name__, is_transient=False)
     if response.status_code in (200, 206):
@@ -180,10 +180,4 @@ def new_client() -> httpx2.AsyncClient:
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # at INFO it logs whole addresses, tokens included
     timeout = httpx2.Timeout(HTTP_RANGE.read_timeout_s, connect=HTTP_RANGE.connect_timeout_s)
     limits = httpx2.Limits(max_connections=_MAX_CONNECTIONS, max_keepalive_connections=_MAX_CONNECTIONS)
-    return httpx2.AsyncClient(timeout=timeout, limits=limits, follow_redirects=True, verify=_ssl_context())
-
-
-@lru_cache(maxsize=1)
-def _ssl_context() -> ssl.SSLContext:
-    """Return the process's certificates; reading them takes 20 ms."""
-    return httpx2.create_ssl_context()
+    return httpx2.AsyncClient(timeout=timeout, limits=limits, follow_redirects=True, verify=ssl_context())

@@ -13,8 +13,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+import requests
 from requests.adapters import HTTPAdapter
 
+from rs_embed.certificates import TrustingAdapter, untrusted
 from rs_embed.errors import ProviderError, RSEmbedError, missing_package
 from rs_embed.retry import EARTH_ENGINE
 
@@ -76,6 +78,7 @@ def open_client(project: str | None = None) -> ModuleType:
     except ModuleNotFoundError:
         raise RSEmbedError(missing_package("ee", extra="gee")) from None
     with _initialising:
+        _prepare_session(ee)
         if not ee.data.is_initialized():
             _initialise(ee, project or next((v for name in PROJECT_VARIABLES if (v := os.environ.get(name))), None))
         elif project is not None and project != (current := ee.data._get_projects_path().removeprefix("projects/")):
@@ -83,7 +86,6 @@ def open_client(project: str | None = None) -> ModuleType:
                 f"Earth Engine is already initialised for the project {current!r} and cannot change to {project!r} in "
                 "this process: use backend='gee', or another process"
             )
-        _keep_connections(ee)
     module: ModuleType = ee
     return module
 
@@ -97,16 +99,15 @@ def _initialise(ee: Any, project: str | None) -> None:
         raise to_provider_error(error) from None
 
 
-def _keep_connections(ee: Any) -> None:
-    """Keep one connection for each concurrent request; the client's own pool keeps ten and warns about the rest."""
-    state = getattr(ee.data, "_get_state", lambda: None)()
-    session = getattr(state, "requests_session", None)
-    if session is None:
-        return  # another version of the client, which works with its own pool
+def _prepare_session(ee: Any) -> None:
+    """Give the client's session our CA bundle, and a connection for each concurrent request: it keeps ten itself."""
+    state: Any = getattr(ee.data, "_get_state", lambda: None)()
+    if not hasattr(state, "requests_session"):
+        return  # another version of the client, which works with its own session
+    session = state.requests_session = state.requests_session or requests.Session()
     for scheme in ("https://", "http://"):
-        adapter = session.get_adapter(scheme)
-        if type(adapter) is HTTPAdapter and adapter._pool_maxsize < IN_FLIGHT:  # a caller's own adapter stays
-            session.mount(scheme, HTTPAdapter(pool_maxsize=IN_FLIGHT))
+        if type(session.get_adapter(scheme)) is HTTPAdapter:  # a caller's own adapter stays
+            session.mount(scheme, TrustingAdapter(pool_maxsize=IN_FLIGHT))
 
 
 def _credentials(ee: Any) -> Any:
@@ -153,6 +154,8 @@ def to_provider_error(error: Exception) -> ProviderError:
         return error
     message = " ".join(str(error).split()) or type(error).__name__
     message = re.sub(r"(ya29\.|Bearer\s+)\S+", "…", message)
+    if (problem := untrusted(message)) is not None:
+        return ProviderError(f"Earth Engine cannot be reached: {problem}")
     if isinstance(error, OSError) or type(error).__name__ in ("TransportError", "ServerNotFoundError"):
         return ProviderError(f"Earth Engine cannot be reached: check the network or HTTPS_PROXY ({message[:300]})")
     for pattern, remedy in _REMEDIES.items():

@@ -14,6 +14,7 @@ from pystac_client import Client
 from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
 
+from rs_embed.certificates import TrustingAdapter, untrusted
 from rs_embed.errors import ProviderError
 from rs_embed.providers.listings import ListingCache, Search
 from rs_embed.providers.scenes import Scene
@@ -44,6 +45,7 @@ class _CatalogConnection(StacApiIO):
 
     def __init__(self) -> None:
         super().__init__(timeout=(STAC_SEARCH.connect_timeout_s, STAC_SEARCH.read_timeout_s), max_retries=None)
+        self.session.mount("https://", TrustingAdapter())
         self.session.hooks["response"].append(_refuse)
 
     def request(
@@ -64,7 +66,7 @@ class _CatalogConnection(StacApiIO):
                 asked_s = refusal.pause_s if refusal else 0.0
                 attempts += not asked_s
                 pause_s = asked_s or STAC_SEARCH.pause_s(attempts)
-                is_final = refusal is not None and refusal.status not in STAC_SEARCH.statuses
+                is_final = refusal.status not in STAC_SEARCH.statuses if refusal else untrusted(error) is not None
                 if is_final or attempts >= STAC_SEARCH.attempts or time.monotonic() + pause_s > deadline:
                     raise
             time.sleep(pause_s)
@@ -108,16 +110,16 @@ class Searcher:
 
     def _explain(self, error: Exception) -> str:
         cause = error.__context__ or error
-        host = urlsplit(self.catalog.url).hostname
-        if isinstance(cause, _RefusedError) and cause.status not in STAC_SEARCH.statuses:
-            remedy = f"check its address and its collections {', '.join(self.catalog.collections)}"
-            return f"{self.catalog.name}: the catalog {host} {cause}: {remedy}"
-        problem = (
-            cause if isinstance(cause, _RefusedError) else f"cannot be reached or understood ({type(cause).__name__})"
-        )
+        catalog = f"{self.catalog.name}: the catalog {urlsplit(self.catalog.url).hostname}"
+        if (distrust := untrusted(cause)) is not None:
+            return f"{catalog} cannot be reached: {distrust}"
+        refusal = cause if isinstance(cause, _RefusedError) else None
+        if refusal and refusal.status not in STAC_SEARCH.statuses:
+            return f"{catalog} {refusal}: check its address and its collections {', '.join(self.catalog.collections)}"
         return (
-            f"{self.catalog.name}: the catalog {host} {problem}, also when asked again: try later, check the network "
-            "or a proxy (HTTPS_PROXY); 'sample' and 'local:<folder>' work without a network"
+            f"{catalog} {refusal or f'cannot be reached or understood ({type(cause).__name__})'}, also when asked "
+            "again: try later, check the network or a proxy (HTTPS_PROXY); 'sample' and 'local:<folder>' work without "
+            "a network"
         )
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from datetime import UTC, datetime
@@ -342,6 +343,34 @@ def test_a_broken_item_of_a_static_catalog_costs_only_itself(tmp_path, caplog):
     next((tmp_path / "stac").rglob("scene-13.json")).write_text("{")
     assert [s.id for s in fetch(tmp_path / "stac").scenes] == ["scene-3"]
     assert "scene-13.json is not readable as JSON" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["/vsicurl/", "file:///vsicurl/", "file:///vsicurl%2f", "/./vsicurl/", "../" * 20 + "vsicurl/", "/vsizip/vsicurl/"],
+)
+def test_an_address_of_gdal_in_disguise_is_no_file(tmp_path, prefix):
+    item = make_item(tmp_path / "elsewhere", "scene-3", 3, 2000).to_dict(include_self_link=False)
+    for asset in item["assets"].values():
+        asset["href"] = f"{prefix}http://127.0.0.1:9/{Path(asset['href']).name}"
+    (tmp_path / "items").mkdir()
+    (tmp_path / "items" / "item.json").write_text(json.dumps(item))
+    with pytest.raises(ProviderError, match="no asset is a Sentinel-2 band that can be read"):
+        fetch(tmp_path / "items")
+
+
+def test_pipes_loops_and_long_chains_of_links_do_no_harm(tmp_path):
+    item = make_item(tmp_path / "files", "scene-3", 3, 2000)
+    (tmp_path / "item.json").write_text(json.dumps(item.to_dict(include_self_link=False)))
+    os.mkfifo(tmp_path / "pipe.json")
+    os.mkfifo(tmp_path / "x_20220603_B04.tif")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    assert [s.id for s in fetch(tmp_path).scenes] == ["scene-3"]
+    links = [[1, {"rel": "child"}, {"rel": "child", "href": f"{i + 1}.json"}] for i in range(2000)]
+    links.append([{"rel": "item", "href": "item.json"}, {"rel": "child", "href": "catalog.json"}])
+    for number, targets in enumerate(links):
+        (tmp_path / (f"{number}.json" if number else "catalog.json")).write_text(json.dumps({"links": targets}))
+    assert [s.id for s in fetch(tmp_path / "catalog.json").scenes] == ["scene-3"]
 
 
 def test_real_earth_search_files_with_their_real_item(shared, tmp_path):

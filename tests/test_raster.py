@@ -160,6 +160,18 @@ def test_a_large_grid_read_in_strips_equals_rasterio(tmp_path):
     np.testing.assert_array_equal(read(path, geobox), stored[0])
 
 
+def test_a_place_that_takes_gigabytes_of_a_file_is_refused_before_they_are_read(tmp_path):
+    grid = {"width": 200_000, "height": 200_000, "count": 1, "dtype": "uint16", "crs": "EPSG:32633"}
+    layout = {"tiled": True, "SPARSE_OK": True, "BIGTIFF": "YES", "compress": "DEFLATE"}
+    path = tmp_path / "drone.tif"
+    with rasterio.open(path, "w", "GTiff", transform=Affine(0.01, 0, 5e5, 0, -0.01, 5.3e6), **grid, **layout):
+        pass
+    lon, lat = Transformer.from_crs(32633, 4326, always_xy=True).transform(501_000, 5_299_000)
+    geobox = place_geobox(PointBuffer(lon, lat, 300), 10)
+    with pytest.raises(ProviderError, match=r"200000 x 200000 px, and the place would take 6,\d+ MB of it"):
+        read_onto(str(path), [1], geobox)
+
+
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_a_file_without_georeference_is_refused_with_the_remedy(tmp_path):
     path = tmp_path / "a.tif"

@@ -23,6 +23,7 @@ from rs_embed.grid import epsg_of
 
 _EDGE_PX = 1e-6  # a target centre this close to a source pixel's edge belongs to the pixel right of or below it
 _DRIVERS = {".jp2": "JP2OpenJPEG", ".img": "HFA", ".nc": "netCDF"}  # a VRT under another name may lead to any host
+_WINDOW_BYTES = 1 << 30  # of a file that is finer than the place's grid, decoded
 _STRIP_PX = 1 << 22  # pixels of a strip: the coordinates of a large grid would fill the memory
 
 
@@ -74,6 +75,12 @@ def _read_strip(dataset: DatasetReader, indexes: Sequence[int], geobox: GeoBox) 
     rows, cols = (np.clip(v, 0, n - 1) for v, n in ((rows, dataset.height), (cols, dataset.width)))
     top, left = int(rows.min()), int(cols.min())
     window = Window(left, top, int(cols.max()) - left + 1, int(rows.max()) - top + 1)
+    size = window.width * window.height * len(indexes) * np.dtype(dataset.dtypes[indexes[0] - 1]).itemsize
+    if size > _WINDOW_BYTES:
+        raise ProviderError(
+            f"{dataset.name} is {dataset.width} x {dataset.height} px, and the place would take {size >> 20:,} MB of "
+            "it: resample it to 10 m"
+        )
     try:
         values = dataset.read(list(indexes), window=window)
         valid = _valid(dataset, indexes, values, window)

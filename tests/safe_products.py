@@ -119,10 +119,10 @@ def tile_xml(cloud: float) -> str:
 """
 
 
-def zip_folder(folder: Path, path: Path) -> Path:
+def zip_folder(folder: Path, path: Path, compression: int = zipfile.ZIP_STORED) -> Path:
     """Pack a product as it is downloaded: its folder is in the archive, images are stored as they are."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w") as archive:
+    with zipfile.ZipFile(path, "w", compression) as archive:
         for file in sorted(p for p in folder.rglob("*") if p.is_file()):
             archive.write(file, Path(folder.name) / file.relative_to(folder))
     return path

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -83,12 +85,26 @@ def test_a_renamed_product_is_still_known_by_its_metadata(product, tmp_path):
 def test_a_zipped_product_reads_as_the_unpacked_one(product, tmp_path):
     folder = tmp_path / "häß {#1}"
     path = zip_folder(product, folder / f"{COMPACT}.zip")
-    for location in (folder, path):
+    packed = zip_folder(product, tmp_path / "packed again" / "x.zip", zipfile.ZIP_DEFLATED)
+    for location in (folder, path, packed):
         zipped, unpacked = fetch(location), fetch(product)
         np.testing.assert_array_equal(zipped.dn, unpacked.dn)
         assert zipped.scenes == unpacked.scenes
     shutil.copytree(product, folder / product.name)  # unpacked, and the archive was kept
     assert not only_scene(folder).files["B4"].path.startswith("/vsizip/")
+
+
+def test_a_product_whose_files_an_item_describes_is_used_once(product, tmp_path, monkeypatch):
+    shutil.copytree(product, tmp_path / product.name)
+    monkeypatch.chdir(tmp_path)
+    images = sorted(Path(product.name).rglob("*_10m.jp2"))
+    assets = {f.stem.split("_")[2]: {"href": str(f)} for f in images if "_B0" in f.name}
+    item = {"type": "Feature", "stac_version": "1.0.0", "id": "mine", "collection": "sentinel-2-l2a", "assets": assets}
+    item |= {"bbox": [14.9, 47.9, 15.1, 48.1], "geometry": None, "links": []}
+    item["properties"] = {"datetime": "2022-06-03T10:15:59Z", "s2:processing_baseline": "04.00"}
+    Path("item.json").write_text(json.dumps(item))
+    for location in (Path(), tmp_path):
+        assert [s.id for s in fetch(location).scenes] == ["mine"]
 
 
 def test_a_product_with_long_names_has_a_scene_for_each_granule(tmp_path):

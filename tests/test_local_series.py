@@ -70,6 +70,14 @@ def test_each_time_step_of_a_netcdf_is_a_scene_in_a_folder_or_alone(tmp_path, na
     assert medians(one) == [2290, 2190, 2090]
 
 
+def test_a_series_of_one_step_is_a_scene(tmp_path):
+    write_cube(tmp_path / "variables.nc", cube().isel(time=[1]))
+    stacked = cube().isel(time=[2]).to_array("bands").rename("reflectance").transpose("time", "bands", "y", "x")
+    write_cube(tmp_path / "dimension.nc", stacked.to_dataset())
+    assert [s.acquired.day for s in LocalProvider(tmp_path).scenes] == [23, 13]
+    assert medians(fetch(tmp_path)) == [2305, 2205, 2105]
+
+
 @pytest.mark.parametrize("order", [("time", "bands", "y", "x"), ("bands", "time", "y", "x")])
 def test_bands_may_be_a_dimension(tmp_path, order):
     stacked = cube().to_array("bands").rename("reflectance").transpose(*order)

@@ -10,11 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import shapely
+from pyproj import Transformer
 
-from rs_embed import BBox, PointBuffer, SpecError
+from rs_embed import BBox, PointBuffer, RSEmbedError, SpecError, TemporalSpec, export_embeddings, open_dataset
 from rs_embed.export.cost import find_places
 from rs_embed.export.formats import ReadOptions
 from rs_embed.export.inputs import read_places
+from rs_embed.export.partitions import expand
 from rs_embed.export.regions import read_region, region_places
 from rs_embed.grid import place_geobox, utm_epsg
 
@@ -230,3 +232,162 @@ def test_a_region_from_a_file_and_one_that_holds_no_chip(tmp_path):
         read_region(write_csv(tmp_path / "x.geojson", "{}"))
     with pytest.raises(SpecError, match="needs the size of its chips"):
         find_places(BBox(15, 48, 15.1, 48.1), None, None)
+
+
+# --- places as they are found in the world ------------------------------------------------------------
+
+POINT = {
+    "type": "Feature",
+    "properties": {"id": "a", "n": 1},
+    "geometry": {"type": "Point", "coordinates": [13.7, 48.2]},
+}
+HERE = PointBuffer(13.7, 48.2, 320)
+
+
+def write_features(path: Path, *features: object, **members: object) -> Path:
+    document = {"type": "FeatureCollection", "features": list(features), **members}
+    path.write_text(json.dumps(document))
+    return path
+
+
+def square(*boxes: tuple[float, float, float, float]) -> dict:
+    shapes = shapely.MultiPolygon([shapely.box(*box) for box in boxes])
+    return {"type": "Feature", "properties": {"id": "s"}, "geometry": shapely.geometry.mapping(shapes)}
+
+
+def test_what_lies_on_both_sides_of_180_has_its_centre_there(tmp_path):
+    cut = square((179.9, -17, 180, -16.9), (-180, -17, -179.9, -16.9))
+    past = square((179.9, -17, 180.1, -16.9))
+    uneven = square((179.9, -17, 180, -16.9), (-180, -17, -179.7, -16.9))
+    found = read_places(write_features(tmp_path / "f.geojson", cut, {**past, "id": "p"}, {**uneven, "id": "u"}), CHIP)
+    lons = [row.place.lon for row in found.rows]
+    assert [abs(lon) for lon in lons[:2]] == pytest.approx([180, 180])
+    assert lons[2] == pytest.approx(-179.9)
+    assert [row.place.lat for row in found.rows] == pytest.approx([-16.95] * 3)
+
+
+def test_a_geojson_file_may_begin_with_a_byte_order_mark(tmp_path):
+    file = write_features(tmp_path / "bom.geojson", POINT)
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert read_places(file, CHIP).rows[0].place == HERE
+    region = write_features(tmp_path / "region.geojson", square((15, 48, 15.01, 48.01)))
+    region.write_text(region.read_text(), encoding="utf-8-sig")
+    assert read_region(region).bounds == (15, 48, 15.01, 48.01)
+
+
+def test_a_feature_that_is_none_is_a_bad_row(tmp_path):
+    rows = read_places(write_features(tmp_path / "f.geojson", POINT, None, {**POINT, "id": "b"}), CHIP).rows
+    assert [row.place for row in rows] == [HERE, None, HERE]
+    assert (rows[1].where, rows[1].error) == ("feature 1", "it has no geometry")
+
+
+def test_whole_numbers_over_64_bits_stay_as_text(tmp_path):
+    huge = {**POINT, "properties": {"id": "a", "n": 2**70, "m": -(2**63)}}
+    found = read_places(write_features(tmp_path / "f.geojson", huge), CHIP)
+    assert found.rows[0].place == HERE
+    assert found.columns["n"].to_pylist() == [str(2**70)]
+    assert found.columns["m"].to_pylist() == [-(2**63)]
+
+
+def test_an_old_geojson_file_in_metres_names_its_crs(tmp_path):
+    x, y = Transformer.from_crs(4326, 32633, always_xy=True).transform(13.7, 48.2)
+    metres = {**POINT, "geometry": {"type": "Point", "coordinates": [x, y]}}
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32633"}}
+    [row] = read_places(write_features(tmp_path / "f.geojson", metres, crs=crs), CHIP).rows
+    assert (row.place.lon, row.place.lat) == pytest.approx((13.7, 48.2), abs=1e-9)
+    [row] = read_places(write_features(tmp_path / "g.geojson", metres), CHIP).rows
+    assert "outside -180…180" in row.error
+    unknown = write_features(tmp_path / "h.geojson", metres, crs={"properties": {"name": "no such thing"}})
+    with pytest.raises(SpecError, match=r"crs .*no such thing.* is not known"):
+        read_places(unknown, CHIP)
+
+
+@pytest.mark.parametrize("kind", ["Point", "LineString", "Polygon", "MultiPoint", "MultiLineString", "MultiPolygon"])
+def test_geoarrow_geometries_are_read_as_wkb_is(tmp_path, kind):
+    geopandas = pytest.importorskip("geopandas")
+    ring = shapely.Polygon(shapely.box(15, 48, 15.4, 48.2).exterior, [shapely.box(15.1, 48.1, 15.2, 48.15).exterior])
+    line = shapely.LineString(ring.exterior.coords[:3])
+    one = {"Point": shapely.Point(15, 48), "LineString": line, "Polygon": ring}
+    base = one[kind.removeprefix("Multi")]
+    moved = [shapely.affinity.translate(base, step, 0) for step in (0.0, 1.0, 3.0)]
+    shapes = moved if kind in one else [getattr(shapely, kind)(moved[:n]) for n in (1, 2, 3)]
+    frame = geopandas.GeoDataFrame({"id": list("abc")}, geometry=shapes, crs=4326)
+    places = []
+    for encoding in ("WKB", "geoarrow"):
+        frame.to_parquet(tmp_path / f"{encoding}.parquet", geometry_encoding=encoding)
+        places.append([row.place for row in read_places(tmp_path / f"{encoding}.parquet", CHIP).rows])
+    assert places[0] == places[1]
+    assert None not in places[0]
+
+
+def test_missing_geometries_in_geoarrow_are_bad_rows(tmp_path):
+    geopandas = pytest.importorskip("geopandas")
+    for name, shapes in {"p": [shapely.Point(13.7, 48.2), None], "q": [shapely.box(13, 48, 14, 49), None]}.items():
+        frame = geopandas.GeoDataFrame({"id": ["a", "b"]}, geometry=shapes, crs=4326)
+        frame.to_parquet(tmp_path / f"{name}.parquet", geometry_encoding="geoarrow")
+        good, bad = read_places(tmp_path / f"{name}.parquet", CHIP).rows
+        assert good.place
+        assert bad.error
+
+
+def test_further_geometry_columns_are_kept_as_wkb(tmp_path):
+    geopandas = pytest.importorskip("geopandas")
+    frame = geopandas.GeoDataFrame({"id": ["a"]}, geometry=[shapely.Point(13.7, 48.2)], crs=4326)
+    frame["other"] = geopandas.GeoSeries([shapely.box(13, 48, 14, 49)], crs=4326)
+    frame.to_parquet(tmp_path / "two.parquet")
+    for source in (frame, tmp_path / "two.parquet"):
+        found = read_places(source, CHIP)
+        assert found.rows[0].place == HERE
+        assert shapely.from_wkb(found.columns["other"][0].as_py()).equals(frame["other"][0])
+
+
+def test_a_day_without_the_other_takes_it_from_the_run_and_a_bad_one_costs_its_row(tmp_path):
+    text = "id,lon,lat,start\na,13.7,48.2,2022-06-01\nb,13.7,48.2,June\nc,13.7,48.2,2023-01-01\nd,13.7,48.2,\n"
+    found = read_places(write_csv(tmp_path / "p.csv", text), CHIP)
+    assert [row.error is None for row in found.rows] == [True, False, True, True]
+    rows = list(expand(found, TemporalSpec.range("2022-05-01", "2022-07-01"), None))
+    assert [(row.start, row.end) for row in rows] == [
+        ("2022-06-01", "2022-07-01"),
+        (None, None),
+        (None, None),
+        ("2022-05-01", "2022-07-01"),
+    ]
+    assert "line 3: start must be a day as YYYY-MM-DD, got 'June'" in rows[1].error
+    assert "line 4: the time range 2023-01-01 to 2022-07-01 is reversed" in rows[2].error
+    alone = list(expand(found, None, None))
+    assert all("no time range" in row.error for row in (alone[0], alone[2], alone[3]))
+
+
+def test_a_region_in_metres_is_that_in_degrees(tmp_path):
+    lonlat = shapely.box(15.0, 48.0, 15.1, 48.1)
+    to_metres = Transformer.from_crs(4326, 3035, always_xy=True)
+    corners = shapely.segmentize(lonlat, 0.001)
+    metres = shapely.transform(corners, to_metres.transform, interleaved=False)
+    feature = {"type": "Feature", "properties": {}, "geometry": shapely.geometry.mapping(metres)}
+    crs = {"type": "name", "properties": {"name": "EPSG:3035"}}
+    found = region_places(read_region(write_features(tmp_path / "m.geojson", feature, crs=crs)), 640)
+    assert [row.id for row in found.rows] == [row.id for row in region_places(lonlat, 640).rows]
+    with pytest.raises(SpecError, match=r"are no degrees.*name its CRS"):
+        read_region(write_features(tmp_path / "n.geojson", feature))
+
+
+def test_a_self_crossing_polygon_is_the_area_that_it_encloses(tmp_path):
+    bow = {"type": "Polygon", "coordinates": [[[15, 48], [15.2, 48.2], [15.2, 48], [15, 48.2], [15, 48]]]}
+    region = read_region(write_features(tmp_path / "b.geojson", {"type": "Feature", "properties": {}, "geometry": bow}))
+    assert region.is_valid
+    assert region.area == pytest.approx(0.02)
+    assert region_places(region, 640).rows
+    same = region_places(shapely.Polygon(bow["coordinates"][0]), 640)  # also when it is passed in Python
+    assert {row.id for row in same.rows} == {row.id for row in region_places(region, 640).rows}
+
+
+def test_an_output_that_is_a_file_is_refused_before_anything_is_read(tmp_path):
+    file = tmp_path / "out"
+    file.write_text("mine")
+    time = TemporalSpec.range("2022-06-01", "2022-07-01")
+    for out in (file, file / "deeper"):
+        with pytest.raises(SpecError, match="is a file; name a folder"):
+            export_embeddings("clip_eurosat_s2rgb", [HERE], out, temporal=time)
+    assert file.read_text() == "mine"
+    with pytest.raises(RSEmbedError, match="is no dataset"):
+        len(open_dataset(file))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from affine import Affine
 
 from rs_embed.errors import SpecError
+from rs_embed.lonlat import Box
 from rs_embed.specs import BBox, Place
 
 if TYPE_CHECKING:  # imported when needed: they take a quarter of a second
@@ -55,13 +56,11 @@ def place_geobox(place: Place, scale_m: float) -> GeoBox:
     return GeoBox((height, width), affine, f"EPSG:{epsg}")
 
 
-def lonlat_bounds(geobox: GeoBox) -> tuple[float, float, float, float]:
-    """Return (west, south, east, north) of a grid's outline in degrees, cut at the antimeridian."""
+def lonlat_bounds(geobox: GeoBox) -> Box:
+    """Return (west, south, east, north) of a grid's outline in degrees; west > east where it crosses 180°."""
     epsg, box = epsg_of(geobox), geobox.boundingbox
     to_lonlat = transformer(epsg, 4326)
     west, south, east, north = to_lonlat.transform_bounds(*box.bbox, densify_pts=_DENSIFY)
-    if west > east:  # the outline crosses 180°: keep the side of the grid's zone, 1 or 60
-        west, east = (-180.0, east) if epsg % 100 == 1 else (west, 180.0)
     return west, south, east, north
 
 
@@ -88,8 +87,7 @@ def transformer(source_epsg: int, target_epsg: int) -> Transformer:
 
 def _box_pixels(place: BBox, epsg: int, scale_m: float) -> tuple[int, int, int, int]:
     """Return left, top, width, height in pixels of a box's UTM envelope, snapped outward."""
-    box = (place.minlon, place.minlat, place.maxlon, place.maxlat)
-    west, south, east, north = transformer(4326, epsg).transform_bounds(*box, densify_pts=_DENSIFY)
+    west, south, east, north = transformer(4326, epsg).transform_bounds(*place.bounds, densify_pts=_DENSIFY)
     left, bottom = (math.floor(v / scale_m + _SNAP_PX) for v in (west, south))
     right, top = (math.ceil(v / scale_m - _SNAP_PX) for v in (east, north))
     return left, top, right - left, top - bottom

@@ -10,6 +10,7 @@ from datetime import date, timedelta
 from typing import Literal, cast
 
 from rs_embed.errors import SpecError
+from rs_embed.lonlat import Box, middle, width
 from rs_embed.sentinel2 import COLLECTIONS, HARMONIZED_COLLECTION, RGB_BANDS, canonical_band, is_l1c
 
 Composite = Literal["median", "mosaic"]
@@ -23,16 +24,16 @@ Every = Literal["month", "quarter", "year"]
 VectorType = Literal["float32", "float16"]
 Engine = Literal["local", "ray"]
 
-_SOUTH, _NORTH = -80.0, 84.0
-_METRES_PER_DEGREE = 111_320.0
+SOUTH, NORTH = -80.0, 84.0
+"""Latitudes where UTM ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class BBox:
-    """Box in longitude and latitude, degrees.
+    """Box in longitude and latitude, degrees; with `minlon` (its west) > `maxlon` (its east) it crosses 180°.
 
     Raises:
-        SpecError: for a box that is empty, reversed, across the antimeridian or beyond UTM's latitudes.
+        SpecError: for a box that is empty, reversed or beyond UTM's latitudes.
     """
 
     minlon: float
@@ -44,20 +45,18 @@ class BBox:
     def __post_init__(self) -> None:
         _set_numbers(self, "minlon", "minlat", "maxlon", "maxlat")
         _check_lonlat(self.crs, (self.minlon, self.minlat), (self.maxlon, self.maxlat))
-        if self.minlon > self.maxlon:
-            raise SpecError(
-                f"minlon {self.minlon:g} is greater than maxlon {self.maxlon:g}: swap them, or, if the box crosses "
-                "the antimeridian, ask for the two boxes on either side of 180°"
-            )
-        if self.minlat > self.maxlat:
-            raise SpecError(f"minlat {self.minlat:g} is greater than maxlat {self.maxlat:g}: swap them")
-        if self.minlon == self.maxlon or self.minlat == self.maxlat:
-            raise SpecError(f"{self} has no area; for a point use PointBuffer(lon, lat, buffer_m)")
+        _check_utm(self.minlat, self.maxlat)
+        _check_box(self.bounds)
+
+    @property
+    def bounds(self) -> Box:
+        """West, south, east and north; west > east where it crosses 180°."""
+        return self.minlon, self.minlat, self.maxlon, self.maxlat
 
     @property
     def centre(self) -> tuple[float, float]:
         """Longitude and latitude of the middle, degrees."""
-        return (self.minlon + self.maxlon) / 2, (self.minlat + self.maxlat) / 2
+        return middle(self.bounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +76,9 @@ class PointBuffer:
     def __post_init__(self) -> None:
         _set_numbers(self, "lon", "lat", "buffer_m")
         _check_lonlat(self.crs, (self.lon, self.lat))
+        _check_utm(self.lat)
         if self.buffer_m <= 0:
             raise SpecError(f"buffer_m must be greater than 0 metres, got {self.buffer_m:g} (it is half the side)")
-        reach = self.buffer_m / (_METRES_PER_DEGREE * math.cos(math.radians(self.lat)))
-        if abs(self.lon) + reach > 180:
-            raise SpecError(
-                f"a square of {2 * self.buffer_m:g} m on longitude {self.lon:g} crosses the antimeridian: "
-                "move the point or take a smaller buffer_m"
-            )
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -93,6 +87,23 @@ class PointBuffer:
 
 
 Place = BBox | PointBuffer
+BBoxLike = BBox | tuple[float, float, float, float]
+"""A box to filter by, or its west, south, east, north in degrees, at any latitude."""
+
+
+def bounds_of(bbox: BBoxLike) -> Box:
+    """Return west, south, east and north of a box to filter by; a SpecError for what is no box."""
+    if isinstance(bbox, BBox):
+        return bbox.bounds
+    try:
+        west, south, east, north = map(float, bbox)
+    except (TypeError, ValueError):
+        raise SpecError(f"a box is W S E N in degrees, got {bbox!r}") from None
+    if not all(map(math.isfinite, (west, south, east, north))):
+        raise SpecError(f"the box {bbox!r} must be finite")
+    _check_lonlat("EPSG:4326", (west, south), (east, north))
+    _check_box((west, south, east, north))
+    return west, south, east, north
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +116,7 @@ class TemporalSpec:
 
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, ("range", "year"))
-        first, last = _day("start", self.start), _day("end", self.end)
+        first, last = parse_day("start", self.start), parse_day("end", self.end)
         if first >= last:
             fault = "is empty" if first == last else "is reversed"
             raise SpecError(
@@ -238,11 +249,29 @@ def _check_lonlat(crs: str, *points: tuple[float, float]) -> None:
         if not -90 <= lat <= 90:
             swapped = " (are longitude and latitude swapped?)" if abs(lon) <= 90 else ""
             raise SpecError(f"latitude {lat:g} lies outside -90…90{swapped}")
-        if not _SOUTH <= lat <= _NORTH:
+
+
+def _check_utm(*lats: float) -> None:
+    for lat in lats:
+        if not SOUTH <= lat <= NORTH:
             raise SpecError(f"latitude {lat:g} lies beyond UTM (80°S…84°N), where Sentinel-2 has no tiles for us")
 
 
-def _day(name: str, value: object) -> date:
+def _check_box(box: Box) -> None:
+    west, south, east, north = box
+    if south > north:
+        raise SpecError(f"minlat {south:g} is greater than maxlat {north:g}: swap them")
+    if width(box) == 0 or south == north:
+        raise SpecError(f"the box {box} has no area; for a point use PointBuffer(lon, lat, buffer_m)")
+    if west > east and width(box) > 180:
+        raise SpecError(
+            f"minlon {west:g} is greater than maxlon {east:g}, which is a box of {width(box):g} degrees across the "
+            "antimeridian: swap them"
+        )
+
+
+def parse_day(name: str, value: object) -> date:
+    """Return a day from a date or a text YYYY-MM-DD; a SpecError with its name for anything else."""
     text = value.isoformat() if isinstance(value, date) else value
     try:
         if isinstance(text, str) and len(text) == 10:

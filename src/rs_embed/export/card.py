@@ -16,6 +16,8 @@ from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.progress import Progress
 from rs_embed.export.request import ExportRequest, VectorLengths
 from rs_embed.export.tables import SOURCE_DATA, embedding_fields
+from rs_embed.lonlat import WORLD, Box, enclose
+from rs_embed.outlines import polygon
 
 _TEMPLATES = resources.files("rs_embed") / "export" / "templates"
 _NORMALISED = "`embedding` has length 1; multiplied by `norm` it is the model's own output.\n"
@@ -38,7 +40,7 @@ def _values(folder: DatasetFolder, request: ExportRequest, lengths: VectorLength
     for counts in folder.done().values():
         progress.count_partition(counts)
     bounds, sensor, card = _bounds(folder), request.sensor, find_card(request.model)
-    ring = shapely.box(*bounds, ccw=True)
+    outline = polygon(bounds)
     return {
         "model": request.model,
         "weights_sha256": request.weights_sha256,
@@ -56,7 +58,7 @@ def _values(folder: DatasetFolder, request: ExportRequest, lengths: VectorLength
         "first": first,
         "last": last,
         "bbox": json.dumps(bounds),
-        "footprint": shapely.to_geojson(ring),
+        "footprint": shapely.to_geojson(outline),
         "backend": request.backend,
         "composite": sensor.composite,
         "cloudy_pct": f"{sensor.cloudy_pct:g}",
@@ -69,13 +71,10 @@ def _values(folder: DatasetFolder, request: ExportRequest, lengths: VectorLength
     }
 
 
-def _bounds(folder: DatasetFolder) -> list[float]:
+def _bounds(folder: DatasetFolder) -> Box:
     """Return west, south, east and north of all footprints, from the files' footers."""
     boxes = []
     for path in (folder.path / "embeddings").glob("*.parquet"):
         column = json.loads(pq.read_metadata(path).metadata[b"geo"])["columns"]["geometry"]
         boxes += [column["bbox"]] if "bbox" in column else []
-    if not boxes:
-        return [-180.0, -90.0, 180.0, 90.0]
-    west, south, east, north = zip(*boxes, strict=True)
-    return [min(west), min(south), max(east), max(north)]
+    return enclose(boxes) if boxes else WORLD

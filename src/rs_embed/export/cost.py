@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-import shapely
 from shapely.geometry.base import BaseGeometry
 
 from rs_embed.embedders.cards import find_card
@@ -17,6 +16,7 @@ from rs_embed.export.inputs import InputPlaces, InputRow, read_places
 from rs_embed.export.partitions import expand
 from rs_embed.export.regions import region_places
 from rs_embed.grid import place_geobox
+from rs_embed.outlines import polygon
 from rs_embed.providers.base import FetchPlan, PatchRequest, Provider
 from rs_embed.providers.gee.expressions import bytes_per_pixel
 from rs_embed.providers.registry import resolve
@@ -151,7 +151,7 @@ def _alternatives(rows: list[InputRow], sensor: SensorSpec, provider: Provider) 
 def find_places(places: object, chip_m: float | None, read: ReadOptions | None) -> InputPlaces:
     """Return the places of a file, a frame or a list, or the chips of a region."""
     if isinstance(places, BBox):
-        places = shapely.box(places.minlon, places.minlat, places.maxlon, places.maxlat)
+        places = polygon(places.bounds)
     if isinstance(places, BaseGeometry):
         if chip_m is None:
             raise SpecError("a region needs the size of its chips: chip_m (--chip M)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial, reduce
+from functools import lru_cache, reduce
 from operator import and_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +20,8 @@ from rs_embed.errors import RSEmbedError, SpecError, import_extra
 from rs_embed.export.checks import MAKE_AGAIN, reading
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.request import ExportRequest
-from rs_embed.specs import BBox, TemporalSpec
+from rs_embed.lonlat import meets
+from rs_embed.specs import BBoxLike, TemporalSpec, bounds_of
 
 if TYPE_CHECKING:
     import geopandas
@@ -58,7 +59,7 @@ class EmbeddingDataset:
     def filter(
         self,
         *,
-        bbox: BBox | tuple[float, float, float, float] | None = None,
+        bbox: BBoxLike | None = None,
         temporal: TemporalSpec | None = None,
         status: str | None = None,
         where: pc.Expression | None = None,
@@ -66,7 +67,7 @@ class EmbeddingDataset:
         """Return the rows that meet every condition.
 
         Args:
-            bbox: their footprint meets this box; (west, south, east, north) in degrees.
+            bbox: their footprint meets this box; (west, south, east, north) in degrees, west > east across 180°.
             temporal: their time range lies inside this one.
             status: "ok" or "partial".
             where: any other condition, a `pyarrow.compute` expression over the columns.
@@ -76,9 +77,8 @@ class EmbeddingDataset:
         """
         given = [condition for condition in (self._filter, where) if condition is not None]
         if bbox is not None:
-            box, field = bbox if isinstance(bbox, BBox) else BBox(*bbox), partial(pc.field, "bbox")
-            given += [field("xmin") < box.maxlon, field("ymin") < box.maxlat]
-            given += [field("xmax") > box.minlon, field("ymax") > box.minlat]
+            edges = (pc.field("bbox", name) for name in ("xmin", "ymin", "xmax", "ymax"))
+            given.append(meets(bounds_of(bbox), *edges))
         if temporal is not None:
             start, end = (pa.scalar(np.datetime64(day, "ms")).cast(_TIME) for day in (temporal.start, temporal.end))
             given += [pc.field("datetime_start") >= start, pc.field("datetime_end") <= end]

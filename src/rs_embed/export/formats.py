@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
 from pyproj import CRS
+from pyproj.exceptions import CRSError
 from shapely.geometry.base import BaseGeometry
 
+from rs_embed import outlines
 from rs_embed.errors import SpecError, missing_package
 
 LON_NAMES = ("lon", "longitude", "lng", "long", "x")
@@ -134,16 +137,37 @@ def _typed(texts: Sequence[str]) -> pa.Array:
 
 
 def _read_geojson(file: Path, options: ReadOptions) -> Columns:
-    document = json.loads(file.read_text(encoding="utf-8"))
-    features = document.get("features", []) if isinstance(document, dict) else []
-    if not features:
+    document, crs = read_geojson_document(file)
+    listed = document.get("features")
+    if not isinstance(listed, list) or not listed:
         raise SpecError(f"{file} is no GeoJSON FeatureCollection with features")
-    properties = [f.get("properties") or {} for f in features]
+    features = [f if isinstance(f, dict) else {} for f in listed]
+    properties = [p if isinstance(p := f.get("properties"), dict) else {} for f in features]
     names = list(dict.fromkeys(name for p in properties for name in p))
     geometries = [parse_shape(f.get("geometry")) for f in features]
     ids = [f.get("id", p.get(options.id_column)) for f, p in zip(features, properties, strict=True)]
     kept = {n: _mixed([p.get(n) for p in properties]) for n in names if n != options.id_column}
-    return _on_centroids(geometries, ids, table_of(kept, len(features)), "feature", "EPSG:4326")
+    return _on_centroids(geometries, ids, table_of(kept, len(features)), "feature", crs)
+
+
+def read_geojson_document(file: Path) -> tuple[dict[str, Any], CRS]:
+    """Return the object in a GeoJSON file, and its CRS: longitude and latitude, unless an old `crs` member differs."""
+    try:
+        document = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise SpecError(f"{file} cannot be read as GeoJSON: {error}") from error
+    if not isinstance(document, dict):
+        raise SpecError(f"{file} is no GeoJSON object")
+    member = document.get("crs") or {"properties": {"name": "OGC:CRS84"}}
+    try:
+        return document, CRS.from_user_input(member["properties"]["name"])
+    except (CRSError, KeyError, TypeError) as error:
+        raise SpecError(f"{file}: its crs {member} is not known: name it as EPSG:…, or leave it out") from error
+
+
+def is_lonlat(crs: str | CRS) -> bool:
+    """Tell if coordinates in a CRS are degrees of longitude and latitude on WGS 84."""
+    return CRS.from_user_input(crs).equals(CRS.from_epsg(4326), ignore_axis_order=True)
 
 
 def parse_shape(geometry: object) -> BaseGeometry | None:
@@ -158,7 +182,7 @@ def _mixed(values: Sequence[object]) -> pa.Array:
     """Return values of one type as they are, values of several types as JSON."""
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # the last for whole numbers over 64 bits
         return pa.array([None if v is None else json.dumps(v) for v in values])
 
 
@@ -170,7 +194,7 @@ def _read_parquet(file: Path, options: ReadOptions) -> Columns:
     covering = described.get("covering", {}).get("bbox", {}).get("xmin", [None])[0]
     crs = CRS.from_user_input(described.get("crs", "OGC:CRS84") or "OGC:CRS84")
     kept = table.drop_columns([covering]) if covering in table.column_names else table
-    return _from_wkb(file, kept, column, crs, options)
+    return _from_column(file, kept, column, crs, options, described.get("encoding", "WKB"))
 
 
 def _read_with_gdal(file: Path, options: ReadOptions) -> Columns:
@@ -188,21 +212,45 @@ def _read_with_gdal(file: Path, options: ReadOptions) -> Columns:
     if meta["crs"] is None:
         raise SpecError(f"{file} has no CRS: a shapefile needs its .prj file, other formats store one")
     column = meta["geometry_name"] or "wkb_geometry"
-    return _from_wkb(file, table, column, CRS.from_user_input(meta["crs"]), options)
+    return _from_column(file, table, column, CRS.from_user_input(meta["crs"]), options)
 
 
-def _from_wkb(file: Path, table: pa.Table, column: str, crs: CRS, options: ReadOptions) -> Columns:
+def _from_column(
+    file: Path, table: pa.Table, column: str, crs: CRS, options: ReadOptions, encoding: str = "WKB"
+) -> Columns:
     if column not in table.column_names:
         raise SpecError(f"{file} has no geometry column {column!r}; it has {', '.join(table.column_names)}")
-    geometries = shapely.from_wkb(table[column].to_numpy(zero_copy_only=False), on_invalid="ignore")
+    if encoding == "WKB":
+        geometries = shapely.from_wkb(table[column].to_numpy(zero_copy_only=False), on_invalid="ignore")
+    elif encoding.upper() in shapely.GeometryType.__members__:
+        geometries = _decode_geoarrow(table[column].combine_chunks(), shapely.GeometryType[encoding.upper()])
+    else:
+        raise SpecError(f"{file} has geometries encoded as {encoding!r}: write them as WKB")
     return _from_table(geometries, table.drop_columns([column]), crs, options)
+
+
+def _decode_geoarrow(array: Any, kind: shapely.GeometryType) -> npt.NDArray[np.object_]:
+    """Return the geometries of a column of nested lists of coordinates, https://geoarrow.org/format."""
+    array = array.storage if isinstance(array, pa.ExtensionArray) else array
+    offsets: list[npt.NDArray[np.integer[Any]]] = []
+    while pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        offsets.insert(0, array.offsets.to_numpy())  # shapely wants the innermost first
+        array = array.values
+    if pa.types.is_struct(array.type):
+        axes = [axis.to_numpy(zero_copy_only=False) for axis in array.flatten()]
+        coordinates = np.column_stack(axes[:2])
+    else:
+        coordinates = array.flatten().to_numpy().reshape(len(array), -1)[:, :2]
+    found: npt.NDArray[np.object_] = shapely.from_ragged_array(kind, np.ascontiguousarray(coordinates), tuple(offsets))
+    return found
 
 
 def read_frame(frame: Any, options: ReadOptions) -> Columns:
     """Read a GeoDataFrame."""
     if frame.crs is None:
         raise SpecError("the GeoDataFrame has no CRS: set it with frame.set_crs(…)")
-    table = pa.Table.from_pandas(frame.drop(columns=frame.geometry.name), preserve_index=False)
+    plain = frame.to_wkb().drop(columns=frame.geometry.name)  # further columns of geometries are kept as WKB
+    table = pa.Table.from_pandas(plain, preserve_index=False)
     return _from_table(frame.geometry.to_numpy(), table, CRS.from_user_input(frame.crs), options)
 
 
@@ -217,11 +265,18 @@ def _from_table(geometries: Iterable[Any], table: pa.Table, crs: CRS, options: R
 def _on_centroids(
     geometries: Sequence[BaseGeometry | None], ids: Sequence[object], table: pa.Table, word: str, crs: str | CRS
 ) -> Columns:
-    """Return columns with the centroid of each geometry, whatever its type."""
-    points = shapely.centroid(np.array(geometries, dtype=object))
+    """Return columns with the centroid of each geometry, whatever its type, also of parts on either side of 180°."""
+    shapes = np.array(geometries, dtype=object)
+    points = shapely.centroid(shapes)
     empty = np.flatnonzero(shapely.is_missing(points) | shapely.is_empty(points))
     faults = dict.fromkeys(empty.tolist(), "it has no geometry")
+    points[empty] = None  # an empty point has no x
     x, y = shapely.get_x(points).tolist(), shapely.get_y(points).tolist()
+    if CRS.from_user_input(crs).is_geographic:
+        west, _, east, _ = shapely.bounds(shapes).T
+        is_around_180 = ((west < -180) | (east > 180) | (east - west > 180)) & (west >= -540) & (east <= 540)
+        for i in np.flatnonzero(is_around_180).tolist():
+            x[i], y[i] = outlines.centroid(shapely.make_valid(shapes[i]))
     return Columns(where=partial("{} {}".format, word), ids=ids, x=x, y=y, faults=faults, table=table, crs=crs)
 
 

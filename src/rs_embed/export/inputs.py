@@ -12,8 +12,8 @@ from pyproj import CRS, Transformer
 from pyproj.exceptions import CRSError
 
 from rs_embed.errors import SpecError
-from rs_embed.export.formats import Columns, ReadOptions, number, read_file, read_frame, table_of
-from rs_embed.specs import BBox, Place, PointBuffer, TemporalSpec
+from rs_embed.export.formats import Columns, ReadOptions, is_lonlat, number, read_file, read_frame, table_of
+from rs_embed.specs import BBox, Place, PointBuffer, TemporalSpec, parse_day
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +78,9 @@ def _to_places(columns: Columns, options: ReadOptions) -> InputPlaces:
             if fault := columns.faults.get(i) or (f"the id {name!r} stands there twice" if name in seen else None):
                 raise SpecError(fault)
             _ = row.temporal  # raises for a range that is reversed
+            for label, day in (("start", start), ("end", end)):
+                if day is not None:
+                    parse_day(label, day)  # one of them may come from the whole run
             rows.append(replace(row, place=PointBuffer(lon[i], lat[i], half_m)))
         except SpecError as error:
             rows.append(replace(row, error=str(error)))
@@ -91,6 +94,6 @@ def _to_lonlat(columns: Columns) -> tuple[list[float], list[float]]:
         source = CRS.from_user_input(columns.crs)
     except CRSError as error:
         raise SpecError(f"the CRS {columns.crs!r} is not known: {error}") from error
-    if not source.equals(CRS.from_epsg(4326), ignore_axis_order=True):
+    if not is_lonlat(source):
         x, y = Transformer.from_crs(source, 4326, always_xy=True).transform(x, y)
     return [float(v) for v in x], [float(v) for v in y]

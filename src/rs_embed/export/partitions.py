@@ -35,8 +35,6 @@ def windows(temporal: TemporalSpec, every: Every | None) -> list[TemporalSpec]:
     """Cut a time range at the first days of months, quarters or years; `every=None` leaves it whole."""
     if every is None:
         return [temporal]
-    if every not in _MONTHS:
-        raise SpecError(f"every must be {', '.join(_MONTHS)}, got {every!r}")
     start, end, parts = date.fromisoformat(temporal.start), date.fromisoformat(temporal.end), []
     while start < end:
         stop = min(_next_first(start, _MONTHS[every]), end)
@@ -53,14 +51,20 @@ def _next_first(day: date, months: int) -> date:
 
 def expand(places: InputPlaces, temporal: TemporalSpec | None, every: Every | None) -> Iterator[InputRow]:
     """Yield each row in each of its time ranges; a row's start and end override the common ones."""
+    if every is not None and every not in _MONTHS:
+        raise SpecError(f"every must be {', '.join(_MONTHS)}, got {every!r}")
     start, end = (temporal.start, temporal.end) if temporal else (None, None)
     cut = cache(lambda first, last: windows(TemporalSpec.range(first, last), every) if first and last else [])
     for row in places.rows:
-        ranges = cut(row.start or start, row.end or end) if row.error is None else []
+        error, ranges = row.error, []
+        try:
+            ranges = cut(row.start or start, row.end or end) if error is None else []
+        except SpecError as fault:  # of a row's own day with the common other one
+            error = str(fault)
         for window in ranges:
             yield replace(row, start=window.start, end=window.end)
         if not ranges:
-            error = row.error or "it has no time range: give --start and --end, or columns of these names"
+            error = error or "it has no time range: give --start and --end, or columns of these names"
             yield replace(row, start=None, end=None, error=f"{row.where}: {error}")
 
 

@@ -130,7 +130,7 @@ def export_embeddings(
         RSEmbedError: if the folder holds a dataset of another request.
     """
     card, sensor = check_model(model, sensor)
-    _check_run(shard, engine, partition_size, grid)
+    _check_run(Path(out), shard, engine, partition_size, grid)
     check_choice("on_lost_scene", on_lost_scene, ("keep", "fail"))
     provider, inputs = resolve(backend), find_places(places, chip_m, read)
     rows = list(expand(inputs, temporal, every))
@@ -163,7 +163,9 @@ def export_embeddings(
     return _summary(folder, _run(main, local, numbers, report or (lambda event: None), retry_failed), inputs)
 
 
-def _check_run(shard: tuple[int, int] | None, engine: str, partition_size: int, grid: bool) -> None:
+def _check_run(out: Path, shard: tuple[int, int] | None, engine: str, partition_size: int, grid: bool) -> None:
+    if file := next((path for path in (out, *out.parents) if path.exists() and not path.is_dir()), None):
+        raise SpecError(f"--out {out}: {file} is a file; name a folder for the dataset")
     if shard is not None and not 0 <= shard[0] < shard[1]:
         raise SpecError(f"shard {shard[0]}/{shard[1]} must be I/N with 0 <= I < N")
     check_choice("engine", engine, ("local", "ray"))

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import shapely
 from odc.geo.geobox import GeoBox
 
@@ -25,12 +24,14 @@ from rs_embed.export.partitions import parse_place
 from rs_embed.export.request import ExportRequest, VectorLengths
 from rs_embed.grid import epsg_of, transformer
 from rs_embed.inspection import LOW_FRAC
+from rs_embed.lonlat import enclose
+from rs_embed.outlines import split
 from rs_embed.pipeline import Outcome
 
 SPATIAL_BLOCK_M = 10_000
 SOURCE_DATA = "https://documentation.dataspace.copernicus.eu/Data/SentinelMissions/Sentinel2.html"
 _TIME = pa.timestamp("ms", tz="UTC")
-_EDGES = {"xmin": pc.min, "ymin": pc.min, "xmax": pc.max, "ymax": pc.max}
+_EDGES = ("xmin", "ymin", "xmax", "ymax")
 _BOX = pa.struct([(name, pa.float64()) for name in _EDGES])
 _COVERING = {name: ["bbox", name] for name in _EDGES}
 
@@ -221,11 +222,14 @@ def _footprints(geoboxes: Sequence[GeoBox], epsg: int) -> dict[str, Sequence[Any
     rings = shapely.box(*bounds.T)
     corners = shapely.get_coordinates(rings)
     lonlat = np.column_stack(transformer(epsg, 4326).transform(corners[:, 0], corners[:, 1])).reshape(-1, 5, 2)
-    edges = np.column_stack((lonlat.min(axis=1), lonlat.max(axis=1))).tolist()
+    lon = lonlat[..., 0]
+    lon[(np.ptp(lon, axis=1) > 180)[:, None] & (lon < 0)] += 360  # on both sides of 180°
+    edges = np.column_stack((lonlat.min(axis=1), lonlat.max(axis=1)))
+    edges[:, 2] -= np.where(edges[:, 2] > 180, 360, 0)  # west > east then
     cells = ((bounds[:, :2] + bounds[:, 2:]) / 2 // SPATIAL_BLOCK_M).astype(int).tolist()
     return {
-        "geometry": shapely.to_wkb(shapely.polygons(lonlat)).tolist(),
-        "bbox": [dict(zip(_EDGES, values, strict=True)) for values in edges],
+        "geometry": shapely.to_wkb(list(map(split, shapely.polygons(lonlat)))).tolist(),
+        "bbox": [dict(zip(_EDGES, values, strict=True)) for values in edges.tolist()],
         "utm_footprint": shapely.to_wkt(rings, rounding_precision=-1).tolist(),
         "utm_crs": [f"EPSG:{epsg}"] * len(geoboxes),
         "spatial_block": [f"{epsg}_{x}_{y}" for x, y in cells],
@@ -235,10 +239,11 @@ def _footprints(geoboxes: Sequence[GeoBox], epsg: int) -> dict[str, Sequence[Any
 
 def _add_footer(table: pa.Table, request: ExportRequest, lengths: VectorLengths) -> pa.Table:
     """Set the file's metadata: GeoParquet's `geo`, and the fields of the STAC Embeddings extension."""
-    corners = [extreme(pc.struct_field(table["bbox"], name)).as_py() for name, extreme in _EDGES.items()]
-    column: dict[str, Any] = {"encoding": "WKB", "geometry_types": ["Polygon"], "covering": {"bbox": _COVERING}}
-    if None not in corners:
-        column["bbox"] = corners
+    boxes = [tuple(box.values()) for box in table["bbox"].to_pylist() if box is not None]
+    kinds = ["Polygon", "MultiPolygon"] if any(west > east for west, _, east, _ in boxes) else ["Polygon"]
+    column: dict[str, Any] = {"encoding": "WKB", "geometry_types": kinds, "covering": {"bbox": _COVERING}}
+    if boxes:
+        column["bbox"] = enclose(boxes)
     geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
     fields = {"geo": geo, **embedding_fields(request, lengths.embedding)}
     return table.replace_schema_metadata({name: json.dumps(value) for name, value in fields.items()})

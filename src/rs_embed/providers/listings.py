@@ -7,11 +7,10 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from shapely import box
-
+from rs_embed import lonlat, outlines
 from rs_embed.grid import lonlat_bounds
 from rs_embed.providers.base import PatchRequest
-from rs_embed.providers.scenes import Bounds, Scene, enclose
+from rs_embed.providers.scenes import Scene
 from rs_embed.specs import TemporalSpec
 
 _CELL_DEGREES = 1.0
@@ -23,13 +22,13 @@ _MAX_LISTINGS = 64
 class Search:
     """Search for all scenes in a box and time range, with the files of certain bands."""
 
-    bounds: Bounds
+    bounds: lonlat.Box
     temporal: TemporalSpec
     bands: frozenset[str]
 
     def covers(self, other: Search) -> bool:
         """Return True if the results of another search are among those of this one."""
-        is_inside = bool(box(*self.bounds).covers(box(*other.bounds)))
+        is_inside = bool(outlines.polygon(self.bounds).covers(outlines.polygon(other.bounds)))
         return is_inside and other.temporal == self.temporal and other.bands <= self.bands
 
 
@@ -52,10 +51,10 @@ class ListingCache:
 def group_by_search(requests: Sequence[PatchRequest]) -> Iterator[tuple[Search, list[int]]]:
     """Yield searches with the positions of the requests that they serve: same time range, about a degree apart."""
     places = [lonlat_bounds(request.geobox) for request in requests]
-    west, south, *_ = enclose(places) if places else (0.0, 0.0)
+    west, south, *_ = lonlat.enclose(places) if places else (0.0, 0.0)
     cells: dict[tuple[TemporalSpec, float, float], list[int]] = defaultdict(list)
     for i, (x, y, *_) in enumerate(places):
-        cells[requests[i].temporal, (x - west) // _CELL_DEGREES, (y - south) // _CELL_DEGREES].append(i)
+        cells[requests[i].temporal, (x - west) % 360 // _CELL_DEGREES, (y - south) // _CELL_DEGREES].append(i)
     for (temporal, _, _), positions in cells.items():
         bands = frozenset(band for i in positions for band in (*requests[i].sensor.bands, "SCL"))
-        yield Search(enclose([places[i] for i in positions]), temporal, bands), positions
+        yield Search(lonlat.enclose([places[i] for i in positions]), temporal, bands), positions

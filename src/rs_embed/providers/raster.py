@@ -14,12 +14,12 @@ from odc.geo.geobox import GeoBox
 from pyproj import CRS, Transformer
 from rasterio.enums import MaskFlags
 from rasterio.io import DatasetReader
-from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
 from rs_embed.arrays import AnyArray, BoolArray, IndexArray
 from rs_embed.errors import ProviderError
 from rs_embed.grid import epsg_of
+from rs_embed.lonlat import Box, wrap
 
 _EDGE_PX = 1e-6  # a target centre this close to a source pixel's edge belongs to the pixel right of or below it
 _DRIVERS = {".jp2": "JP2OpenJPEG", ".img": "HFA", ".nc": "netCDF"}  # a VRT under another name may lead to any host
@@ -44,14 +44,17 @@ class RasterHeader:
     bands: int
     descriptions: tuple[str | None, ...]
     dtypes: tuple[str, ...]
-    bounds_lonlat: tuple[float, float, float, float]  # (west, south, east, north)
+    bounds_lonlat: Box
     resolution_m: float
 
 
 def read_header(path: str) -> RasterHeader:
     """Read a file's header; a file without georeference is a ProviderError."""
     with _open(path) as dataset:
-        bounds = transform_bounds(dataset.crs, "EPSG:4326", *dataset.bounds, densify_pts=21)
+        to_lonlat = Transformer.from_crs(CRS.from_user_input(dataset.crs), 4326, always_xy=True)
+        box = dataset.bounds
+        west, south, east, north = to_lonlat.transform_bounds(box.left, box.bottom, box.right, box.top, 21)
+        bounds = wrap(west), south, wrap(east), north
         resolution = abs(float(dataset.transform.a))
         return RasterHeader(dataset.count, tuple(dataset.descriptions), tuple(dataset.dtypes), bounds, resolution)
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from shapely import box
 from shapely.geometry.base import BaseGeometry
 
+from rs_embed import lonlat, outlines
 from rs_embed.patch import SceneRecord
 from rs_embed.providers.raster import BlockGrid
 from rs_embed.sentinel2 import Radiometry, processing_baseline, radiometry
@@ -17,7 +17,6 @@ from rs_embed.specs import TemporalSpec
 
 N = TypeVar("N", int, float)
 Rectangle = tuple[N, N, N, N]  # two opposite corners, the lesser coordinates first
-Bounds = Rectangle[float]  # west, south, east, north, in degrees
 
 
 def enclose(rectangles: Sequence[Rectangle[N]]) -> Rectangle[N]:
@@ -45,7 +44,7 @@ class Scene:
 
     id: str
     acquired: datetime  # time of sensing, UTC
-    bounds: Bounds
+    bounds: lonlat.Box
     files: Mapping[str, BandFile]  # Earth Engine's band name (`"B4"`, `"SCL"`) to its file
     footprint: BaseGeometry | None = None  # outline of its data, in degrees; None where only its bounds are known
     cloud_pct: float | None = None
@@ -58,7 +57,7 @@ class Scene:
     @property
     def outline(self) -> BaseGeometry:
         """Outline of its data, or its bounds where no outline is known, in degrees."""
-        return box(*self.bounds) if self.footprint is None else self.footprint
+        return outlines.polygon(self.bounds) if self.footprint is None else self.footprint
 
     @property
     def product_names(self) -> tuple[str, ...]:
@@ -70,13 +69,12 @@ class Scene:
         """Processing baseline as `"05.10"`; None where neither the properties nor the names state it."""
         return processing_baseline(self.properties, self.product_names)
 
-    def meets(self, place: Bounds, temporal: TemporalSpec) -> bool:
+    def meets(self, place: lonlat.Box, temporal: TemporalSpec) -> bool:
         """Tell if the scene was acquired in a time range and its footprint meets a place."""
-        west, south, east, north = self.bounds
         return (
             temporal.start <= self.acquired.astimezone(UTC).date().isoformat() < temporal.end
-            and (west < place[2] and place[0] < east and south < place[3] and place[1] < north)
-            and (self.footprint is None or bool(self.footprint.intersects(box(*place))))
+            and bool(lonlat.meets(place, *self.bounds))
+            and (self.footprint is None or bool(self.footprint.intersects(outlines.polygon(place))))
         )
 
     def radiometry(self, band: str, scale: float, offset: float) -> Radiometry:

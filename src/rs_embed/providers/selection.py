@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from itertools import chain, compress
 
 from pyproj import Geod
-from shapely import box, union_all
+from shapely import union_all
 from shapely.geometry.base import BaseGeometry
 
+from rs_embed import lonlat, outlines
 from rs_embed.errors import NoImageryError, ProviderError
 from rs_embed.grid import lonlat_bounds, lonlat_text
 from rs_embed.patch import DroppedScene, listed
 from rs_embed.providers.base import PatchRequest
-from rs_embed.providers.scenes import Bounds, Scene
+from rs_embed.providers.scenes import Scene
 from rs_embed.sentinel2 import is_l1c
 
 _MAX_UNCOVERED = 0.1  # share of a product that another one may leave open and still be a double of it
@@ -38,7 +39,7 @@ class Selection:
     @property
     def covered(self) -> float:
         """Share of the place that lies under the footprints of the scenes, 0 to 1."""
-        place = box(*lonlat_bounds(self.request.geobox))
+        place = outlines.polygon(lonlat_bounds(self.request.geobox))
         footprints = [scene.outline for scene in self.scenes]
         if any(footprint.contains(place) for footprint in footprints):
             return 1.0
@@ -56,7 +57,7 @@ class Selection:
 
     def no_scene_error(self, provider: str) -> ProviderError:
         """Return the error of a place without a scene; it names the nearest scene that is listed."""
-        lon, lat = _middle(lonlat_bounds(self.request.geobox))
+        lon, lat = lonlat.middle(lonlat_bounds(self.request.geobox))
         temporal = self.request.temporal
         if self.unreadable and not self.before_clouds:
             return ProviderError(
@@ -83,7 +84,7 @@ class Selection:
         if away_km == 0:
             return NoImageryError(f"{found}; the place was seen on {day} ({nearest.id}): widen the time range")
         return NoImageryError(
-            f"{found}; the nearest scene is {nearest.id} of {day} at {lonlat_text(*_middle(nearest.bounds))}, "
+            f"{found}; the nearest scene is {nearest.id} of {day} at {lonlat_text(*lonlat.middle(nearest.bounds))}, "
             f"{away_km:,.0f} km away: move the place or the time range"
         )
 
@@ -181,13 +182,8 @@ def _tile(scene: Scene) -> str:
     return match[1] if match else scene.id
 
 
-def _middle(bounds: Bounds) -> tuple[float, float]:
-    return (bounds[0] + bounds[2]) / 2, (bounds[1] + bounds[3]) / 2
-
-
 def _distance_km(scene: Scene, lon: float, lat: float) -> float:
     """Return the great-circle distance to the middle of a scene, 0 inside its bounds."""
-    west, south, east, north = scene.bounds
-    if west <= lon <= east and south <= lat <= north:
+    if lonlat.contains(scene.bounds, lon, lat):
         return 0.0
-    return float(Geod(ellps="WGS84").inv(lon, lat, *_middle(scene.bounds))[2]) / 1000
+    return float(Geod(ellps="WGS84").inv(lon, lat, *lonlat.middle(scene.bounds))[2]) / 1000

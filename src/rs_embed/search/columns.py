@@ -63,6 +63,8 @@ def usable_rows(table: pa.Table) -> npt.NDArray[np.bool_]:
         keep &= pc.is_valid(table[name]).to_numpy()
     for values in (table["centre_lon"], table["centre_lat"], *(pc.struct_field(table["bbox"], e) for e in BOUNDS)):
         keep &= np.isfinite(values.to_numpy())
+    keep &= np.abs(table["centre_lon"].to_numpy()) <= 180
+    keep &= np.abs(table["centre_lat"].to_numpy()) <= 90
     first, last = _YEARS_1_TO_9999
     for name in TIME_COLUMNS:
         moments = pc.fill_null(table[name].cast(pa.int64()), int(first)).to_numpy()

@@ -20,11 +20,11 @@ from rs_embed.files import FileMemo
 from rs_embed.search.concepts import Concept, Concepts
 from rs_embed.search.query import Query, QueryEncoder, as_list
 from rs_embed.search.results import SearchResults, notice_text
-from rs_embed.search.rows import BBoxLike, Rows
+from rs_embed.search.rows import Rows
 from rs_embed.search.store import IndexProgress, IndexStore, Opened
 from rs_embed.search.vectors import Neighbours
 from rs_embed.search.weights import DatasetWeights
-from rs_embed.specs import TemporalSpec
+from rs_embed.specs import BBoxLike, TemporalSpec
 
 MAX_HITS = 1000
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -167,7 +167,7 @@ class EmbeddingIndex:
             negative: words for what is not wanted.
             background: (b, d) vectors of other texts that replace the background vocabulary, if `vector` is a text's.
             logit_scale: scale of the model that made them, which gives hits of `vector` and `background` probabilities.
-            bbox: only rows whose footprint meets this box.
+            bbox: only rows whose footprint meets this box; west > east where it crosses 180°.
             time: only rows whose time range lies inside this one.
             k: number of hits, at most 1,000.
             every_window: return each time range of a place; otherwise a place is there once, with its best.

@@ -7,9 +7,12 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import shapely
 
 from rs_embed.arrays import FloatArray
+from rs_embed.grid import transformer, utm_epsg
+from rs_embed.outlines import box_of, split
 
 NOTICE_HITS = 20
 """Number of best rows whose mean probability tells whether the dataset holds what was asked for."""
@@ -35,9 +38,12 @@ class Hit:
     lon: float
     lat: float
     bounds: tuple[float, float, float, float]
-    """West, south, east, north."""
+    """West, south, east, north; west > east where it crosses 180°."""
     footprint: tuple[tuple[float, float], ...]
-    """Corners (longitude, latitude) of the place's UTM square: north-west, north-east, south-east, south-west."""
+    """Corners (longitude, latitude) of the place's UTM square: north-west, north-east, south-east, south-west.
+
+    Longitudes run on past 180 where it crosses 180°, so that it is one shape on a map.
+    """
     start: str
     end: str
     status: str
@@ -67,8 +73,8 @@ class SearchResults:
         features = []
         for hit in self.hits:
             north_west, *others = hit.footprint
-            ring = [north_west, *reversed(others), north_west]
-            geometry = {"type": "Polygon", "coordinates": [ring]}
+            outline = split(shapely.Polygon([north_west, *reversed(others)]))
+            geometry = shapely.geometry.mapping(outline)
             features.append({"type": "Feature", "id": hit.unique_id, "geometry": geometry, "properties": asdict(hit)})
         return {"type": "FeatureCollection", "features": features}
 
@@ -92,8 +98,16 @@ def utc_day(moment: datetime) -> str:
     return moment.astimezone(UTC).date().isoformat()
 
 
-def footprint_corners(wkb: bytes) -> tuple[tuple[float, float], ...]:
-    """Return the corners of an exported footprint: north-west, north-east, south-east, south-west."""
-    # The export writes them anticlockwise from the south-east.
-    south_east, north_east, north_west, south_west = shapely.get_coordinates(shapely.from_wkb(wkb))[:4].tolist()
-    return tuple((x, y) for x, y in (north_west, north_east, south_east, south_west))
+def footprint_corners(wkb: bytes, lon: float, lat: float) -> tuple[tuple[float, float], ...]:
+    """Return the corners of an exported footprint, centred on a point, in the order of `Hit.footprint`."""
+    footprint = shapely.from_wkb(wkb)
+    if footprint.geom_type == "Polygon":  # the export writes corners anticlockwise from the south-east
+        south_east, north_east, north_west, south_west = shapely.get_coordinates(footprint)[:4].tolist()
+        return tuple((x, y) for x, y in (north_west, north_east, south_east, south_west))
+    to_zone = transformer(4326, utm_epsg(lon, lat))  # two pieces: they are one rectangle in their zone
+    west, south, east, north = shapely.transform(footprint, to_zone.transform, interleaved=False).bounds
+    lons, lats = to_zone.transform((west, east, east, west), (north, north, south, south), direction="INVERSE")
+    if not np.isfinite((lons, lats)).all():  # no footprint of ours: the box around it will do
+        west, south, east, north = box_of(footprint)
+        lons, lats = (west, east, east, west), (north, north, south, south)
+    return tuple((float(x) + 360 if x < 0 else float(x), float(y)) for x, y in zip(lons, lats, strict=True))

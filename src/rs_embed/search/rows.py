@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from rs_embed.arrays import FloatArray
 from rs_embed.errors import SpecError
 from rs_embed.export.checks import check_counts
+from rs_embed.lonlat import Box, enclose, meets
 from rs_embed.search.columns import (
     BOUNDS,
     PLACE_COLUMNS,
@@ -29,10 +30,7 @@ from rs_embed.search.columns import (
 )
 from rs_embed.search.results import NOTICE_HITS, Hit, footprint_corners, utc_day
 from rs_embed.search.vectors import Neighbours, Positions, VectorFile
-from rs_embed.specs import BBox, TemporalSpec
-
-BBoxLike = BBox | tuple[float, float, float, float]
-"""A box, or its west, south, east, north in degrees."""
+from rs_embed.specs import BBoxLike, TemporalSpec, bounds_of
 
 
 @dataclass(frozen=True)
@@ -70,12 +68,11 @@ class Rows:
         return {n: boxes.field(n).to_numpy() for n in BOUNDS} | {n: self.table[n].to_numpy() for n in TIME_COLUMNS}
 
     @property
-    def extent(self) -> tuple[float, float, float, float] | None:
-        """West, south, east, north of all rows; None without rows."""
+    def extent(self) -> Box | None:
+        """West, south, east, north of all rows, west > east across 180°; None without rows."""
         if not len(self):
             return None
-        west, south, east, north = (self._filter_columns[n] for n in BOUNDS)
-        return float(west.min()), float(south.min()), float(east.max()), float(north.max())
+        return enclose(np.column_stack([self._filter_columns[n] for n in BOUNDS]).tolist())
 
     @property
     def time_range(self) -> tuple[str, str] | None:
@@ -116,9 +113,7 @@ class Rows:
             return None
         keep, columns = np.ones(len(self), bool), self._filter_columns
         if bbox is not None:
-            box = bbox if isinstance(bbox, BBox) else BBox(*bbox)
-            keep &= (columns["xmin"] < box.maxlon) & (columns["xmax"] > box.minlon)
-            keep &= (columns["ymin"] < box.maxlat) & (columns["ymax"] > box.minlat)
+            keep &= meets(bounds_of(bbox), *(columns[name] for name in BOUNDS))
         if time is not None:
             keep &= columns["datetime_start"] >= np.datetime64(time.start)
             keep &= columns["datetime_end"] <= np.datetime64(time.end)
@@ -189,7 +184,7 @@ class Rows:
                 lon=row["centre_lon"],
                 lat=row["centre_lat"],
                 bounds=itemgetter(*BOUNDS)(row["bbox"]),
-                footprint=footprint_corners(row["geometry"]),
+                footprint=footprint_corners(row["geometry"], row["centre_lon"], row["centre_lat"]),
                 start=utc_day(row["datetime_start"]),
                 end=utc_day(row["datetime_end"]),
                 status=row["status"],

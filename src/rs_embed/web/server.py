@@ -22,7 +22,7 @@ from rs_embed.errors import RSEmbedError
 from rs_embed.search.index import EmbeddingIndex
 from rs_embed.search.query import background_words, known_words
 from rs_embed.search.results import SearchResults
-from rs_embed.specs import BBox, TemporalSpec
+from rs_embed.specs import TemporalSpec, bounds_of
 from rs_embed.web.guards import CONNECTIONS, BoundedConnection, HostCheck
 
 MAX_MARKS = 50
@@ -63,7 +63,7 @@ K = Annotated[int, Field(ge=1, le=500)]
 class FilterParams(BaseModel):
     """Filters on place and time."""
 
-    bbox: Box | None = Field(None, description="West,south,east,north in degrees.")
+    bbox: Box | None = Field(None, description="West,south,east,north in degrees; west > east across 180°.")
     start: Day | None = Field(None, description="YYYY-MM-DD; both days or none.")
     end: Day | None = Field(None, description="YYYY-MM-DD; both days or none.")
 
@@ -76,7 +76,7 @@ class FilterParams(BaseModel):
     def filters(self) -> dict[str, Any]:
         """Return the filters as arguments for `EmbeddingIndex.search` or `places`."""
         time = TemporalSpec.range(self.start, self.end) if self.start is not None and self.end is not None else None
-        return {"bbox": None if self.bbox is None else BBox(*_box_edges(self.bbox)), "time": time}
+        return {"bbox": None if self.bbox is None else bounds_of(_box_edges(self.bbox)), "time": time}
 
 
 class QueryParams(FilterParams):

@@ -15,8 +15,10 @@ from shapely.geometry import shape
 from rs_embed.arrays import BoolArray, FloatArray
 from rs_embed.composite import shown_clear_share, visible_on_top
 from rs_embed.grid import epsg_of
+from rs_embed.lonlat import WORLD, Box
+from rs_embed.outlines import box_of, split
 from rs_embed.providers.gee.session import RequestTooLargeError, send
-from rs_embed.providers.scenes import Bounds, Scene
+from rs_embed.providers.scenes import Scene
 from rs_embed.providers.selection import drop_duplicates
 from rs_embed.sentinel2 import CLEAR_SCL, HARMONIZED_COLLECTION
 from rs_embed.specs import SensorSpec
@@ -30,7 +32,7 @@ _SCENES_PER_BAND = 24  # scenes as bits of a band: all number types on the way h
 CompositePixels = npt.NDArray[np.void]  # (y, x), one field per band
 
 
-def list_scenes(ee: ModuleType, bounds: Bounds, start: str, end: str) -> list[Scene]:
+def list_scenes(ee: ModuleType, bounds: Box, start: str, end: str) -> list[Scene]:
     """Return the scenes of a box from `start` to before `end`; a time range with too many for one request is halved."""
 
     def request() -> dict[str, Any]:
@@ -54,11 +56,11 @@ def list_scenes(ee: ModuleType, bounds: Bounds, start: str, end: str) -> list[Sc
 
 def _to_scene(feature: dict[str, Any]) -> Scene:
     properties = feature["properties"]
-    footprint = shape(feature["geometry"]) if feature.get("geometry") else None
+    footprint = split(shape(feature["geometry"])) if feature.get("geometry") else None
     return Scene(
         id=feature["id"],
         acquired=datetime.fromtimestamp(properties["system:time_start"] / 1000, UTC),
-        bounds=(-180.0, -90.0, 180.0, 90.0) if footprint is None else footprint.bounds,
+        bounds=WORLD if footprint is None else box_of(footprint),
         files={},
         footprint=footprint,
         cloud_pct=properties.get("CLOUDY_PIXEL_PERCENTAGE"),

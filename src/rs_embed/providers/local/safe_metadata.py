@@ -13,6 +13,7 @@ from shapely import Polygon
 from shapely.geometry.base import BaseGeometry
 
 from rs_embed.errors import ProviderError
+from rs_embed.outlines import split
 from rs_embed.sentinel2 import Level
 
 XML_LIMIT_BYTES = 16 << 20
@@ -95,13 +96,12 @@ def _offsets(values: _Values) -> dict[str, float]:
 
 
 def _footprint(values: _Values) -> BaseGeometry | None:
-    """Return the outline; None where it crosses 180°, where longitudes alone tell nothing of the side."""
+    """Return the outline; None where the list of its corners is no valid one."""
     numbers = [_float(v) for _, text in values.get("EXT_POS_LIST", [])[:1] for v in text.split()]
     if len(numbers) < 8 or len(numbers) % 2 or None in numbers:
         return None
     outline = Polygon(list(zip(numbers[1::2], numbers[::2], strict=True)))
-    west, _, east, _ = outline.bounds
-    return outline if outline.is_valid and east - west < 180 else None
+    return split(outline) if outline.is_valid else None
 
 
 def _number(values: _Values, name: str) -> float | None:

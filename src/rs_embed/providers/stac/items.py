@@ -11,9 +11,10 @@ from affine import Affine
 from shapely import GEOSException, geometry, make_valid
 from shapely.geometry.base import BaseGeometry
 
+from rs_embed import lonlat, outlines
 from rs_embed.errors import ProviderError
 from rs_embed.providers.raster import BlockGrid
-from rs_embed.providers.scenes import BandFile, Bounds, Scene
+from rs_embed.providers.scenes import BandFile, Scene
 from rs_embed.sentinel2 import canonical_band
 
 Locate = Callable[[str], str | None]  # an asset's href to the file or address to read, None where it cannot be read
@@ -104,17 +105,18 @@ def _number(value: object) -> float | None:
 def _footprint(item: Mapping[str, Any]) -> BaseGeometry | None:
     """Return an item's outline; None where it has none, or one that is not a valid geometry."""
     try:
-        footprint = make_valid(geometry.shape(item["geometry"]))
+        footprint = outlines.split(make_valid(geometry.shape(item["geometry"])))
     except (AttributeError, KeyError, TypeError, ValueError, GEOSException):
         return None
     return None if footprint.is_empty else footprint
 
 
-def _bounds(item: Mapping[str, Any], footprint: BaseGeometry | None) -> Bounds:
+def _bounds(item: Mapping[str, Any], footprint: BaseGeometry | None) -> lonlat.Box:
+    """Return an item's box, from its outline where it has one: many boxes of items across 180° span the globe."""
+    if footprint is not None:
+        return outlines.box_of(footprint)
     bbox = [number for value in item.get("bbox") or () if (number := _number(value)) is not None]
     if len(bbox) not in (4, 6):
-        if footprint is None:
-            raise ProviderError(f"the item {item['id']} has neither bbox nor geometry")
-        bbox = list(footprint.bounds)
+        raise ProviderError(f"the item {item['id']} has neither bbox nor geometry")
     west, south, east, north = bbox if len(bbox) == 4 else (bbox[0], bbox[1], bbox[3], bbox[4])
     return west, south, east, north

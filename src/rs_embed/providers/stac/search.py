@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ from pystac_client.stac_api_io import StacApiIO
 
 from rs_embed.certificates import TrustingAdapter, untrusted
 from rs_embed.errors import ProviderError
+from rs_embed.lonlat import parts
 from rs_embed.providers.listings import ListingCache, Search
 from rs_embed.providers.scenes import Scene
 from rs_embed.providers.selection import drop_duplicates
@@ -93,14 +95,17 @@ class Searcher:
     def _request(self, search: Search) -> list[Scene]:
         try:
             client = self._client = self._client or self._open()
-            found = client.search(  # without cloud cover: some servers answer a query they do not support with nothing
-                collections=list(self.catalog.collections),
-                bbox=list(search.bounds),
-                datetime=f"{search.temporal.start}T00:00:00Z/{search.temporal.end}T00:00:00Z",
-                limit=_ITEMS_PER_PAGE,
-                fields=_fields(search.bands) if client.conforms_to("FIELDS") else None,
+            pages = (  # without cloud cover: some servers answer a query they do not support with nothing
+                client.search(
+                    collections=list(self.catalog.collections),
+                    bbox=list(box),
+                    datetime=f"{search.temporal.start}T00:00:00Z/{search.temporal.end}T00:00:00Z",
+                    limit=_ITEMS_PER_PAGE,
+                    fields=_fields(search.bands) if client.conforms_to("FIELDS") else None,
+                ).items_as_dicts()
+                for box in parts(search.bounds)  # not every server knows west > east
             )
-            return drop_duplicates(_scenes(found.items_as_dicts()), self.catalog.collections)
+            return drop_duplicates(_scenes(chain.from_iterable(pages)), self.catalog.collections)
         except (APIError, requests.RequestException, ValueError, KeyError) as error:
             raise ProviderError(self._explain(error)) from None
 

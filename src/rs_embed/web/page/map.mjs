@@ -39,7 +39,24 @@ function dot(place) {
   return { type: "Feature", geometry: { type: "Point", coordinates: [place.lon, place.lat] }, properties };
 }
 
-function ringOf([west, south, east, north]) {
+// A box is west, south, east, north in degrees; west > east where it crosses 180°.
+const wrap = (lon) => (lon >= -180 && lon <= 180 ? lon : ((((lon + 180) % 360) + 360) % 360) - 180);
+const onward = ([west, south, east, north]) => [west, south, west > east ? east + 360 : east, north];
+const near = (lon, other) => lon + 360 * Math.round((other - lon) / 360);
+
+// The part that two boxes share; null where they share none.
+export function inside(one, other) {
+  const [a, b] = [onward(one), onward(other)];
+  const [south, north] = [Math.max(a[1], b[1]), Math.min(a[3], b[3])];
+  for (const turn of [0, -360, 360]) {
+    const [west, east] = [Math.max(a[0], b[0] + turn), Math.min(a[2], b[2] + turn)];
+    if (west < east && south < north) return [wrap(west), south, wrap(east), north];
+  }
+  return null;
+}
+
+function ringOf(box) {
+  const [west, south, east, north] = onward(box);
   return { type: "Polygon", coordinates: [[[west, south], [east, south], [east, north], [west, north], [west, south]]] };
 }
 
@@ -105,7 +122,9 @@ export class PlaceMap {
     const b = this.map.getBounds();
     const clip = (value, least, most) => Number(Math.max(least, Math.min(most, value)).toFixed(5));
     const [south, north] = [b.getSouth(), b.getNorth()].map((value) => clip(value, ...LATITUDES));
-    return [clip(b.getWest(), -180, 180), south, clip(b.getEast(), -180, 180), north];
+    const [west, east] = [b.getWest(), b.getEast()];
+    if (east - west > 180) return [-180, south, 180, north]; // the world: a box across 180° has half of it at most
+    return [wrap(Number(west.toFixed(5))), south, wrap(Number(east.toFixed(5))), north];
   }
 
   onPointer(tell) {
@@ -216,8 +235,7 @@ export class PlaceMap {
   }
 
   #inView({ footprint: [[left, top], , [right, bottom]] }) {
-    const [west, south, east, north] = this.bounds;
-    return left < east && right > west && bottom < north && top > south;
+    return inside(this.bounds, [wrap(left), bottom, wrap(right), top]) !== null;
   }
 
   // Put each pin on its place, or in the corner of a place that is large enough to look at.
@@ -229,13 +247,14 @@ export class PlaceMap {
   }
 
   shows(places) {
-    const [west, south, east, north] = this.bounds;
-    return places.some(({ lon, lat }) => lon > west && lon < east && lat > south && lat < north);
+    return places.some((place) => this.#inView(place));
   }
 
   fit(places, bounds) {
-    const corners = places.length ? places.flatMap((place) => place.footprint) : bounds ? [bounds.slice(0, 2), bounds.slice(2)] : [];
-    if (!corners.length) return;
+    const extent = bounds ? onward(bounds) : [];
+    const found = places.length ? places.flatMap((place) => place.footprint) : [extent.slice(0, 2), extent.slice(2)];
+    if (!found[0].length) return;
+    const corners = places.length ? found.map(([lon, lat]) => [near(lon, found[0][0]), lat]) : found;
     const box = corners.reduce((b, corner) => b.extend(corner), new maplibregl.LngLatBounds(corners[0], corners[0]));
     this.map.fitBounds(box, { padding: 60, maxZoom: 14, animate: !still, duration: 600 });
   }
@@ -245,9 +264,7 @@ export class PlaceMap {
     this.popup?.remove();
     this.map.getSource("picked").setData(place ? feature(place) : none);
     if (!place) return;
-    const [west, south, east, north] = this.bounds;
-    const seen = place.lon > west && place.lon < east && place.lat > south && place.lat < north;
-    if (!seen) this.map.easeTo({ center: [place.lon, place.lat], animate: !still });
+    if (!this.#inView(place)) this.map.easeTo({ center: [place.lon, place.lat], animate: !still });
     const [[left, top], [right]] = place.footprint;
     this.popup = new maplibregl.Popup({ offset: 10, focusAfterOpen: false, maxWidth: "320px" })
       .setLngLat([(left + right) / 2, top]).setDOMContent(content).addTo(this.map);

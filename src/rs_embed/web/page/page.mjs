@@ -1,5 +1,5 @@
 // The page. The query is kept in the address, so that a link shows the same results; everything else follows from it.
-import { PlaceMap, STEPS, colourOf, thumbnail } from "./map.mjs";
+import { PlaceMap, STEPS, colourOf, inside, thumbnail } from "./map.mjs";
 
 const ALL_AT_ONCE = 6000; // places drawn at once; of a larger dataset only those in view
 const PROBLEMS_EVERY_MS = 15000; // the dataset may lose files or come back while the page is open
@@ -120,12 +120,14 @@ async function surroundings(question = NOTHING) {
   lit = question;
   const number = ++looked;
   const params = toRequest({ ...question, k: "" });
-  const box = inside(facts.rows > ALL_AT_ONCE ? map.bounds : null, question.bbox && !isQuestion(question) ? question.bbox.split(",").map(Number) : null);
+  const view = facts.rows > ALL_AT_ONCE ? map.bounds : null;
+  const area = question.bbox && !isQuestion(question) ? question.bbox.split(",").map(Number) : null;
+  const box = view && area ? inside(view, area) : view ?? area;
   params.delete("bbox");
   if (box) params.set("bbox", box.join(","));
   params.set("spread", "true");
   params.set("limit", ALL_AT_ONCE);
-  const empty = box && (box[0] >= box[2] || box[1] >= box[3]);
+  const empty = view && area && !box;
   const found = empty ? { results: [], searched: 0 } : await get(`api/places?${params}`).catch((error) => {
     say(error.message); // the results stay: only the places around them are missing
     return { results: [], searched: 0 };
@@ -137,12 +139,6 @@ async function surroundings(question = NOTHING) {
   map.setPlaces(drawn, scored);
   legend(scored, drawn.length < found.searched ? `${drawn.length.toLocaleString("en")} of ${found.searched.toLocaleString("en")} places here drawn: zoom in for all` : "");
   return drawn;
-}
-
-// Intersect two boxes, either of which may be missing.
-function inside(one, other) {
-  if (!one || !other) return one ?? other;
-  return [Math.max(one[0], other[0]), Math.max(one[1], other[1]), Math.min(one[2], other[2]), Math.min(one[3], other[3])];
 }
 
 // ---- marks

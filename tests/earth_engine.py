@@ -208,7 +208,7 @@ class Service:
         if name == "SCL":
             return Band(read.values[0].astype(np.float64), (read.valid & (read.values[0] > 0)).astype(np.float64))
         rule = scene.radiometry(name, read.scale, read.offset)  # the collection is harmonised
-        return Band(harmonise(read.values, rule)[0].astype(np.float64), read.valid * self.partly)
+        return Band(harmonise([read.values], [rule])[0].astype(np.float64), read.valid * self.partly)
 
     # --- answers
 

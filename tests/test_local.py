@@ -73,9 +73,9 @@ def test_an_older_baseline_has_no_offset(tmp_path):
 
 
 def test_dark_pixels_stay_valid_when_the_offset_is_taken_off(tmp_path):
-    root = write_safe(tmp_path, "S2A_MSIL2A_20220603T101031_N0400_R022_T33UVP_20220603T140000", values=(900, 1000, 1))
+    root = write_safe(tmp_path, "S2A_MSIL2A_20220603T101031_N0400_R022_T33UVP_20220603T140000", values=(900, 1, 1300))
     patch = fetch(root)
-    assert medians(patch) == [1, 1, 1]
+    assert medians(patch) == [1, 1, 300]
     assert patch.valid.all()
 
 

@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from rs_embed.sentinel2 import canonical_band, parse_product_name, processing_baseline, radiometry
+from rs_embed.providers.stac.items import scene_of_item
+from rs_embed.sentinel2 import StatedScale, canonical_band, parse_product_name, processing_baseline, radiometry
 
 
 @pytest.mark.parametrize(
@@ -50,13 +51,13 @@ NEW, OLD = datetime(2023, 1, 1, tzinfo=UTC), datetime(2020, 1, 1, tzinfo=UTC)
         (
             {
                 "properties": {"earthsearch:boa_offset_applied": True, "s2:processing_baseline": "05.11"},
-                "raster_bands": [{"scale": 0.0001, "offset": -0.1}],
+                "stated": StatedScale("item", 0.0001, -0.1),
             },
             1,
             0,
         ),
-        ({"raster_bands": [{"scale": 0.0001, "offset": -0.1}]}, 1, -1000),
-        ({"raster_bands": [{"scale": 0.0001, "offset": 0}], "properties": {"s2:processing_baseline": "05.10"}}, 1, 0),
+        ({"stated": StatedScale("item", 0.0001, -0.1)}, 1, -1000),
+        ({"stated": StatedScale("item", 0.0001, 0), "properties": {"s2:processing_baseline": "05.10"}}, 1, 0),
         ({"properties": {"s2:processing_baseline": "04.00"}}, 1, -1000),
         ({"properties": {"s2:processing_baseline": "03.01"}, "acquired": NEW}, 1, 0),
         ({"names": ["S2A_MSIL2A_20230601T103031_N0509_R108_T32UQD_20230601T163022"]}, 1, -1000),
@@ -92,12 +93,7 @@ def test_real_items_of_real_catalogs_are_harmonised_by_what_they_say(shared, fil
     document = json.loads((shared / "stac" / file).read_text())
     items = document if isinstance(document, list) else document.get("features", [document])
     for item in (i for i in items if "sentinel-2" in i["collection"]):
-        asset = item["assets"].get("red") or item["assets"].get("B04") or {}
-        rule = radiometry(
-            collection=item.get("collection"),
-            properties=item["properties"],
-            raster_bands=asset.get("raster:bands", ()),
-            names=(item["id"],),
-        )
-        assert rule.offset in offset
+        scene = scene_of_item(item, lambda href: href)
+        for band in ("B4", "B3", "B2"):
+            assert scene.radiometry(band, 1.0, 0.0).offset in offset
         assert processing_baseline(item["properties"], (item["id"],)) is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from rs_embed.providers.base import FetchPlan, PatchRequest, in_threads
 from rs_embed.providers.raster import RasterPixels, read_onto
 from rs_embed.providers.scenes import BandFile, Scene
 from rs_embed.providers.selection import Selection, select_scenes
-from rs_embed.sentinel2 import Radiometry
+from rs_embed.sentinel2 import LARGEST_DN, Radiometry
 
 NO_VALID_PIXEL = "no valid pixel in the place"  # why a scene is dropped that was read without a fault
 
@@ -93,22 +93,45 @@ class CompositeBuilder:
         if not valid.any():
             self.drop(scene, NO_VALID_PIXEL, "no_data")
             return
-        stated = scene.radiometry(sensor.bands[0], bands[0].scale, bands[0].offset)
-        rule, contradiction = self.check_offset(scene, stated)
-        dn = harmonise(np.concatenate([band.values for band in bands]), rule)
+        try:
+            rules, warnings = self._rules(scene, dict(zip(sensor.bands, bands, strict=True)), valid)
+            dn = harmonise([band.values for band in bands], list(rules.values()))
+            if not has_real_dn(dn, valid):
+                reason = scene.record(rules).dn_offset_reason
+                raise ProviderError(
+                    f"its DN cannot be real, none is in 2…{LARGEST_DN:,.0f} ({reason}): correct scale and offset"
+                )
+        except ProviderError as error:
+            self.drop(scene, str(error), "refused")
+            return
         scl = np.where(classes[0].valid, classes[0].values[0], 0).astype(np.uint8) if classes else None
-        warnings = [*scene.warnings]
-        if contradiction is not None:
-            warnings.append(
-                f"doubtful DN offset: scene {scene.id}: {contradiction}; let the pixels decide with "
-                "backend='<catalog>?offset=pixels', or leave the scene out"
-            )
-        if rule.offset is None:
-            warnings.append(
-                f"the DN offset of scene {scene.id} is unknown ({rule.reason}); its pixels are used as they are"
-            )
-        image = SceneImage(dn, valid, scl, scene.record(rule), tuple(warnings))
+        image = SceneImage(dn, valid, scl, scene.record(rules), (*scene.warnings, *warnings))
         self.images.append(image.masked() if sensor.cloud_mask == "scl" else image)
+
+    def _rules(
+        self, scene: Scene, bands: Mapping[str, RasterPixels], valid: BoolArray
+    ) -> tuple[dict[str, Radiometry], list[str]]:
+        """Return the rule of each band, with warnings; a band that cannot be reflectance is a ProviderError."""
+        in_8_bits = next((name for name, band in bands.items() if band.values.dtype.itemsize == 1), None)
+        if in_8_bits is not None:
+            raise ProviderError(f"its {in_8_bits} is stored in 8 bits: that is a picture, not reflectance")
+        largest = _largest_float(list(bands.values()), valid)
+        rules, contradictions, unknown = {}, {}, {}
+        for name, band in bands.items():
+            is_float = band.values.dtype.kind == "f"
+            stated = scene.radiometry(name, band.scale, band.offset, largest if is_float else None)
+            rules[name], contradiction = self.check_offset(scene, stated)
+            if contradiction is not None:
+                contradictions[contradiction] = (
+                    f"doubtful DN offset: scene {scene.id}: {contradiction}; let the pixels decide with "
+                    "backend='<catalog>?offset=pixels', or leave the scene out"
+                )
+            if rules[name].offset is None:
+                reason = rules[name].reason
+                unknown[reason] = (
+                    f"the DN offset of scene {scene.id} is unknown ({reason}); its pixels are used as they are"
+                )
+        return rules, [*contradictions.values(), *unknown.values()]
 
     def build(self) -> Patch | ProviderError:
         """Return the patch, or the error of a place where no scene has a valid pixel; the images are released."""
@@ -132,15 +155,35 @@ class CompositeBuilder:
         )
 
 
-def harmonise(values: AnyArray, rule: Radiometry) -> FloatArray:
-    """Turn stored values into DN; a valid pixel stays at 1 or more where an offset is subtracted."""
-    dn = values.astype(np.float32)
-    if rule.gain != 1.0:
-        dn *= np.float32(rule.gain)
-    if rule.offset:
-        dn += np.float32(rule.offset)
-        np.maximum(dn, 1.0, out=dn)
+def harmonise(values: Sequence[AnyArray], rules: Sequence[Radiometry]) -> FloatArray:
+    """Turn stored values (1, y, x) of bands into DN (bands, y, x); where it changes them, a pixel stays at 1 or more.
+
+    Values that a scale turns into DN become whole numbers, so that reflectance in floats gives the DN it came from.
+    """
+    dn = np.concatenate(values).astype(np.float32)
+    for plane, rule in zip(dn, rules, strict=True):
+        if rule.gain != 1.0:
+            np.rint(np.multiply(plane, np.float32(rule.gain), out=plane), out=plane)
+        if rule.offset:
+            plane += np.float32(rule.offset)
+        if rule.offset or rule.gain != 1.0:
+            np.maximum(plane, 1.0, out=plane)
     return dn
+
+
+def has_real_dn(dn: FloatArray, valid: BoolArray) -> bool:
+    """Tell if any valid pixel holds a DN that reflectance can have; mostly a few pixels tell."""
+    for step in (16, 1):
+        part = dn[:, ::step, ::step]
+        if bool(((part > 1.0) & (part <= LARGEST_DN) & valid[::step, ::step]).any()):
+            return True
+    return False
+
+
+def _largest_float(bands: Sequence[RasterPixels], valid: BoolArray) -> float | None:
+    """Return the largest valid value of the bands that are stored in floats."""
+    floats = [band.values[0] for band in bands if band.values.dtype.kind == "f"]
+    return max((float(np.max(v, where=valid, initial=-np.inf)) for v in floats), default=None)
 
 
 def _read_scene(scene: Scene, request: PatchRequest) -> list[RasterPixels]:

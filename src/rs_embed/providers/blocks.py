@@ -62,13 +62,15 @@ class PlaceLayers:
 
     def take_pixels(self, scene: int) -> list[RasterPixels]:
         """Return the pixels of a scene's bands, and free its layers; a band without a block is empty."""
-        empty = Layer(np.zeros(self.request.geobox.shape, np.uint8), None)
-        keys = [(scene, band) for band in range(len(self.bands(scene)))]
-        layers = [self.layers.pop(key, empty) for key in keys]
-        return [
-            RasterPixels(layer.values[None], layer.valid, *self.scale_and_offset[key])
-            for key, layer in zip(keys, layers, strict=True)
-        ]
+        return [self._take_band(scene, band, name) for band, name in enumerate(self.bands(scene))]
+
+    def _take_band(self, scene: int, band: int, name: str) -> RasterPixels:
+        layer = self.layers.pop((scene, band), None)
+        layer = layer or Layer(np.zeros(self.request.geobox.shape, np.uint8), None)
+        valid, stated_nodata = layer.valid, self.scenes[scene].files[name].nodata
+        if stated_nodata is not None:
+            valid &= has_value(layer.values, stated_nodata)
+        return RasterPixels(layer.values[None], valid, *self.scale_and_offset[scene, band])
 
     def drop_scene(self, scene: int, reason: str) -> None:
         """Record why a scene cannot be read, and free its layers."""

@@ -24,6 +24,7 @@ from rs_embed.lonlat import Box, wrap
 _EDGE_PX = 1e-6  # a target centre this close to a source pixel's edge belongs to the pixel right of or below it
 _DRIVERS = {".jp2": "JP2OpenJPEG", ".img": "HFA", ".nc": "netCDF"}  # a VRT under another name may lead to any host
 _WINDOW_BYTES = 1 << 30  # of a file that is finer than the place's grid, decoded
+_FILL_VALUE_BELOW = -1001  # DN 0 with the offset of 2022 taken off is -1000
 _STRIP_PX = 1 << 22  # pixels of a strip: the coordinates of a large grid would fill the memory
 
 
@@ -181,11 +182,16 @@ def _crs(code: int | str) -> CRS:
 
 
 def has_value(values: AnyArray, nodata: float | None) -> BoolArray:
-    """Return True where a value is neither 0, which is Sentinel-2's emptiness in any file, nor nodata, nor NaN."""
+    """Return True where a value is neither 0, which is Sentinel-2's emptiness in any file, nor another fill value.
+
+    Those are nodata, and in floats NaN, infinity, and what is too far below zero for any DN, such as -9999.
+    """
     valid: BoolArray = values != 0
     if nodata is not None and nodata != 0:
         valid &= values != nodata
-    return valid & ~np.isnan(values) if values.dtype.kind == "f" else valid
+    if values.dtype.kind == "f":
+        valid &= np.isfinite(values) & np.greater(values, _FILL_VALUE_BELOW)
+    return valid
 
 
 def _valid(dataset: DatasetReader, indexes: Sequence[int], values: AnyArray, window: Window) -> BoolArray:

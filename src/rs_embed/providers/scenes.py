@@ -12,7 +12,7 @@ from shapely.geometry.base import BaseGeometry
 from rs_embed import lonlat, outlines
 from rs_embed.patch import SceneRecord
 from rs_embed.providers.raster import BlockGrid
-from rs_embed.sentinel2 import Radiometry, processing_baseline, radiometry
+from rs_embed.sentinel2 import Radiometry, StatedScale, processing_baseline, radiometry
 from rs_embed.specs import TemporalSpec
 
 N = TypeVar("N", int, float)
@@ -31,7 +31,7 @@ class BandFile:
 
     path: str
     index: int = 1  # band of the file, from 1
-    raster_bands: tuple[Mapping[str, Any], ...] = ()  # the asset's `raster:bands`, where a STAC item has it
+    stated: StatedScale | None = None  # scale and offset by the STAC item or the product's metadata
     grid: BlockGrid | None = None  # the file's pixel grid, where a STAC item states it; its block size is then a guess
     size_bytes: int | None = None
     alternates: tuple[str, ...] = ()  # further addresses of the file, for when the first one cannot be read
@@ -77,25 +77,37 @@ class Scene:
             and (self.footprint is None or bool(self.footprint.intersects(outlines.polygon(place))))
         )
 
-    def radiometry(self, band: str, scale: float, offset: float) -> Radiometry:
-        """Return the rule that turns stored values into DN, from the tags of the file of one band."""
+    def radiometry(self, band: str, scale: float, offset: float, largest_float: float | None = None) -> Radiometry:
+        """Return the rule that turns a band's stored values into DN, from its file's tags and largest float."""
         return radiometry(
             collection=self.collection,
             properties=self.properties,
-            raster_bands=self.files[band].raster_bands,
+            stated=self.files[band].stated,
             names=self.product_names,
             file_scale=scale,
             file_offset=offset,
+            largest_float=largest_float,
             acquired=self.acquired,
         )
 
-    def record(self, rule: Radiometry) -> SceneRecord:
-        """Return the scene's provenance, for the metadata of a patch."""
+    def record(self, rules: Mapping[str, Radiometry]) -> SceneRecord:
+        """Return the scene's provenance, for the metadata of a patch, with the rule of each band."""
+        offset, reason = _common_offset(rules)
         return SceneRecord(
             id=self.id,
             datetime=self.acquired.astimezone(UTC).isoformat().replace("+00:00", "Z"),
             cloud_pct=self.cloud_pct,
             processing_baseline=self.processing_baseline,
-            dn_offset=rule.offset,
-            dn_offset_reason=rule.reason,
+            dn_offset=offset,
+            dn_offset_reason=reason,
         )
+
+
+def _common_offset(rules: Mapping[str, Radiometry]) -> tuple[float | None, str]:
+    """Return the offset that all bands share, else None, and the reason, which then states each band's."""
+    first, *others = rules.values()
+    if all((rule.offset, rule.gain) == (first.offset, first.gain) for rule in others):
+        return first.offset, first.reason
+    offsets = {band: "unknown" if rule.offset is None else f"{rule.offset:g}" for band, rule in rules.items()}
+    reasons = "; ".join(f"{band}: {offsets[band]} ({rule.reason})" for band, rule in rules.items())
+    return first.offset if len({rule.offset for rule in rules.values()}) == 1 else None, f"by band: {reasons}"

@@ -212,13 +212,13 @@ def _patch(pixels: CompositePixels, selection: Selection) -> Patch | ProviderErr
     dropped = tuple(DroppedScene(s.id, NO_VALID_PIXEL, "no_data") for s in selection.scenes if s not in used)
     if np.isnan(dn[0]).all():
         return selection.no_pixel_error("gee", dropped)
-    rule = radiometry(collection=HARMONIZED_COLLECTION)
+    rules = dict.fromkeys(request.sensor.bands, radiometry(collection=HARMONIZED_COLLECTION))
     return Patch(
         dn=dn,
         geobox=request.geobox,
         bands=request.sensor.bands,
         source=HARMONIZED_COLLECTION,
-        scenes=tuple(scene.record(rule) for scene in used),
+        scenes=tuple(scene.record(rules) for scene in used),
         dropped=dropped if request.sensor.composite == "median" else (),
         clear_frac=float((n_clear > 0).mean()),
         n_clear=float(np.median(n_clear)),

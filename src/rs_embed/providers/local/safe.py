@@ -13,7 +13,7 @@ from rs_embed.providers.local.names import acquisition_time, level_of
 from rs_embed.providers.local.safe_metadata import XML_LIMIT_BYTES, SafeMetadata, read_metadata
 from rs_embed.providers.local.tree import FileTree, Found, first_header, open_zip
 from rs_embed.providers.scenes import BandFile, Scene
-from rs_embed.sentinel2 import L1C_COLLECTION, L2A_COLLECTION, canonical_band
+from rs_embed.sentinel2 import L1C_COLLECTION, L2A_COLLECTION, StatedScale, canonical_band
 
 _IMAGES = "IMG_DATA"
 _IMAGE = re.compile(r"(?:^|_)(?P<band>B\d{1,2}A?|SCL)(?:_(?P<resolution>10|20|60)m)?\.(?:jp2|tiff?)$", re.IGNORECASE)
@@ -110,7 +110,7 @@ def _scene(granule: _Granule, found: Found) -> Scene:
     acquired = stated.acquired or acquisition_time(names) or stated.sensed
     if acquired is None:
         raise ProviderError("it has no date: keep the product's name or its MTD_MSIL2A.xml")
-    files = {band: BandFile(path, 1, _raster_bands(stated, band)) for band, path in paths.items()}
+    files = {band: BandFile(path, stated=_stated_scale(stated, band)) for band, path in paths.items()}
     header = first_header(list(files.values()))
     tile = next((match[1] for name in (granule.path.name, *names) if (match := _TILE.search(name))), None)
     baseline = stated.baseline or next((m[1] for n in names if (m := _GRANULE_BASELINE.search(n))), None)
@@ -151,6 +151,6 @@ def _read_metadata(granule: _Granule, found: Found) -> SafeMetadata:
         return SafeMetadata()
 
 
-def _raster_bands(stated: SafeMetadata, band: str) -> tuple[dict[str, float], ...]:
+def _stated_scale(stated: SafeMetadata, band: str) -> StatedScale | None:
     rule = None if band == "SCL" else stated.scale_and_offset(band)
-    return () if rule is None else ({"scale": rule[0], "offset": rule[1]},)
+    return None if rule is None else StatedScale("product metadata", *rule)

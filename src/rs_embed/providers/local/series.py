@@ -20,7 +20,7 @@ from rs_embed.providers.local.names import acquisition_time
 from rs_embed.providers.local.tree import SERIES_SUFFIX, FileTree, Found
 from rs_embed.providers.raster import read_header
 from rs_embed.providers.scenes import BandFile, Scene
-from rs_embed.sentinel2 import band_in_text
+from rs_embed.sentinel2 import StatedScale, band_in_text
 
 _SPACE = ("x", "y", "lon", "lat", "longitude", "latitude", "easting", "northing")
 _DEFAULT_FILL = {"uint16": 65535.0}  # netCDF's own, where no `_FillValue` is stated; GDAL knows it for signed types
@@ -37,7 +37,7 @@ class _Variable:
     band: str | None  # that its name states
     dtype: str
     nodata: float | None
-    raster_bands: tuple[Mapping[str, float], ...]
+    stated: StatedScale | None
 
 
 def find_series(tree: FileTree, found: Found) -> None:
@@ -59,7 +59,7 @@ def _scenes(name: str, path: str, names: Sequence[str]) -> Iterator[Scene]:
         for index, (time, band) in enumerate(variable.layers, start=1):
             band = band or variable.band
             if band is not None and (band == "SCL" or variable.dtype not in ("uint8", "int8")):
-                file = BandFile(variable.path, index, variable.raster_bands, nodata=variable.nodata)
+                file = BandFile(variable.path, index, variable.stated, nodata=variable.nodata)
                 files[time, seen[time, band]].setdefault(band, file)
                 seen[time, band] += 1
     if not files:
@@ -100,7 +100,7 @@ def _read_variable(path: str) -> _Variable:
             band=band,
             dtype=dataset.dtypes[0],
             nodata=_number(own.get("nodata")) if stated is None and "nodata" in own else _fill(dataset, stated),
-            raster_bands=() if rule == (1.0, 0.0) else ({"scale": rule[0], "offset": rule[1]},),
+            stated=None if rule == (1.0, 0.0) else StatedScale("variable", *rule),
         )
 
 

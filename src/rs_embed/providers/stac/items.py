@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,10 +18,12 @@ from rs_embed import lonlat, outlines
 from rs_embed.errors import ProviderError
 from rs_embed.providers.raster import BlockGrid
 from rs_embed.providers.scenes import BandFile, Scene
-from rs_embed.sentinel2 import canonical_band
+from rs_embed.sentinel2 import NATIVE_M, StatedScale, canonical_band
 
 Locate = Callable[[str], str | None]  # an asset's href to the file or address to read, None where it cannot be read
-_TRUE_COLOUR = ("visual", "tci")
+_PICTURES = ("visual", "tci", "overview", "preview", "thumbnail", "rendered")  # how keys of pictures begin
+_EIGHT_BITS = ("uint8", "int8")
+_RESOLUTION = re.compile(r"_(10|20|60)m$", re.IGNORECASE)
 
 
 def scene_of_item(item: Mapping[str, Any], locate: Locate) -> Scene:
@@ -46,25 +51,81 @@ def scene_of_item(item: Mapping[str, Any], locate: Locate) -> Scene:
 
 
 def _band_files(assets: Mapping[str, Any], properties: Mapping[str, Any], locate: Locate) -> dict[str, BandFile]:
-    """Return the file of each band; an asset whose key is a band's name precedes one that lists the band."""
-    by_key: dict[str, BandFile] = {}
-    listed: dict[str, BandFile] = {}
+    """Return the file of each band: of several the one at the band's own resolution, else the finest.
+
+    Between equals, an asset whose key is a band's name precedes one that lists the band.
+    """
+    ranked: dict[str, list[tuple[tuple[bool, float, bool], BandFile]]] = defaultdict(list)
     for key, asset in assets.items():
         paths = tuple(path for path in map(locate, _hrefs(asset)) if path is not None)
-        if not paths or key in _TRUE_COLOUR:
+        if not paths or key.lower().startswith(_PICTURES):
             continue
-        raster_bands = tuple(asset.get("raster:bands") or ())
-        grid, size_bytes = _grid(asset, properties), asset.get("file:size")
-        band = canonical_band(key)
-        if band is not None:
-            by_key[band] = BandFile(paths[0], 1, raster_bands[:1], grid, size_bytes, paths[1:])
-            continue
-        for index, description in enumerate(asset.get("eo:bands") or asset.get("bands") or (), start=1):
-            band = canonical_band(str(description.get("name", "")))
-            if band is not None:
-                described = raster_bands[index - 1 : index]
-                listed.setdefault(band, BandFile(paths[0], index, described, grid, size_bytes, paths[1:]))
-    return listed | by_key
+        grid, size_bytes, of_key = _grid(asset, properties), asset.get("file:size"), canonical_band(key)
+        for index, band in enumerate([of_key] if of_key else _listed_bands(asset)):
+            facts = _facts(asset, index)
+            if band is not None and (band == "SCL" or facts.data_type not in _EIGHT_BITS):
+                file = BandFile(paths[0], index + 1, facts.stated, grid, size_bytes, paths[1:], facts.nodata)
+                resolution_m = facts.resolution_m(key)
+                is_native = resolution_m in (None, NATIVE_M.get(band, 20))
+                ranked[band].append(((not is_native, resolution_m or 0.0, of_key is None), file))
+    return {band: min(files, key=lambda file: file[0])[1] for band, files in ranked.items()}
+
+
+def _listed_bands(asset: Mapping[str, Any]) -> list[str | None]:
+    """Return the bands that an asset lists, by STAC 1.0 or 1.1, in their order in the file."""
+    listed = _records(asset.get("eo:bands")) or _records(asset.get("bands"))
+    return [canonical_band(str(band.get("name", ""))) for band in listed]
+
+
+def _records(value: object) -> list[Mapping[str, Any]]:
+    """Return the objects of a list; anything else in its place is an empty one."""
+    return [record if isinstance(record, Mapping) else {} for record in value] if isinstance(value, list) else []
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """Facts of one band of an asset, the most specific first: `bands[]`, `raster:bands[]`, then the asset itself."""
+
+    band: Mapping[str, Any]
+    raster_band: Mapping[str, Any]
+    asset: Mapping[str, Any]
+
+    def first(self, name: str) -> object:
+        """Return a value by its name in STAC 1.1 (`"raster:scale"`), or in `raster:bands` of STAC 1.0 (`"scale"`)."""
+        values = (self.band.get(name), self.raster_band.get(name.removeprefix("raster:")), self.asset.get(name))
+        return next((value for value in values if value is not None), None)
+
+    @property
+    def stated(self) -> StatedScale | None:
+        """Scale and offset as they are stated."""
+        scale, offset = self.first("raster:scale"), self.first("raster:offset")
+        return None if scale is None and offset is None else StatedScale("item", scale, offset)
+
+    @property
+    def nodata(self) -> float | None:
+        """Value of an empty pixel; None for 0, which is one in any case."""
+        return _number(self.first("nodata")) or None
+
+    @property
+    def data_type(self) -> object:
+        """Type of the stored values, such as `"uint16"`."""
+        return self.first("data_type")
+
+    def resolution_m(self, key: str) -> float | None:
+        """Return the size of a pixel, by the asset's key (`B04_60m`) or the item; None where neither states it."""
+        match = _RESOLUTION.search(key)
+        transform = self.asset.get("proj:transform")
+        of_grid = transform[0] if isinstance(transform, list) and transform else None
+        candidates = (match and match[1], self.first("raster:spatial_resolution"), of_grid, self.first("gsd"))
+        return next((size for value in candidates if (size := _number(value)) is not None and size >= 1), None)
+
+
+def _facts(asset: Mapping[str, Any], index: int) -> _Facts:
+    band, raster_band = (
+        records[index] if index < len(records := _records(asset.get(name))) else {}
+        for name in ("bands", "raster:bands")
+    )
+    return _Facts(band, raster_band, asset)
 
 
 def _grid(asset: Mapping[str, Any], properties: Mapping[str, Any]) -> BlockGrid | None:

@@ -15,7 +15,7 @@ from shapely import box
 
 from archive_server import FileServer, serve_files, serve_stac, write_items
 from fakes import write_raster
-from rs_embed import NoImageryError, PointBuffer, SensorSpec, TemporalSpec
+from rs_embed import NoImageryError, PointBuffer, ProviderError, SensorSpec, TemporalSpec
 from rs_embed.grid import place_geobox
 from rs_embed.patch import Patch
 from rs_embed.providers.base import PatchRequest
@@ -62,7 +62,7 @@ def write_scene(
     return item
 
 
-def fetch(folder: Path, sensor: SensorSpec | None = None) -> Patch | NoImageryError:
+def fetch(folder: Path, sensor: SensorSpec | None = None) -> Patch | ProviderError:
     [(_, patch)] = resolve(f"local:{folder}").fetch([PatchRequest(GEOBOX, JUNE, sensor or SensorSpec(cloudy_pct=100))])
     return patch
 
@@ -71,7 +71,7 @@ def medians(patch: Patch) -> list[float]:
     return [float(np.nanmedian(band)) for band in patch.dn]
 
 
-def both_fetch(folder: Path, items: list[dict[str, Any]]) -> list[Patch | NoImageryError]:
+def both_fetch(folder: Path, items: list[dict[str, Any]]) -> list[Patch | ProviderError]:
     """From disk, and the same files swept from a catalog."""
     found = [fetch(folder)]
     with serve_files(FileServer(folder)) as files:
@@ -86,7 +86,8 @@ def both_fetch(folder: Path, items: list[dict[str, Any]]) -> list[Patch | NoImag
 def dropped(folder: Path) -> str:
     """Why the one scene of a folder is left out."""
     error = fetch(folder)
-    assert isinstance(error, NoImageryError)
+    assert isinstance(error, ProviderError)
+    assert not isinstance(error, NoImageryError)  # it was seen, and is not used
     return str(error)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from affine import Affine
+from pyproj import Transformer
 
 from fakes import write_raster
 from rs_embed import NoImageryError, PointBuffer, ProviderError, SensorSpec, TemporalSpec
@@ -176,6 +177,25 @@ def test_two_baselines_of_one_acquisition_are_used_once_in_the_newest(tmp_path):
     assert [s.id for s in patch.scenes] == [new]
 
 
+@pytest.mark.parametrize("with_outline", ["both", "old", "new", "none"])
+def test_parts_of_an_overpass_are_both_used_and_doubles_once_whether_or_not_outlines_are_known(tmp_path, with_outline):
+    """`Product_Footprint` is in the metadata; a product without it may fill its tile, or half of it."""
+    outline = "48.004 14.994 48.004 15.006 47.996 15.006 47.996 14.994 48.004 14.994"
+    for baseline, made, red in (("0300", "20210603T140000", 9000), ("0500", "20230203T140000", 2300)):
+        name = f"S2A_MSIL2A_20210603T101031_N{baseline}_R022_T33UVP_{made}"
+        values = {"B04": red, "B03": red, "B02": red}
+        folder = write_safe(
+            tmp_path, WIDER, product=name, values=values, metadata=False, prefix="T33UVP_20210603T101031"
+        )
+        if with_outline in ("both", "old" if baseline == "0300" else "new"):
+            (folder / "MTD_MSIL2A.xml").write_text(f"<a><EXT_POS_LIST>{outline}</EXT_POS_LIST></a>")
+    assert medians(fetch(tmp_path)) == [1300, 1300, 1300]
+    part = tmp_path / "S2A_MSIL2A_20210603T101031_N0500_R022_T33UVP_20230203T150000.SAFE"
+    shutil.copytree(tmp_path / "S2A_MSIL2A_20210603T101031_N0500_R022_T33UVP_20230203T140000.SAFE", part)
+    expected = 1 if with_outline in ("both", "new") else 2  # outlines that are equal show a double
+    assert len(fetch(tmp_path).scenes) == expected
+
+
 def write_l1c(root: Path, day: str = "20220603") -> Path:
     folder = root / f"S2A_MSIL1C_{day}T101031_N0400_R022_T33UVP_{day}T140000.SAFE"
     for name, value in RGB.items():
@@ -275,3 +295,24 @@ def test_stray_files_cost_only_themselves(product, tmp_path, caplog):
     assert patch.warnings == ()
     assert all(name in caplog.text for name in ("notes.json", "deep.json", "broken.zip"))
     assert "._" not in caplog.text
+
+
+@pytest.mark.parametrize("lon", [179.96, -179.99])
+@pytest.mark.parametrize("layout", ["safe", "named"])
+def test_a_granule_over_180_degrees_is_found_from_both_sides(tmp_path, layout, lon):
+    x, y = Transformer.from_crs(4326, 32760, always_xy=True).transform(179.97, -17.0)
+    grid = Affine(10, 0, round(x / 10) * 10 - 5120, 0, -10, round(y / 10) * 10 + 5120)
+    name = "S2A_MSIL2A_20220603T221941_N0509_R029_T60KYF_20220604T010000"
+    if layout == "safe":
+        granule, stem = ("L2A_T60KYF_A036289_20220603T221938",), "T60KYF_20220603T221941"
+        offsets = dict.fromkeys(("B2", "B3", "B4"), -1000)
+        crs = "EPSG:32760"
+        write_safe(tmp_path, grid, product=name, granules=granule, prefix=stem, offsets=offsets, crs=crs, px=1024)
+    for band, value in RGB.items() if layout == "named" else ():
+        path = tmp_path / f"{name}.SAFE" / f"T60KYF_20220603T221941_{band}_10m.tif"
+        write_raster(path, np.full((1, 1024, 1024), value, np.uint16), transform=grid, crs="EPSG:32760")
+    geobox = place_geobox(PointBuffer(lon, -17.0, 640), 10)
+    [(_, patch)] = LocalProvider(tmp_path).fetch([PatchRequest(geobox, ALWAYS, SensorSpec())])
+    assert isinstance(patch, Patch), patch
+    assert patch.valid.all()
+    assert medians(patch) == [1300, 1200, 1100]

@@ -159,12 +159,25 @@ def _distinct(ranked: Sequence[Scene]) -> list[Scene]:
     """Return those of one acquisition's products, best first, that show ground which no better one shows."""
     kept: list[Scene] = []
     for scene in ranked:
-        outlines = [other.outline for other in kept]
+        rivals = [other for other in kept if not _may_be_parts(scene, other)]
         # Collections draw the outline of one product differently: one inside of the other is enough there.
-        inside = [other.outline for other in kept if other.collection != scene.collection]
-        if not _is_covered(scene.outline, outlines) and not any(_is_covered(o, [scene.outline]) for o in inside):
+        inside = [other.outline for other in rivals if other.collection != scene.collection]
+        if scene.footprint is None:
+            is_double = bool(rivals)
+        else:
+            is_double = _is_covered(scene.outline, [other.outline for other in rivals])
+        if not is_double and not any(_is_covered(o, [scene.outline]) for o in inside):
             kept.append(scene)
     return kept
+
+
+def _may_be_parts(scene: Scene, other: Scene) -> bool:
+    """Tell if two products may be parts of one overpass where no outline tells: of one baseline, under two names."""
+    return (
+        (scene.footprint is None or other.footprint is None)
+        and scene.id != other.id
+        and (scene.collection, scene.processing_baseline) == (other.collection, other.processing_baseline)
+    )
 
 
 def _is_covered(outline: BaseGeometry, others: Sequence[BaseGeometry]) -> bool:

@@ -69,6 +69,7 @@ def test_time_clouds_baseline_and_offset_are_those_of_the_metadata(product):
     assert scene.acquired.isoformat() == "2022-06-03T10:10:31.024000+00:00"
     assert (scene.cloud_pct, scene.processing_baseline) == (4.25, "04.00")
     patch = fetch(product.parent)
+    assert "the product's metadata states the offset -0.1" in patch.scenes[0].dn_offset_reason
     assert patch.warnings == ()  # cloud cover and offset are known
     assert patch.scenes[0].dn_offset == -1000
     with pytest.raises(NoImageryError, match="raise cloudy_pct"):
@@ -258,6 +259,15 @@ def test_pictures_and_masks_beside_bands_are_no_reflectance(tmp_path):
     scene = only_scene(tmp_path)
     assert sorted(scene.files) == ["B2", "B3", "B4"]
     assert medians(fetch(tmp_path)) == [2300, 2200, 2100]
+
+
+def test_a_band_in_8_bits_costs_its_scene(tmp_path):
+    for day, dtype in (("03", np.uint8), ("13", np.uint16)):
+        for name in RGB:
+            write_raster(tmp_path / f"x_202106{day}_{name}.tif", np.full((1, 100, 100), 90, dtype), transform=WIDER)
+    patch = fetch(tmp_path)
+    assert [s.datetime[:10] for s in patch.scenes] == ["2021-06-13"]
+    assert "8 bits" in patch.dropped[0].reason
 
 
 def test_a_picture_whose_bands_have_names_is_no_reflectance(tmp_path):

@@ -110,6 +110,15 @@ def test_packed_reflectance_is_unpacked_by_its_scale_and_offset(tmp_path):
     assert patch.scenes[0].dn_offset == -1000
 
 
+def test_reflectance_in_floats_is_scaled_to_dn(tmp_path):
+    """Sentinel Hub and openEO write 0…1 in float32, NaN where nothing was seen, and no tags."""
+    reflectance = (cube("float64") / 10_000).where(lambda ds: ds.x > 3).astype("float32")
+    write_cube(tmp_path / "a.nc", reflectance)
+    patch = fetch(tmp_path)
+    assert medians(patch) == [2300, 2200, 2100]
+    assert "are reflectance" in patch.scenes[0].dn_offset_reason
+
+
 def test_empty_pixels_are_not_observed_whichever_way_they_are_marked(tmp_path):
     """`_FillValue`, odc-stac's `nodata`, NaN, netCDF's default for unsigned types (65535), and Sentinel-2's 0."""
     holes = np.zeros((3, PX, PX), bool)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import re
+import sys
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -19,6 +22,10 @@ from rs_embed.retry import HTTP_RANGE, retry_after_s
 
 _MAX_CONNECTIONS = 64
 _RENEW_TOKEN_BEFORE_S = 300.0
+_MAX_REDIRECTS = 5
+_TOKEN_BYTES = 1 << 16  # longest answer of a service that issues tokens
+_LEAST_BYTES_A_S = 8192  # an answer that comes more slowly is given up once the time limit has passed
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 JOIN_GAP_BYTES = 4096  # largest gap between two ranges that are fetched with one request
 
 
@@ -38,19 +45,65 @@ class _Failure:
         return self.reason + (f", and asked to wait {self.retry_after_s:.0f} s" if self.retry_after_s else "")
 
 
-async def _get(client: httpx2.AsyncClient, url: str, **headers: str) -> httpx2.Response | _Failure:
-    """Make one attempt."""
+class _RefusedError(httpx2.RequestError):
+    """An answer that is not followed or not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """The part of an answer that was wanted."""
+
+    body: bytes
+    file_bytes: int | None  # size of the file, where the server tells it
+
+
+async def _get(
+    client: httpx2.AsyncClient, url: str, start: int = 0, stop: int = _TOKEN_BYTES, **headers: str
+) -> _Answer | _Failure:
+    """Make one attempt for the bytes from `start` to `stop`, and read no more than these."""
+    wanted = {"Accept-Encoding": "identity", **headers}
     try:
-        response = await client.get(url, headers=headers)
+        async with client.stream("GET", url, headers=wanted) as response:
+            if response.status_code in (200, 206):
+                return await _read(response, start, stop)
+            is_transient = response.status_code in HTTP_RANGE.statuses
+            return _Failure(str(response.status_code), is_transient, retry_after_s(response.headers.get("Retry-After")))
+    except _RefusedError as error:
+        return _Failure(str(error), is_transient=False)
+    except httpx2.UnsupportedProtocol as error:
+        return _Failure(type(error).__name__, is_transient=False)
     except httpx2.TransportError as error:
         problem = untrusted(error)
         return _Failure(problem or type(error).__name__, is_transient=problem is None)
     except (httpx2.RequestError, httpx2.InvalidURL) as error:
         return _Failure(type(error).__name__, is_transient=False)
-    if response.status_code in (200, 206):
-        return response
-    is_transient = response.status_code in HTTP_RANGE.statuses
-    return _Failure(str(response.status_code), is_transient, retry_after_s(response.headers.get("Retry-After")))
+
+
+async def _read(response: httpx2.Response, start: int, stop: int) -> _Answer | _Failure:
+    """Read the wanted bytes of an answer: those of a range, or those within a whole file."""
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise _RefusedError("its answer is compressed, although a plain one was asked for")
+    position, size = 0, response.headers.get("Content-Length", "")
+    if response.status_code == 206:
+        told = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        position, size = (int(told[1]), told[2]) if told else (start, "")
+        if position != start:
+            return _Failure("another range than the one asked for", is_transient=True)
+    announced = int(response.headers.get("Content-Length", sys.maxsize))
+    began_s, body, received = time.monotonic(), bytearray(), 0
+    async for chunk in response.aiter_raw():
+        body += chunk[max(0, start - position) : max(0, stop - position)]
+        position += len(chunk)
+        received += len(chunk)
+        if position >= stop and received < announced:
+            break  # an answer that ends here is read to its end, which keeps the connection
+        elapsed_s = time.monotonic() - began_s
+        if elapsed_s > HTTP_RANGE.deadline_s and received < elapsed_s * _LEAST_BYTES_A_S:
+            return _Failure(f"only {received} bytes in {elapsed_s:.0f} s", is_transient=False)
+    file_bytes = int(size) if size.isdecimal() else None
+    if file_bytes is None and response.status_code == 200 and position < stop:
+        file_bytes = position
+    return _Answer(bytes(body), file_bytes)
 
 
 @dataclass(slots=True)
@@ -88,11 +141,11 @@ class SasTokens:
         if isinstance(answer, _Failure):
             return replace(answer, reason=f"{no_token} ({answer.reason})")
         try:
-            document = answer.json()
+            document = json.loads(answer.body)
             expiry = datetime.fromisoformat(str(document["msft:expiry"]))
             expiry = expiry if expiry.tzinfo else expiry.replace(tzinfo=UTC)
             return str(document["token"]), expiry.timestamp()
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             return _Failure(f"{no_token} ({type(error).__name__})", is_transient=False)
 
 
@@ -161,18 +214,14 @@ class RangeReader:
                 url = await self.tokens.sign(self.client, path, refused=renew_token)
         if isinstance(url, _Failure):
             return url
-        response = await _get(self.client, url, Range=f"bytes={start}-{stop - 1}")
-        if isinstance(response, _Failure):
-            return response
-        body = response.content if response.status_code == 206 else response.content[start:stop]
-        file_bytes = response.headers.get("Content-Range", "").rpartition("/")[2]
-        if response.status_code == 200:
-            file_bytes = str(len(response.content))
-        if file_bytes.isdigit():
-            self.sizes[path] = int(file_bytes)
-        if len(body) < min(stop, self.sizes.get(path, 0)) - start:
+        answer = await _get(self.client, url, start, stop, Range=f"bytes={start}-{stop - 1}")
+        if isinstance(answer, _Failure):
+            return answer
+        if answer.file_bytes is not None:
+            self.sizes[path] = answer.file_bytes
+        if len(answer.body) < min(stop, self.sizes.get(path, 0)) - start:
             return _Failure("cut short", is_transient=True)
-        return body
+        return answer.body
 
 
 def new_client() -> httpx2.AsyncClient:
@@ -180,4 +229,24 @@ def new_client() -> httpx2.AsyncClient:
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # at INFO it logs whole addresses, tokens included
     timeout = httpx2.Timeout(HTTP_RANGE.read_timeout_s, connect=HTTP_RANGE.connect_timeout_s)
     limits = httpx2.Limits(max_connections=_MAX_CONNECTIONS, max_keepalive_connections=_MAX_CONNECTIONS)
-    return httpx2.AsyncClient(timeout=timeout, limits=limits, follow_redirects=True, verify=ssl_context())
+    return httpx2.AsyncClient(
+        timeout=timeout,
+        limits=limits,
+        follow_redirects=True,
+        max_redirects=_MAX_REDIRECTS,
+        verify=ssl_context(),
+        event_hooks={"response": [_check_redirect]},
+    )
+
+
+async def _check_redirect(response: httpx2.Response) -> None:
+    """Refuse a redirect that leaves HTTP, or HTTPS for HTTP."""
+    if response.has_redirect_location:
+        target = response.url.join(response.headers["Location"])
+        if not may_redirect(response.url.scheme, target.scheme):
+            raise _RefusedError(f"redirects from {response.url.scheme} to {target.scheme}, which is not followed")
+
+
+def may_redirect(scheme: str, target: str) -> bool:
+    """Tell if a redirect from one scheme to another is followed: never to less than HTTPS from HTTPS, nor to a file."""
+    return target == "https" or (target == "http" and scheme == "http")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -20,15 +21,15 @@ from rs_embed.providers.gdal import BLOCK_LIMIT_BYTES, JPEG2000_MAGIC, MAX_OVERV
 from rs_embed.providers.http import JOIN_GAP_BYTES, FetchError, RangeReader
 from rs_embed.providers.raster import BlockGrid
 from rs_embed.providers.stac.offsets import DarkPixels, dark_pixels
+from rs_embed.providers.stac.tiff_header import MAGIC, ImpossibleHeaderError, check_header
 from rs_embed.retry import COG_BLOCK
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_BLOCK_BYTES = 1 << 21  # size of a usual block when decoded: 1024 px a side, uint16
+_STORED_SLACK = 1 << 16  # bytes that a block may have beyond twice its decoded size
 _HEADER_BYTES = 32_768
 _OVERVIEW_BYTES = 786_432  # length of a file's beginning that holds its header and its coarsest overview
-_TIFF_MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 _MASK = 4  # bit of the subfile type of a transparency mask
 _PIXEL_IS_POINT = 2
 _USER_DEFINED = 32_767  # a CRS without an EPSG code
@@ -40,20 +41,31 @@ class NotFastError(FetchError):
     """A raster that this reader does not decode; the text says why."""
 
 
-def _inflate(buffer: Buffer) -> bytes:
-    """Inflate with isal, three times as fast as async-tiff's decoder and without holding the GIL."""
-    return isal_zlib.decompress(buffer, bufsize=_BLOCK_BYTES)
+@lru_cache(maxsize=16)
+def _decoders(block_bytes: int) -> DecoderRegistry:
+    """Return decoders that stop at the size of a block, so that no bytes of a file can fill the memory."""
+
+    def inflate(buffer: Buffer) -> bytes:
+        """Inflate with isal, three times as fast as async-tiff's decoder and without holding the GIL."""
+        return _bounded(isal_zlib.decompressobj(), buffer)
+
+    def unpack(buffer: Buffer) -> bytes:
+        return _bounded(lzma.LZMADecompressor(), buffer)
+
+    def _bounded(decompressor: Any, buffer: Buffer) -> bytes:
+        values: bytes = decompressor.decompress(buffer, block_bytes + 1)
+        if len(values) > block_bytes:
+            raise ValueError(f"it holds more than the {block_bytes} bytes of a block")
+        if not decompressor.eof:
+            raise ValueError("it is cut short")
+        return values
+
+    deflate = dict.fromkeys(map(int, (Compression.Deflate, Compression.OldDeflate)), inflate)
+    return DecoderRegistry({**deflate, int(Compression.LZMA): unpack})
 
 
-_DECODERS = DecoderRegistry({int(kind): _inflate for kind in (Compression.Deflate, Compression.OldDeflate)})
-_COMPRESSIONS = (
-    Compression.Uncompressed,
-    Compression.Deflate,
-    Compression.OldDeflate,
-    Compression.LZW,
-    Compression.ZSTD,
-    Compression.LZMA,
-)
+_COMPRESSIONS = (Compression.Uncompressed, Compression.Deflate, Compression.OldDeflate, Compression.LZMA)
+"""Compressions whose decoder stops where a block is full; async-tiff's own decoders do not, GDAL's do."""
 _SAMPLES = {(bits, kind) for bits in (8, 16, 32, 64) for kind in (SampleFormat.Uint, SampleFormat.Int)}
 _SAMPLES |= {(bits, SampleFormat.Float) for bits in (32, 64)}
 
@@ -69,6 +81,7 @@ class Cog:
     count: int
     is_planar: bool  # True where each block holds a single band
     nodata: float | None
+    block_bytes: int  # size of a block when decoded
     tags: Mapping[tuple[int, str], float]  # by band from 0, and `"scale"` or `"offset"`
 
     def scale_and_offset(self, band: int) -> tuple[float, float]:
@@ -79,6 +92,10 @@ class Cog:
     def _byte_ranges(self) -> tuple[list[int], list[int]]:
         directory = self.tiff.ifds[0]
         return directory.tile_offsets or [], directory.tile_byte_counts or []
+
+    @property
+    def _name(self) -> str:
+        return urlsplit(self.url).path.rpartition("/")[2]
 
     def _index(self, row: int, col: int) -> int:
         return row * -(-self.grid.width // self.grid.block_width) + col
@@ -93,7 +110,12 @@ class Cog:
 
     async def fetch_blocks(self, row: int, cols: Sequence[int]) -> list[AnyArray | FetchError | None]:
         """Fetch adjacent blocks (bands, y, x) of one row: an error for a bad one, None for one that is left out."""
-        stored = [col for col in cols if self._byte_ranges[1][self._index(row, col)] > 0]
+        stored_bytes = {col: self._byte_ranges[1][self._index(row, col)] for col in cols}
+        too_long = [n for n in stored_bytes.values() if n > 2 * self.block_bytes + _STORED_SLACK]
+        if too_long:
+            what = f"has {too_long[0]} bytes, {self.block_bytes} when decoded"
+            return [FetchError(f"{self._name}: a block of row {row} {what}")] * len(cols)
+        stored = [col for col, n in stored_bytes.items() if n > 0]
         if not stored:
             return [None] * len(cols)
         tiles: Sequence[Tile | None] = [None] * len(stored)
@@ -113,14 +135,14 @@ class Cog:
             self.reader.faults.pop(self.url, None)
             try:
                 tile = tile or await self.tiff.fetch_tile(col, row, 0)
-                values = np.asarray(await tile.decode(decoder_registry=_DECODERS))
+                values = np.asarray(await tile.decode(decoder_registry=_decoders(self.block_bytes)))
             except Exception as error:  # noqa: BLE001  (async-tiff wraps what our reader raises, and has bare errors)
                 if self.url in self.reader.faults:
                     return FetchError(self.reader.faults[self.url])
                 fault, tile = str(error), None
             else:
                 return values if self.is_planar else np.moveaxis(values, -1, 0)
-        return FetchError(f"{urlsplit(self.url).path.rpartition('/')[2]}: block {row},{col} is corrupt ({fault})")
+        return FetchError(f"{self._name}: block {row},{col} is corrupt ({fault})")
 
     async def fetch_dark_pixels(self) -> DarkPixels | None:
         """Return the dark end of the first band's histogram, from the coarsest overview; None without one."""
@@ -139,7 +161,7 @@ class Cog:
             stored = [n > 0 for n in directory.tile_byte_counts or []]
             blocks = [(c, r) for r in range(rows) for c in range(columns) if stored[r * columns + c]]
             tiles = await self.tiff.fetch_tiles(blocks, level)
-            parts = [np.asarray(await tile.decode(decoder_registry=_DECODERS)) for tile in tiles]
+            parts = [np.asarray(await tile.decode(decoder_registry=_decoders(self.block_bytes))) for tile in tiles]
         except Exception:  # noqa: BLE001  (the check is optional; the bands themselves are read with all care)
             self.reader.faults.pop(self.url, None)
             return None
@@ -154,13 +176,15 @@ async def open_cog(reader: RangeReader, url: str, *, with_overview: bool = False
 
     The bytes stay in the reader's `beginnings`. A raster that needs GDAL is a NotFastError.
     """
-    fault, beginning = "", b""
+    fault, beginning, is_possible = "", b"", True
     for _ in range(COG_BLOCK.attempts):
         try:
             length = _OVERVIEW_BYTES if with_overview else _HEADER_BYTES
             beginning = reader.beginnings[url] = await reader.get_range_async(url, start=0, length=length)
             if beginning.startswith(JPEG2000_MAGIC):
                 raise NotFastError("JPEG 2000")
+            if beginning.startswith(MAGIC):
+                await check_header(lambda a, b: reader.get_range_async(url, start=a, end=b), reader.sizes.get(url))
             return _read_header(url, await TIFF.open(url, store=reader, prefetch=_HEADER_BYTES), reader)
         except FetchError:
             raise
@@ -168,8 +192,8 @@ async def open_cog(reader: RangeReader, url: str, *, with_overview: bool = False
             reader.beginnings.pop(url, None)
             if url in reader.faults:
                 raise FetchError(reader.faults[url]) from None
-            fault = str(error)
-    if beginning.startswith(_TIFF_MAGIC):
+            fault, is_possible = str(error), not isinstance(error, ImpossibleHeaderError)
+    if beginning.startswith(MAGIC) and is_possible:
         raise NotFastError(f"its header is not understood ({fault})")
     raise FetchError(f"its header cannot be read ({fault})")
 
@@ -201,6 +225,7 @@ def _read_header(url: str, tiff: TIFF, reader: RangeReader) -> Cog:
         count=ifd.samples_per_pixel,
         is_planar=_is_planar(ifd),
         nodata=_nodata(ifd.gdal_nodata),
+        block_bytes=_block_bytes(ifd),
         tags=_scale_tags(ifd.gdal_metadata or ""),
     )
 
@@ -219,16 +244,21 @@ def _why_not_decodable(ifd: ImageFileDirectory) -> str | None:
     counts = ifd.tile_byte_counts or []
     columns, rows = ifd.tile_count or (0, 0)
     planes = ifd.samples_per_pixel if _is_planar(ifd) else 1
-    size = (ifd.tile_width or 0) * (ifd.tile_height or 0) * sum(ifd.bits_per_sample) // (8 * planes)
     reasons = {
         f"compression {ifd.compression}": ifd.compression not in _COMPRESSIONS,
         f"samples of {sorted(samples)}": len(samples) != 1 or not samples <= _SAMPLES,
         "a predictor on separate planes": predicted and _is_planar(ifd),  # async-tiff 0.7 decodes them wrong
         "blocks left out of separate planes": 0 in counts and _is_planar(ifd),
         "another number of blocks than its size asks for": len(counts) != columns * rows * planes,
-        f"blocks over {BLOCK_LIMIT_BYTES >> 20} MB": size > BLOCK_LIMIT_BYTES,
+        f"blocks over {BLOCK_LIMIT_BYTES >> 20} MB": _block_bytes(ifd) > BLOCK_LIMIT_BYTES,
     }
     return next((text for text, holds in reasons.items() if holds), None)
+
+
+def _block_bytes(ifd: ImageFileDirectory) -> int:
+    """Return the size of a decoded block, of one band where bands are planes."""
+    planes = ifd.samples_per_pixel if _is_planar(ifd) else 1
+    return (ifd.tile_width or 0) * (ifd.tile_height or 0) * sum(ifd.bits_per_sample) // (8 * max(1, planes))
 
 
 def _why_not_georeferenced(ifd: ImageFileDirectory) -> str | None:

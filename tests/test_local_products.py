@@ -69,7 +69,7 @@ def test_time_clouds_baseline_and_offset_are_those_of_the_metadata(product):
     assert scene.acquired.isoformat() == "2022-06-03T10:10:31.024000+00:00"
     assert (scene.cloud_pct, scene.processing_baseline) == (4.25, "04.00")
     patch = fetch(product.parent)
-    assert "the product's metadata states the offset -0.1" in patch.scenes[0].dn_offset_reason
+    assert "product metadata scale 0.0001, offset -0.1" in patch.scenes[0].dn_offset_reason
     assert patch.warnings == ()  # cloud cover and offset are known
     assert patch.scenes[0].dn_offset == -1000
     with pytest.raises(NoImageryError, match="raise cloudy_pct"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,23 @@ def test_a_raster_reads_as_rasterio_reads_it(tmp_path, variant):
             assert [read.scale_and_offset(band) for band in range(read.count)] == tags
             assert read.nodata == dataset.nodata
     assert np.isin(expected, 0).mean() > 0.2
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_bits_in_another_order_are_turned_around(tmp_path):
+    """No writer at hand makes such a file: a tag that says the obvious becomes the one that says so."""
+    path = write(tmp_path, **TILED | {"compress": "none"})
+    body = bytearray(path.read_bytes())
+    plain, _ = by_rasterio(path)
+    sample_format, fill_order = struct.pack("<HHIHH", 339, 3, 1, 1, 0), struct.pack("<HHIHH", 266, 3, 1, 2, 0)
+    assert sample_format in body
+    path.write_bytes(body.replace(sample_format, fill_order))
+    expected, _ = by_rasterio(path)
+    assert not np.array_equal(expected, plain)
+    with serve_files(FileServer(tmp_path)) as server:
+        file, found = asyncio.run(over_http(f"{server.url}/{path.name}"))
+    assert isinstance(file, GdalFile)
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from rs_embed.grid import place_geobox
 from rs_embed.patch import Patch
 from rs_embed.providers.base import PatchRequest
 from rs_embed.providers.registry import resolve
+from rs_embed.providers.scenes import Scene
+from rs_embed.providers.stac.items import scene_of_item
+from rs_embed.sentinel2 import Radiometry, canonical_band
 
 GEOBOX = place_geobox(PointBuffer(15.0, 48.0, 300), 10)
 JUNE = TemporalSpec.range("2022-06-01", "2022-07-01")
@@ -206,8 +210,6 @@ def test_of_several_assets_of_one_band_the_finest_native_one_is_read(tmp_path):
     ],
 )
 def test_the_asset_of_a_band_is_chosen_by_resolution_then_by_name(assets, band, wins):
-    from rs_embed.providers.stac.items import scene_of_item
-
     item = {"type": "Feature", "id": "x", "bbox": [0, 0, 1, 1], "properties": {"datetime": "2022-06-03T00:00:00Z"}}
     item["assets"] = {key: {"href": f"https://host/{key}.tif", **asset} for key, asset in assets.items()}
     assert scene_of_item(item, str).files[band].path == f"https://host/{wins}.tif"
@@ -292,3 +294,77 @@ def test_what_is_far_below_zero_in_floats_is_a_fill_value(tmp_path):
     for patch in patches:
         assert patch.valid.sum() == patch.valid.size - 300
         assert medians(patch) == [2511, 2497, 2103]
+
+
+# --- the table of docs/catalogs.md -------------------------------------------------------------------
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "catalogs.md"
+ROWS = [
+    [cell.strip() for cell in line.strip("|\n").split("|")]
+    for line in DOCUMENT.read_text(encoding="utf-8").splitlines()
+    if line.startswith("| ") and not line.startswith("| source")
+]
+EARTH_SEARCH, SHORT = {"red": "B4", "green": "B3", "blue": "B2"}, {"B04": "B4", "B03": "B3", "B02": "B2"}
+
+
+def item(
+    bands: dict[str, str], baseline: str, asset: dict[str, Any] | None = None, *, id: str = "x", **properties: Any
+) -> Scene:
+    document = {"type": "Feature", "id": id, "bbox": [0, 0, 1, 1], "collection": "sentinel-2-l2a"}
+    properties |= {"datetime": "2023-06-03T00:00:00Z"} | ({"s2:processing_baseline": baseline} if baseline else {})
+    assets = {key: {"href": f"https://host/{key}.tif", **(asset or {})} for key in bands}
+    return scene_of_item(document | {"properties": properties, "assets": assets}, str)
+
+
+def old_raster(offset: float | None) -> dict[str, Any]:
+    return {"raster:bands": [{"nodata": 0, "data_type": "uint16", "scale": 0.0001, "offset": offset}]}
+
+
+CASES: dict[str, list[tuple[Scene, float]]] = {
+    "Earth Search v1, `sentinel-2-c1-l2a`": [
+        (item(EARTH_SEARCH, "05.10", old_raster(-0.1)), -1000),
+        (item(EARTH_SEARCH, "03.01", old_raster(0)), 0),
+    ],
+    "Earth Search v1, `sentinel-2-l2a`": [
+        (item(EARTH_SEARCH, "05.11", old_raster(-0.1), **{"earthsearch:boa_offset_applied": True}), 0),
+        (item(EARTH_SEARCH, "02.14", old_raster(0), **{"earthsearch:boa_offset_applied": False}), 0),
+        (item(EARTH_SEARCH, "04.00", old_raster(-0.1), **{"earthsearch:boa_offset_applied": False}), -1000),
+    ],
+    "Earth Search v0, `sentinel-s2-l2a-cogs`": [
+        (item(SHORT, "", **{"sentinel:boa_offset_applied": True, "sentinel:processing_baseline": "04.00"}), 0),
+        (item(SHORT, "", **{"sentinel:boa_offset_applied": False, "sentinel:processing_baseline": "04.00"}), -1000),
+        (item(SHORT, "", **{"sentinel:processing_baseline": "02.14"}), 0),
+    ],
+    "Planetary Computer, `sentinel-2-l2a`": [(item(SHORT, "05.10"), -1000), (item(SHORT, "02.12"), 0)],
+    "Earth Engine, `COPERNICUS/S2_SR_HARMONIZED`": [
+        (replace(item(SHORT, "05.10"), collection="COPERNICUS/S2_SR_HARMONIZED"), 0)
+    ],
+    "any API, STAC 1.0 items": [
+        (item(SHORT, "05.10", old_raster(0)), 0),
+        (item(SHORT, "05.10", old_raster(None)), -1000),
+        (item(SHORT, "", id="S2A_MSIL2A_20230603T101031_N0509_R022_T33UVP_20230603T140000"), -1000),
+    ],
+    "any API, STAC 1.1 items": [
+        (item(SHORT, "05.10", {"raster:scale": 0.0001, "raster:offset": 0}), 0),
+        (item(SHORT, "", {"raster:offset": 0, "bands": [{"raster:offset": -0.1}]}), -1000),
+        (item(SHORT, "05.10", {"raster:scale": 0.0001}), -1000),
+    ],
+}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
+def test_each_row_of_the_table_of_catalogs_holds(row):
+    source, _, bands, _, _, _ = row
+    if source.startswith("reflectance in floats"):
+        assert item(SHORT, "05.10").radiometry("B4", 1.0, 0.0, largest_float=1.2) == Radiometry(
+            10_000, 0, "no offset is stated; floats up to 1.2 are reflectance"
+        )
+        return
+    for key in re.findall(r"`(\w+)`", bands):
+        assert canonical_band(key) is not None or key in ("eo:bands", "bands")
+    for scene, offset in CASES[source]:
+        assert [scene.radiometry(band, 1.0, 0.0).offset for band in ("B4", "B3", "B2")] == [offset] * 3
+
+
+def test_no_case_is_without_its_row():
+    assert set(CASES) <= {row[0] for row in ROWS}

@@ -31,6 +31,7 @@ _STORED_SLACK = 1 << 16  # bytes that a block may have beyond twice its decoded 
 _HEADER_BYTES = 32_768
 _OVERVIEW_BYTES = 786_432  # length of a file's beginning that holds its header and its coarsest overview
 _MASK = 4  # bit of the subfile type of a transparency mask
+_FILL_ORDER = 266  # tag; 2 is the last bit first
 _PIXEL_IS_POINT = 2
 _USER_DEFINED = 32_767  # a CRS without an EPSG code
 _TAG = re.compile(r'<Item ([^>]*)role="(scale|offset)"[^>]*>([^<]*)<')
@@ -246,6 +247,7 @@ def _why_not_decodable(ifd: ImageFileDirectory) -> str | None:
     planes = ifd.samples_per_pixel if _is_planar(ifd) else 1
     reasons = {
         f"compression {ifd.compression}": ifd.compression not in _COMPRESSIONS,
+        "bits in another order": ifd.other_tags.get(_FILL_ORDER, 1) != 1,
         f"samples of {sorted(samples)}": len(samples) != 1 or not samples <= _SAMPLES,
         "a predictor on separate planes": predicted and _is_planar(ifd),  # async-tiff 0.7 decodes them wrong
         "blocks left out of separate planes": 0 in counts and _is_planar(ifd),

@@ -60,11 +60,12 @@ def test_what_decides_the_pixels_is_another_request_and_what_does_not_is_the_sam
     for same in (SensorSpec(collection="hf:owner/other"), SensorSpec(fill_value=5.0), SensorSpec(check_input=True)):
         run(tmp_path, source, requests(1, same))
     assert len(source.asked) == 1
-    for other in (SensorSpec(composite="mosaic"), SensorSpec(cloudy_pct=20), SensorSpec(max_scenes=2)):
-        run(tmp_path, source, requests(1, other))
-    assert len(source.asked) == 4
+    others = ({"composite": "mosaic"}, {"cloudy_pct": 20}, {"max_scenes": 2}, {"collection": "sentinel-2-l1c"})
+    for other in others:
+        run(tmp_path, source, requests(1, SensorSpec(**other)))
+    assert len(source.asked) == 5
     run(tmp_path, FakeProvider(name="elsewhere"), requests(1))
-    assert len(list(tmp_path.rglob("*.npz"))) == 5
+    assert len(list(tmp_path.rglob("*.npz"))) == 6
 
 
 def test_failures_and_degraded_patches_are_not_kept(tmp_path):

@@ -114,6 +114,16 @@ def test_a_sample_is_the_file_itself():
         assert patch.geobox.crs.epsg == file.crs.to_epsg()
 
 
+def test_l1c_is_refused_where_a_source_has_none(tmp_path):
+    sample = list_samples()[0]
+    place = place_geobox(PointBuffer(sample.lon, sample.lat, sample.buffer_m), 10)
+    sensor = SensorSpec(collection="sentinel-2-l1c")
+    asked = PatchRequest(place, TemporalSpec.range(sample.start, sample.end), sensor)
+    [(_, error)] = resolve("sample").fetch([asked])
+    assert isinstance(error, NoImageryError)
+    assert "1 scene(s) there are Sentinel-2 L2A" in str(error)
+
+
 def test_a_place_without_sample_names_the_nearest_one_and_its_dates():
     shanghai = PatchRequest(
         place_geobox(PointBuffer(121.5, 31.2, 2048), 10), TemporalSpec.range("2022-06-01", "2022-09-01"), SensorSpec()

@@ -20,6 +20,7 @@ from rs_embed.errors import ProviderError
 from rs_embed.grid import epsg_of
 from rs_embed.patch import DroppedScene, Patch, SceneRecord
 from rs_embed.providers.base import FetchPlan, PatchRequest, Provider
+from rs_embed.sentinel2 import is_l1c
 
 _FORMAT = 3  # version of the cache, raised when the same request would give another patch
 _SETTLED = timedelta(days=7)  # time in which a catalog may still add scenes of a day
@@ -112,6 +113,7 @@ def _canonical(provider: str, request: PatchRequest) -> str:
         "start": temporal.start,
         "end": temporal.end,
         **{option: getattr(request.sensor, option) for option in options},
+        **({"level": "L1C"} if is_l1c(request.sensor.product) else {}),
     }
     return json.dumps(facts, sort_keys=True, separators=(",", ":"))
 

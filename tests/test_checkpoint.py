@@ -2,18 +2,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
+import shutil
 import subprocess
 import sys
+import time
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import rs_embed
 from fakes import SMALL, SMALL_JSON, small_config, state_dict, towers, write_checkpoint
-from rs_embed import CheckpointError
+from rs_embed import CheckpointError, embed_text, get_embedding
 from rs_embed.clip.checkpoint import open_checkpoint, save_checkpoint
+from rs_embed.clip.formats import infer_config
 from rs_embed.clip.weights import find_file
 from rs_embed.digest import digest_of
 
@@ -287,3 +295,151 @@ def test_one_cold_embedding_at_full_size_stays_under_700_mib(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert 300 < int(done.stdout) / 1024 <= 700
+
+
+def _header(change: Callable[[dict], object]) -> Callable[[Path], object]:
+    """Rewrite the header of a safetensors file."""
+
+    def damage(folder: Path) -> None:
+        file = folder / "model.safetensors"
+        content = file.read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
+        change(header)
+        text = json.dumps(header).encode()
+        file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+    return damage
+
+
+def _key(**facts: object) -> dict[str, object]:
+    return {"dtype": "F16", "shape": [0], "data_offsets": [0, 0], **facts}
+
+
+def _config(text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / "config.json").write_text(text)
+
+
+def _weights(content: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / "model.safetensors").write_bytes(content)
+
+
+def _bomb(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "model.safetensors", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(50 << 20))
+        archive.writestr("archive/version", "3")
+
+
+BLOCK = "model.visual.transformer.resblocks"
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (
+            _weights((2**63).to_bytes(8, "little") + b"{" + b"x" * 100),
+            "has a header of 9,223,372,036,854,775,808 bytes",
+        ),
+        (
+            _weights((99_000_000).to_bytes(8, "little") + b'{"a":' + b"[" * 98_999_995),
+            "has a header of 99,000,000 bytes",
+        ),
+        (_header(lambda h: h["model.visual.proj"].update(shape=[2**31, 2**31])), "cut short or damaged"),
+        (_header(lambda h: h["model.visual.proj"].update(data_offsets=[0, 2**60])), "cut short or damaged"),
+        (_header(lambda h: h.update({f"x{i}": _key() for i in range(11_000)})), "keys, at most 10,000 are read"),
+        (_header(lambda h: h.update({f"{BLOCK}.20000.ln_1.weight": _key()})), "3 layers and a key .*20000"),
+        (_header(lambda h: h.update({f"{BLOCK}.{'9' * 5000}.ln_1.weight": _key()})), "3 layers and a key"),
+        (_header(lambda h: h.update({f"{BLOCK}.²3.ln_1.weight": _key()})), "layers and a key|unexpected"),
+        (_config('{"a":' * 100_000), "nested too deep"),
+        (_config(" " * (2 << 20)), "at most 1,048,576 are read"),
+        (_config('{"vision_cfg":5}'), "has 5 as vision_cfg"),
+        (_config('{"vision_config":[]}'), "has .. as vision_config"),
+        (_config('{"vision_cfg":{"heads":1000000000}}'), "gives the vision tower 1000000000 heads"),
+        (_config('{"vision_cfg":{"head_width":0}}'), "gives the vision tower heads of width 0"),
+        (_config('{"vision_cfg":{"head_width":"x"}}'), "gives the vision tower heads of width 'x'"),
+        (_config('{"model_cfg":5}'), "holds a int, expected an object"),
+        (_bomb, "is a compressed archive"),
+    ],
+)
+def test_a_checkpoint_that_means_harm_is_refused_at_once(tmp_path, small, damage, says):
+    folder = Path(shutil.copytree(small, tmp_path / "ck"))
+    damage(folder)
+    started = time.monotonic()
+    with pytest.raises(CheckpointError, match=says):
+        open_checkpoint(folder / "model.safetensors")
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("visual.conv1.weight", (100_000, 3, 32, 32)),
+        ("token_embedding.weight", (10**9, 64)),
+        ("visual.proj", (64, 10**6)),
+    ],
+)
+def test_sizes_beyond_any_clip_are_refused_before_memory_is_set_aside(name, shape):
+    shapes = {key: tuple(value.shape) for key, value in state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"tower has \w+ [\d,]+, expected 1 to"):
+        infer_config(shapes | {name: shape}, {"vision_cfg": {"heads": 1}, "text_cfg": {"heads": 1}})
+
+
+def test_a_config_or_tokenizer_that_changed_beside_the_same_weights_is_noticed(tmp_path, small):
+    """Also where its size and time of change are the same as before."""
+    folder, pixels = Path(shutil.copytree(small, tmp_path / "ck")), np.full((3, 64, 64), 900, np.uint16)
+
+    def made() -> np.ndarray:
+        return np.asarray(get_embedding("remoteclip_s2rgb", input_chw=pixels, checkpoint=str(folder)).data)
+
+    plain, config = made(), folder / "config.json"
+    state = config.stat()
+    quick = json.dumps(SMALL_JSON | {"model_name": "s-quickgelu"})
+    config.write_text(quick)
+    os.utime(config, ns=(state.st_atime_ns, state.st_mtime_ns))
+    changed = made()
+    assert np.abs(changed - plain).max() > 1e-4
+    config.write_text(quick.replace("s-quickgelu", "s-otherkind"))
+    os.utime(config, ns=(state.st_atime_ns, state.st_mtime_ns))
+    np.testing.assert_array_equal(made(), plain)
+    (folder / "tokenizer.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"tokenizer.json is not a readable"):
+        embed_text("remoteclip_s2rgb", ["lake"], checkpoint=str(folder))
+
+
+BUNDLED = Path(rs_embed.__file__).parent / "embedders" / "clip_eurosat"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda rules: rules["model"]["vocab"].update(dict.fromkeys(list(rules["model"]["vocab"])[:5], 2**31)),
+            "vocabulary",
+        ),
+        (lambda rules: rules.update(pre_tokenizer=_split("(a+)+$")), "cannot be used .*retry-limit"),
+        (lambda rules: rules["model"].update(type="Nope"), "not a readable"),
+        (lambda rules: rules.pop("model"), "not a readable"),
+    ],
+)
+def test_a_tokenizer_that_means_harm_is_refused(tmp_path, change, says):
+    folder = Path(shutil.copytree(BUNDLED, tmp_path / "ck", ignore=shutil.ignore_patterns("*.py", "__pycache__")))
+    rules = json.loads((folder / "tokenizer.json").read_text())
+    change(rules)
+    (folder / "tokenizer.json").write_text(json.dumps(rules))
+    words = [*list(rules.get("model", {}).get("vocab", {}))[:5], "a" * 60 + "!"]
+    with pytest.raises(CheckpointError, match=says):
+        embed_text("clip_eurosat_s2rgb", words, checkpoint=str(folder), template=None)
+
+
+def _split(pattern: str) -> dict[str, object]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def test_a_tokenizer_that_asks_for_padding_to_any_length_gets_none(tmp_path):
+    folder = Path(shutil.copytree(BUNDLED, tmp_path / "ck", ignore=shutil.ignore_patterns("*.py", "__pycache__")))
+    rules = json.loads((folder / "tokenizer.json").read_text())
+    padding = {"strategy": {"Fixed": 2**33}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0}
+    rules["padding"] = padding | {"pad_type_id": 0, "pad_token": "[PAD]"}
+    (folder / "tokenizer.json").write_text(json.dumps(rules))
+    asked = ("clip_eurosat_s2rgb", ["lake", "forest by a river"])
+    np.testing.assert_array_equal(embed_text(*asked, checkpoint=str(folder)), embed_text(*asked))

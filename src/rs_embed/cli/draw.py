@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from rs_embed.arrays import FloatArray
+from rs_embed.errors import visible
 from rs_embed.files import atomic_write
 from rs_embed.inspection import quicklook
 from rs_embed.search.heatmap import HeatMap
@@ -20,6 +21,7 @@ from rs_embed.search.results import SearchResults
 INK, GREY, PAPER = "#1b1f24", "#5b6470", "#ffffff"
 GAP = LEFT = 24
 _COLUMNS, _TILE, _CAPTION = 5, 192, 50
+_LARGEST_THUMBNAIL = 1024
 _MAP_SIDE, _MAP_TOP, _LEGEND = 480, 84, 70
 _HOT = ((255, 237, 160), (254, 178, 76), (240, 59, 32), (128, 0, 38))  # ColorBrewer's YlOrRd, safe if colour-blind
 _PALE, _DENSE, _COVER = 0.1, 0.5, 0.75  # probability up to which nothing and from which most is painted; its opacity
@@ -40,7 +42,7 @@ class Sheet:
     @classmethod
     def titled(cls, size: tuple[int, int], title: str, subtitle: str) -> Sheet:
         """Return a sheet of (width, height) px; lines that are too long for it are shortened."""
-        image = Image.new("RGB", size, PAPER)
+        image, title, subtitle = Image.new("RGB", size, PAPER), visible(title), visible(subtitle)
         sheet = cls(image, ImageDraw.Draw(image))
         sheet.write((LEFT, 16), sheet._fitted(title, 26), size=26)
         sheet.write((LEFT, 50), sheet._fitted(subtitle, 16), GREY, 16)
@@ -77,14 +79,22 @@ def contact_sheet(found: SearchResults, thumbnails: Mapping[str, bytes], title: 
     sheet = Sheet.titled(size, f"“{title}”", found.notice or f"the best of {found.searched:,}")
     for number, hit in enumerate(found.hits):
         x, y = LEFT + number % _COLUMNS * step, 90 + number // _COLUMNS * (_TILE + _CAPTION)
-        if hit.unique_id in thumbnails:
-            look = Image.open(io.BytesIO(thumbnails[hit.unique_id])).convert("RGB")
+        if (look := _picture(thumbnails.get(hit.unique_id, b""))) is not None:
             sheet.image.paste(look.resize((_TILE, _TILE), Image.Resampling.BICUBIC), (x, y))
         else:
             sheet.pen.rectangle((x, y, x + _TILE, y + _TILE), outline=GREY)
             sheet.write((x + 8, y + _TILE // 2 - 8), "no thumbnail", GREY)
         sheet.write((x, y + _TILE + 4), f"{hit.rank}   {hit.lat:.4f}, {hit.lon:.4f}")
     return sheet
+
+
+def _picture(png: bytes) -> Image.Image | None:
+    """Return the picture of a PNG; None for one that is damaged or far larger than a thumbnail."""
+    try:
+        picture = Image.open(io.BytesIO(png), formats=("PNG",))
+        return picture.convert("RGB") if max(picture.size) <= _LARGEST_THUMBNAIL else None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
 
 
 def heat_map_sheet(heat: HeatMap) -> Sheet:

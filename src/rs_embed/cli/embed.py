@@ -13,7 +13,7 @@ from typer import Option
 
 from rs_embed.cli import options
 from rs_embed.cli.places import NamedPlace, describe, exit_on_failures, read_places
-from rs_embed.errors import SpecError
+from rs_embed.errors import SpecError, visible
 from rs_embed.specs import InputPrep, OnLostScene, OutputMode, OutputSpec
 
 if TYPE_CHECKING:
@@ -97,10 +97,10 @@ def _summary(named: NamedPlace, result: Embedding) -> str:
     values, meta = np.asarray(result.data), result.meta
     shape = " x ".join(map(str, values.shape))
     first = ", ".join(f"{v:.4f}" for v in values.ravel()[:4])
-    scenes = ", ".join(f"{s['datetime'][:10]} {s['id']}" for s in meta["scenes"][:3])
+    scenes = visible(", ".join(f"{s['datetime'][:10]} {s['id']}" for s in meta["scenes"][:3]))
     shown = meta["shown_clear_frac"]
     return (
-        f"{named.id}  {describe(named.place)}\n"
+        f"{visible(named.id)}  {describe(named.place)}\n"
         f"   {meta['model']} {meta.get('pooling') or 'token grid'}: {shape} float32 [{first}, …]\n"
         f"   {meta['n_scenes']} scene(s): {scenes}; {meta['valid_frac']:.0%} of the pixels observed"
         f"{'' if shown is None else f', {shown:.0%} of these clear'}; "
@@ -166,7 +166,7 @@ def _ranking(named: NamedPlace, record: dict[str, Any]) -> str:
     ranked = sorted(record["probabilities"].items(), key=lambda pair: -pair[1])
     width = max(len(name) for name, _ in ranked)
     bars = [f"   {name:<{width}} {value:6.1%} {'█' * round(value * _BAR_WIDTH)}" for name, value in ranked]
-    return "\n".join([f"{named.id}  {describe(named.place)}", *bars])
+    return "\n".join([f"{visible(named.id)}  {describe(named.place)}", *bars])
 
 
 def inspect(
@@ -205,7 +205,7 @@ def _report(result: dict[str, Any]) -> Iterator[str]:
     for scene in report["scenes"]:
         cloud, offset = ("?" if scene[key] is None else scene[key] for key in ("cloud_pct", "dn_offset"))
         found = f"(cloud {cloud} %, DN offset {offset}: {scene['dn_offset_reason']})"
-        yield f"   scene {scene['datetime'][:10]} {scene['id']} {found}"
-    yield from (f"   issue: {text}" for text in report["issues"])
-    yield from (f"   warning: {text}" for text in report["warnings"])
+        yield visible(f"   scene {scene['datetime'][:10]} {scene['id']} {found}")
+    yield from (visible(f"   issue: {text}") for text in report["issues"])
+    yield from (visible(f"   warning: {text}") for text in report["warnings"])
     yield from (f"   picture: {path}" for path in result["artifacts"].values())

@@ -15,7 +15,7 @@ from typer import Option
 from rs_embed.cli import options
 from rs_embed.cli.places import check_one_source, side_m
 from rs_embed.cli.progress import export_progress
-from rs_embed.errors import SpecError
+from rs_embed.errors import SpecError, visible
 from rs_embed.specs import BBox, Engine, Every, OutputSpec, VectorType
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def plan_lines(plan: ExportPlan) -> Iterator[str]:
     if missing or partly:
         yield f"gaps: {missing:,} place(s) without any scene, {partly:,} only partly covered"
     if plan.bad_rows:
-        yield f"{len(plan.bad_rows):,} row(s) are no places: {plan.bad_rows[0]}"
+        yield visible(f"{len(plan.bad_rows):,} row(s) are no places: {plan.bad_rows[0]}")
 
 
 def export(
@@ -211,9 +211,9 @@ def summary_lines(summary: ExportSummary) -> Iterator[str]:
     if summary.lost:
         yield f"{summary.lost:,} of them lack scenes that could not be read (column dropped_scenes): --retry-failed"
     for name, error in summary.failures[:5]:
-        yield f"   {name}: {' '.join(error.split())}"
+        yield visible(f"   {name}: {' '.join(error.split())}")
     if len(summary.failures) > 5 or summary.failed + summary.no_imagery > len(summary.failures):
         yield f"   all of them: {summary.folder / 'failures'}"
     if summary.slowest:
-        yield "slowest: " + ", ".join(f"{name} ({seconds:.1f} s)" for seconds, name in summary.slowest)
+        yield visible("slowest: " + ", ".join(f"{name} ({seconds:.1f} s)" for seconds, name in summary.slowest))
     yield f"dataset: {summary.folder} (geopandas.read_parquet('{summary.folder / 'embeddings'}'))"

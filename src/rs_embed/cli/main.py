@@ -19,7 +19,7 @@ from rs_embed.cli.heatmap import heatmap
 from rs_embed.cli.models import models
 from rs_embed.cli.options import expand_groups
 from rs_embed.cli.search import index, search, serve
-from rs_embed.errors import RSEmbedError, SpecError, UnknownModelError, missing_core
+from rs_embed.errors import RSEmbedError, SpecError, UnknownModelError, missing_core, visible
 
 _COMMANDS = (embed, inspect, classify, plan, export, index, search, serve, heatmap, models, doctor, demo)
 """Commands in the order of the help; their modules import heavy packages only when they run."""
@@ -38,7 +38,9 @@ def _root(
         bool, Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_VisibleFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
 
 
 def _app() -> typer.Typer:
@@ -82,5 +84,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {visible(' '.join(message.split()))}", file=sys.stderr)
     return code
+
+
+class _VisibleFormatter(logging.Formatter):
+    """Formatter of log messages that spells out control characters: messages quote ids and names from anywhere."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        return visible(super().formatMessage(record))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from rs_embed.cli.options import RequestOptions
-from rs_embed.errors import SpecError
+from rs_embed.errors import SpecError, visible
 from rs_embed.specs import BBox, Place, PointBuffer
 
 if TYPE_CHECKING:
@@ -87,6 +87,6 @@ def exit_on_failures(places: Sequence[NamedPlace], results: Sequence[Result]) ->
     failed = [(p, r) for p, r in zip(places, results, strict=True) if isinstance(r, EmbeddingFailure)]
     for place, failure in failed:
         name = f"{place.id}: " if len(places) > 1 else ""
-        print(f"error: {name}{' '.join(str(failure.error).split())}", file=sys.stderr)
+        print(f"error: {visible(name)}{' '.join(str(failure.error).split())}", file=sys.stderr)
     if failed:
         raise typer.Exit(1)

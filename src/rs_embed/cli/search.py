@@ -12,7 +12,7 @@ import typer
 from typer import Argument, Option
 
 from rs_embed.cli import options
-from rs_embed.errors import RSEmbedError, missing_package
+from rs_embed.errors import RSEmbedError, missing_package, visible
 from rs_embed.files import atomic_write
 from rs_embed.progress import progress_bar
 
@@ -124,13 +124,13 @@ def _lines(found: SearchResults) -> Iterator[str]:
     from rs_embed.grid import lonlat_text
 
     if found.notice:
-        yield found.notice
+        yield visible(found.notice)
     method = "all compared" if found.exact else f"by sign bits, rescored; recall {found.recall:.3f} when it was built"
     yield f"{found.searched:,} row(s) searched ({method})"
     for hit in found.hits:
         likely = "" if hit.probability is None else f"  {hit.probability:4.0%} likely"
         place = f"{lonlat_text(hit.lon, hit.lat)}  {hit.start} to {hit.end}"
-        yield f"{hit.rank:>4}  {place}  above {hit.percentile:5.1f} %{likely}  {hit.id}"
+        yield f"{hit.rank:>4}  {place}  above {hit.percentile:5.1f} %{likely}  {visible(hit.id)}"
 
 
 def serve(

@@ -22,8 +22,15 @@ from rs_embed.clip.formats import Shape, Source, check_keys, infer_config, norma
 from rs_embed.clip.model import ClipConfig, TextTower, VisionTower
 from rs_embed.clip.weights import PREFERRED
 from rs_embed.errors import CheckpointError
+from rs_embed.files import read_json
+
+CONFIG_FILES = ("config.json", "open_clip_config.json")
+"""Files beside weights that say what their shapes do not."""
 
 _VISION = "visual."
+_CONFIG_BYTES = 1 << 20
+_HEADER_BYTES = 2 << 20  # the library reads up to 100 MB, those of CLIPs have 0.1
+_MOST_KEYS = 10_000  # the largest CLIP has about a thousand
 
 Tower = TypeVar("Tower", VisionTower, TextTower)
 
@@ -114,16 +121,17 @@ def _expected_shapes(config: ClipConfig) -> dict[str, Shape]:
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
     """Read the folder's `config.json` or `open_clip_config.json`; empty if it has neither."""
-    for name in ("config.json", "open_clip_config.json"):
+    for name in CONFIG_FILES:
         file = folder / name
         if file.is_file():
             try:
-                config = json.loads(file.read_text(encoding="utf-8"))
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                config = read_json(file, _CONFIG_BYTES)
+            except (ValueError, OSError) as error:
                 raise CheckpointError(f"{name} beside it is not readable as JSON: {error}") from error
+            config = config.get("model_cfg", config) if isinstance(config, dict) else config
             if not isinstance(config, dict):
                 raise CheckpointError(f"{name} beside it holds a {type(config).__name__}, expected an object")
-            return config.get("model_cfg", config)  # type: ignore[no-any-return]
+            return config
     return {}
 
 
@@ -157,9 +165,14 @@ class _Safetensors:
 
 
 def _open_safetensors(file: Path) -> _Tensors:
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+    if length > _HEADER_BYTES:
+        raise CheckpointError(f"{file} has a header of {length:,} bytes: it is damaged, or no CLIP")
     try:
         with safe_open(file, framework="pt") as stored:
             keys = stored.keys()  # it cannot be iterated itself
+            _check_number(file, len(keys))
             return _Safetensors(file, {key: tuple(stored.get_slice(key).get_shape()) for key in keys})
     except SafetensorError as error:
         raise CheckpointError(f"{file} is cut short or damaged ({error}): download it again") from error
@@ -178,19 +191,36 @@ class _TorchFile:
 
 
 def _open_torch(file: Path) -> _Tensors:
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            if any(PurePosixPath(name).name == "constants.pkl" for name in archive.namelist()):
-                raise CheckpointError(f"{file} is a TorchScript archive: save its state_dict() with torch.save first")
     mapped = zipfile.is_zipfile(file)  # the format before torch 1.6 cannot be mapped
     try:
+        if mapped:
+            with zipfile.ZipFile(file) as archive:
+                _check_archive(file, archive)
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    except CheckpointError:
+        raise
     except Exception as error:
         raise CheckpointError(f"{file} {_torch_fault(error)}") from error
     state = dict(_state_dict(content))
+    _check_number(file, len(state))
     if not state:
         raise CheckpointError(f"{file} holds no state dict (a mapping of names to tensors)")
     return _TorchFile(state)
+
+
+def _check_archive(file: Path, archive: zipfile.ZipFile) -> None:
+    """Refuse an archive that torch.save did not write: TorchScript, or one that grows when it is unpacked."""
+    entries = archive.infolist()
+    _check_number(file, len(entries))
+    if any(PurePosixPath(entry.filename).name == "constants.pkl" for entry in entries):
+        raise CheckpointError(f"{file} is a TorchScript archive: save its state_dict() with torch.save first")
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise CheckpointError(f"{file} is a compressed archive, which torch.save does not write: save it again")
+
+
+def _check_number(file: Path, keys: int) -> None:
+    if keys > _MOST_KEYS:
+        raise CheckpointError(f"{file} has {keys:,} keys, at most {_MOST_KEYS:,} are read: it is no CLIP")
 
 
 def _torch_fault(error: Exception) -> str:

@@ -6,9 +6,10 @@ distributed training), and those of transformers' `CLIPModel`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from rs_embed.clip.model import Activation, ClipConfig, TextConfig, VisionConfig
@@ -125,7 +126,7 @@ def infer_config(shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> Clip
     """Infer the network's sizes from the shapes of its parameters; heads and activation from `config.json`."""
     width, _, patch, _ = _shape(shapes, "visual.conv1.weight", 4)
     tokens = _shape(shapes, "visual.positional_embedding", 2)[0]
-    side = round((tokens - 1) ** 0.5)
+    side = math.isqrt(max(tokens - 1, 0))
     if side * side != tokens - 1:
         raise CheckpointError(f"visual.positional_embedding has {tokens} rows, which is not a square and one")
     vocabulary, text_width = _shape(shapes, "token_embedding.weight", 2)
@@ -145,7 +146,20 @@ def infer_config(shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> Clip
     )
     _check_name(str(config.get("model_name", "")), vision)
     projection = _shape(shapes, "visual.proj", 2)[1]
+    _check_sizes({**asdict(vision), "projection": projection}, "image")
+    _check_sizes(asdict(text), "text")
     return ClipConfig(vision=vision, text=text, projection=projection, activation=_activation(config))
+
+
+_LARGEST = {"width": 8192, "layers": 128, "heads": 256, "patch_px": 128, "image_px": 2048, "projection": 8192}
+_LARGEST |= {"context": 4096, "vocabulary": 1_000_000}
+"""Sizes above those of any CLIP: a file that claims more is refused before memory is set aside for it."""
+
+
+def _check_sizes(sizes: Mapping[str, int], tower: str) -> None:
+    for name, size in sizes.items():
+        if not 1 <= size <= _LARGEST[name]:
+            raise CheckpointError(f"its {tower} tower has {name} {size:,}, expected 1 to {_LARGEST[name]:,}")
 
 
 def _shape(shapes: Mapping[str, Shape], name: str, dimensions: int) -> Shape:
@@ -158,18 +172,22 @@ def _shape(shapes: Mapping[str, Shape], name: str, dimensions: int) -> Shape:
 
 def _layers(shapes: Mapping[str, Shape], stem: str) -> int:
     found = re.compile(rf"{re.escape(stem)}\.(\d+)\.")
-    numbers = {int(m[1]) for name in shapes if (m := found.match(name))}
+    numbers = {m[1] for name in shapes if (m := found.match(name))}
     if not numbers:
         raise CheckpointError(f"missing keys {stem}.0.…")
-    return max(numbers) + 1
+    if odd := sorted(numbers - {str(n) for n in range(len(numbers))}):
+        raise CheckpointError(f"it has {len(numbers)} layers and a key {stem}.{odd[0]:.40}.…: unexpected")
+    return len(numbers)
 
 
 def _heads(width: int, config: Mapping[str, Any], tower: str) -> int:
     """Return the number of heads: the config's, else width / 64 for the widths that CLIPs have."""
-    section = {**config.get(f"{tower}_config", {}), **config.get(f"{tower}_cfg", {})}
-    heads = section.get("heads", section.get("num_attention_heads"))
-    if heads is None and "head_width" in section:
-        heads = width // int(section["head_width"])
+    section = {**_section(config, f"{tower}_config"), **_section(config, f"{tower}_cfg")}
+    heads, head_width = section.get("heads", section.get("num_attention_heads")), section.get("head_width")
+    if heads is None and head_width is not None:
+        if isinstance(head_width, bool) or not isinstance(head_width, int) or head_width < 1:
+            raise CheckpointError(f"config.json gives the {tower} tower heads of width {head_width!r:.40}")
+        heads = width // head_width
     if heads is None:
         if width not in _WIDTHS_WITHOUT_CONFIG:
             raise CheckpointError(
@@ -178,8 +196,18 @@ def _heads(width: int, config: Mapping[str, Any], tower: str) -> int:
             )
         heads = width // _HEAD_WIDTH
     if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1 or width % heads:
-        raise CheckpointError(f"config.json gives the {tower} tower {heads!r} heads, which do not divide its {width}")
+        raise CheckpointError(
+            f"config.json gives the {tower} tower {heads!r:.40} heads, which do not divide its {width}"
+        )
     return heads
+
+
+def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a part of a config; empty if it is missing."""
+    section = config.get(name, {})
+    if not isinstance(section, Mapping):
+        raise CheckpointError(f"config.json has {section!r:.40} as {name}, expected an object")
+    return section
 
 
 def _check_name(name: str, vision: VisionConfig) -> None:
@@ -194,7 +222,7 @@ def _check_name(name: str, vision: VisionConfig) -> None:
 
 def _activation(config: Mapping[str, Any]) -> Activation:
     """Return GELU, unless the config says QuickGELU."""
-    hidden = [config.get(section, {}).get("hidden_act") for section in ("vision_config", "text_config")]
+    hidden = [_section(config, name).get("hidden_act") for name in ("vision_config", "text_config")]
     says_quick = (
         str(config.get("model_name", "")).endswith("-quickgelu")
         or config.get("quick_gelu") is True

@@ -16,13 +16,13 @@ from huggingface_hub.utils import _http
 
 from rs_embed import settings
 from rs_embed.certificates import ssl_context, untrusted
-from rs_embed.clip.tokenizer import Tokenizer
+from rs_embed.clip.checkpoint import CONFIG_FILES
+from rs_embed.clip.tokenizer import TOKENIZER_FILE, Tokenizer
 from rs_embed.errors import CheckpointError
 from rs_embed.retry import HUB
 
 CLIP_TOKENIZER_REPO = "openai/clip-vit-base-patch32"
-_TOKENIZER = "tokenizer.json"
-_COMPANIONS = ("config.json", "open_clip_config.json", _TOKENIZER)  # downloaded with the weights if the repo has them
+_COMPANIONS = (*CONFIG_FILES, TOKENIZER_FILE)  # downloaded with the weights if the repo has them
 _REPO = re.compile(r"(?P<id>[\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?:@(?P<revision>[^:@]+))?(?::(?P<file>[^:]+))?")
 
 
@@ -40,19 +40,19 @@ class HubRepo:
 
 def resolve_tokenizer(weights: Path) -> Tokenizer:
     """Load the tokenizer beside a checkpoint's weights, else CLIP's from the hub, else from an installed open_clip."""
-    beside = weights.parent / _TOKENIZER
+    beside = weights.parent / TOKENIZER_FILE
     if beside.is_file():
         return Tokenizer.from_file(beside)
     repo = HubRepo(CLIP_TOKENIZER_REPO)
-    if (file := _cached(repo, _TOKENIZER)) is not None:
+    if (file := _cached(repo, TOKENIZER_FILE)) is not None:
         return Tokenizer.from_file(file)
     try:
-        return Tokenizer.from_file(_download(repo, _TOKENIZER))
+        return Tokenizer.from_file(_download(repo, TOKENIZER_FILE))
     except CheckpointError as error:
         tokenizer = Tokenizer.from_open_clip_merges()
         if tokenizer is None:
             raise CheckpointError(
-                f"no {_TOKENIZER} beside {weights}, and CLIP's is not available ({error}); copy one there, or "
+                f"no {TOKENIZER_FILE} beside {weights}, and CLIP's is not available ({error}); copy one there, or "
                 "`pip install open-clip-torch`, whose vocabulary is then used"
             ) from error
         return tokenizer

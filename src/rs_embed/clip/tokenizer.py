@@ -8,7 +8,8 @@ from __future__ import annotations
 import gzip
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from rs_embed.errors import CheckpointError
 
+TOKENIZER_FILE = "tokenizer.json"
+_FILE_BYTES = 64 << 20
 _MERGES_FILE = "bpe_simple_vocab_16e6.txt.gz"
 _MERGES = 49_152 - 256 - 2
 _SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -33,12 +36,17 @@ class Tokenizer:
 
     def __post_init__(self) -> None:
         self.rules.encode_special_tokens = True  # a text that spells out <|endoftext|> does not end there
+        self.rules.no_padding()  # `encode` cuts and fills itself; a file may ask for any length
+        self.rules.no_truncation()
 
     @classmethod
     def from_file(cls, file: Path) -> Tokenizer:
         """Read a `tokenizer.json`."""
         try:
-            return cls(tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8")))
+            if (size := file.stat().st_size) > _FILE_BYTES:
+                raise ValueError(f"it has {size:,} bytes")
+            with _without_panics():
+                return cls(tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8")))
         except Exception as error:
             raise CheckpointError(f"{file} is not a readable tokenizer.json: {error}") from error
 
@@ -52,23 +60,42 @@ class Tokenizer:
     def encode(self, texts: Sequence[str], context: int) -> Tensor:
         """Encode texts as ids (n, context) int64: start, text, end, zeros; a long text is cut before its end token."""
         ids = torch.zeros(len(texts), context, dtype=torch.int64)
-        for row, encoding in zip(ids, self.rules.encode_batch([clean(t) for t in texts]), strict=True):
+        with _without_panics():
+            encodings = self.rules.encode_batch([clean(t) for t in texts])
+        for row, encoding in zip(ids, encodings, strict=True):
             tokens = encoding.ids if len(encoding.ids) <= context else [*encoding.ids[: context - 1], encoding.ids[-1]]
             row[: len(tokens)] = torch.tensor(tokens)
         return ids
 
     def count(self, text: str) -> int:
         """Count the tokens of a text, start and end included, before it is cut."""
-        return len(self.rules.encode(clean(text)).ids)
+        with _without_panics():
+            return len(self.rules.encode(clean(text)).ids)
 
     def unknown_words(self, text: str) -> tuple[str, ...]:
         """Return the words that the vocabulary lacks; a byte-pair vocabulary lacks none."""
         cleaned, unknown = clean(text), self.rules.token_to_id("[UNK]")
         if unknown is None:
             return ()
-        encoding = self.rules.encode(cleaned)
+        with _without_panics():
+            encoding = self.rules.encode(cleaned)
         spans = [span for i, span in zip(encoding.ids, encoding.offsets, strict=True) if i == unknown]
         return tuple(cleaned[a:b] for a, b in spans)
+
+
+@contextmanager
+def _without_panics() -> Iterator[None]:
+    """Turn what the library raises for odd rules into a CheckpointError.
+
+    It is written in Rust, whose panics are no Exception: a pattern that takes too long for a text ends in one.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"tokenizer.json cannot be used ({reason}): take the one that belongs to it") from error
 
 
 def clean(text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from rs_embed.clip.checkpoint import open_checkpoint
+from rs_embed.clip.checkpoint import CONFIG_FILES, open_checkpoint
 from rs_embed.clip.kernels import PRECISIONS, Int8Linear, PackedLinear, can_pack, fuse_gelu, has_bf16, replace_linear
 from rs_embed.clip.model import VisionTower
 from rs_embed.clip.weights import resolve
@@ -61,7 +61,7 @@ def load_embedder(card: ModelCard, *, checkpoint: object | None, device: str, pr
     reference = str(checkpoint) if checkpoint is not None else card.checkpoint
     weights = find_weights(reference)
     digest = digest_of(weights)  # computed while the weights are read
-    loaded = _images.get(weights, lambda: _load_images(weights, where, precision), f"{where} {precision}")
+    loaded = _images.get(weights, lambda: _load_images(weights, where, precision), f"{where} {precision}", CONFIG_FILES)
     size = ChipSize(loaded.tower.config.image_px, loaded.tower.config.patch_px)
     return RemoteClipEmbedder(
         card=card,

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from rs_embed.arrays import FloatArray
-from rs_embed.clip.checkpoint import open_checkpoint
+from rs_embed.clip.checkpoint import CONFIG_FILES, open_checkpoint
 from rs_embed.clip.model import TextTower
-from rs_embed.clip.tokenizer import Tokenizer
+from rs_embed.clip.tokenizer import TOKENIZER_FILE, Tokenizer
 from rs_embed.digest import digest_of
 from rs_embed.embedders.cards import ModelCard
 from rs_embed.embedders.loading import find_device, find_weights
@@ -79,7 +79,13 @@ class TextEmbedder:
         return found
 
     def _encode(self, texts: Sequence[str]) -> FloatArray:
-        ids = self.tokenizer.encode(texts, self.tower.config.context).to(self.device)
+        ids = self.tokenizer.encode(texts, self.tower.config.context)
+        if (largest := int(ids.max())) >= self.tower.config.vocabulary:
+            raise CheckpointError(
+                f"the tokenizer of {self.model} gives the token {largest:,}, and its vocabulary has "
+                f"{self.tower.config.vocabulary:,}: put the tokenizer.json that belongs to the weights beside them"
+            )
+        ids = ids.to(self.device)
         with torch.inference_mode():
             parts = [self.tower.encode_text(part).cpu() for part in torch.split(ids, _BATCH)]
         return torch.cat(parts).numpy()
@@ -137,7 +143,7 @@ def load_text_embedder(card: ModelCard, *, checkpoint: str | Path | None, device
     reference = card.checkpoint if checkpoint is None else str(checkpoint)
     where = find_device(device)
     weights = find_weights(reference)
-    loaded = _loaded.get(weights, lambda: _load_texts(weights, where), str(where))
+    loaded = _loaded.get(weights, lambda: _load_texts(weights, where), str(where), (*CONFIG_FILES, TOKENIZER_FILE))
     return TextEmbedder(
         model=card.name, tower=loaded.tower, tokenizer=loaded.tokenizer, device=where, weights_sha256=loaded.sha256
     )

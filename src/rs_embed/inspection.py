@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from rs_embed.arrays import AnyArray
+from rs_embed.files import atomic_write, make_folder
 from rs_embed.patch import REFLECTANCE_MAX, Patch, observed
 from rs_embed.specs import SensorSpec
 
@@ -224,8 +225,9 @@ def save_quicklook(dn: AnyArray, folder: str | Path, name: str, notes: Sequence[
     """
     safe = re.sub(r"[^\w.-]+", "_", name).strip("._") or "quicklook"
     path = Path(folder) / f"{safe}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _with_notes(quicklook(dn), notes).save(path)
+    make_folder(path.parent)
+    with atomic_write(path) as part:
+        _with_notes(quicklook(dn), notes).save(part)
     return path
 
 

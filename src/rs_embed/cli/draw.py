@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from rs_embed.arrays import FloatArray
 from rs_embed.errors import visible
-from rs_embed.files import atomic_write
+from rs_embed.files import atomic_write, make_folder
 from rs_embed.inspection import quicklook
 from rs_embed.search.heatmap import HeatMap
 from rs_embed.search.results import SearchResults
@@ -61,7 +61,7 @@ class Sheet:
 
     def save(self, path: Path) -> Path:
         """Write the picture to a file and make its folder."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with atomic_write(path) as part:
             self.image.save(part)
         return path

@@ -14,6 +14,7 @@ from typer import Argument, Option
 from rs_embed.cli import options
 from rs_embed.cli.places import describe, read_places
 from rs_embed.errors import SpecError
+from rs_embed.files import make_folder
 
 if TYPE_CHECKING:
     from rs_embed.search.heatmap import HeatMap
@@ -71,7 +72,7 @@ def _make_folders(*paths: Path | None) -> None:
     for path in (p for p in paths if p is not None):
         if path.is_dir():
             raise SpecError(f"{path} is a folder: name a file")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
 
 
 def _lines(heat: HeatMap, written: list[Path]) -> Iterator[str]:

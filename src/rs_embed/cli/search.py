@@ -13,7 +13,7 @@ from typer import Argument, Option
 
 from rs_embed.cli import options
 from rs_embed.errors import RSEmbedError, missing_package, visible
-from rs_embed.files import atomic_write
+from rs_embed.files import atomic_write, make_folder
 from rs_embed.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def search(
 
 
 def _write_footprints(found: SearchResults, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with atomic_write(path) as part:
         part.write_text(json.dumps(found.to_geojson(), indent=1) + "\n", encoding="utf-8")
     print(f"wrote {len(found.hits)} footprint(s) to {path}", file=sys.stderr)

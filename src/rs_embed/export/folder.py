@@ -29,7 +29,7 @@ from filelock import FileLock
 from rs_embed.errors import RSEmbedError
 from rs_embed.export.checks import RESTORE, check_counts, inside, reading, regular_file
 from rs_embed.export.request import ExportRequest, differences
-from rs_embed.files import atomic_write, make_folder, read_json
+from rs_embed.files import atomic_write, cannot_write, make_folder, read_json
 
 FORMAT = 1
 _PLAN = re.compile(r"plan-[0-9]{3,9}\.parquet")
@@ -236,7 +236,12 @@ class DatasetFolder:
 
     def lock(self, name: str) -> FileLock:
         """Return a lock of the folder, not acquired yet. The system releases it on a crash."""
-        return FileLock(make_folder(self._state / "locks") / f"{name}.lock", thread_local=False)
+        file = inside(self.path, make_folder(self._state / "locks") / f"{name}.lock")
+        try:
+            file.touch()
+        except OSError as error:  # the lock itself would raise it as it is
+            raise cannot_write(file, error) from error
+        return FileLock(file, thread_local=False)
 
     def write_text(self, path: Path, text: str) -> None:
         """Write a text file atomically."""

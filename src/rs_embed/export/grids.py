@@ -38,7 +38,10 @@ def write_root(path: Path, request: ExportRequest, dim: int) -> None:
     import zarr
 
     if not (path / "zarr.json").exists():
-        zarr.open_group(path, mode="a", zarr_format=3, attributes=_attributes(request, dim))
+        try:
+            zarr.open_group(path, mode="a", zarr_format=3, attributes=_attributes(request, dim))
+        except OSError as error:
+            raise cannot_write(path, error) from error
 
 
 def write_grids(path: Path, grids: Grids, scratch: Path) -> None:

@@ -198,7 +198,9 @@ def _add_searches(app: FastAPI, index: EmbeddingIndex) -> None:
         """Find the rows that resemble words, other rows, both, or a saved concept most."""
         return (await searcher.run(index.search, **params.arguments())).to_dict()
 
-    @app.get("/api/search.geojson", responses=_REFUSED, response_class=GeoJSONResponse)
+    geojson: _Answers = {200: {"description": "The footprints.", "content": {"application/geo+json": {}}}}
+
+    @app.get("/api/search.geojson", responses={**geojson, **_REFUSED})
     async def download(params: Annotated[SearchParams, Query()]) -> GeoJSONResponse:
         """Return the footprints of the same search as a GeoJSON file."""
         results = await searcher.run(index.search, **params.arguments())

@@ -1,0 +1,1 @@
+"""Structured fuzzing of what reads files from elsewhere: `make fuzz`. A target is a function in `targets`."""

@@ -393,6 +393,17 @@ def test_two_runs_in_one_folder_do_each_place_once(tmp_path):
     assert sum(len(s.asked) for s in sources) == 60
 
 
+def test_an_output_that_cannot_be_written_is_one_error(tmp_path):
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / ".rs-embed").write_text("in the way")
+    (tmp_path / "ds" / ".rs-embed" / "locks" / "plan.lock").mkdir(parents=True)
+    for out, says in (("file", r"cannot be written .*: check the folder"), ("ds", r"plan.lock is no regular file")):
+        with pytest.raises(RSEmbedError, match=says):
+            export_embeddings(
+                MODEL, [PointBuffer(13.720948, 48.222307, 200)], tmp_path / out, temporal=JUNE, backend="sample"
+            )
+
+
 def test_a_full_disk_is_one_error_and_the_run_goes_on_later(tmp_path):
     if os.geteuid() == 0:
         _on_a_full_disk(tmp_path)

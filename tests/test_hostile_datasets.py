@@ -252,6 +252,7 @@ BAD_BOX = {"xmin": float("nan"), "ymin": 0.0, "xmax": 1.0, "ymax": 1.0}
         some("geometry", SQUARE[:13] + np.full(10, np.nan).tobytes()),
         some("centre_lat", float("nan")),
         some("centre_lon", None),
+        some("centre_lon", 1e300),
         some("bbox", None),
         some("bbox", BAD_BOX),
         some("unique_id", None),

@@ -18,14 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rs_embed.clip.formats import Shape, Source, check_keys, infer_config, normal_names
+from rs_embed.clip.formats import CONFIG_FILES, Shape, Source, check_keys, infer_config, normal_names
 from rs_embed.clip.model import ClipConfig, TextTower, VisionTower
 from rs_embed.clip.weights import PREFERRED
 from rs_embed.errors import CheckpointError
 from rs_embed.files import read_json
-
-CONFIG_FILES = ("config.json", "open_clip_config.json")
-"""Files beside weights that say what their shapes do not."""
 
 _VISION = "visual."
 _CONFIG_BYTES = 1 << 20

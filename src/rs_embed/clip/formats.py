@@ -18,6 +18,9 @@ from rs_embed.errors import CheckpointError
 Shape = tuple[int, ...]
 Layout = Literal["open_clip", "transformers"]
 
+CONFIG_FILES = ("config.json", "open_clip_config.json")
+"""Files beside weights that say what their shapes do not."""
+
 _PREFIXES = ("", "model.", "module.", "module.model.", "state_dict.")
 _HARMLESS = re.compile(r"(^|\.)(attn_mask|position_ids|input_resolution|context_length|vocab_size)$")
 """Buffers that some writers add and no network needs."""

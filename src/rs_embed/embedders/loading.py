@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from rs_embed.clip.checkpoint import CONFIG_FILES, open_checkpoint
+from rs_embed.clip.checkpoint import open_checkpoint
+from rs_embed.clip.formats import CONFIG_FILES
 from rs_embed.clip.kernels import PRECISIONS, Int8Linear, PackedLinear, can_pack, fuse_gelu, has_bf16, replace_linear
 from rs_embed.clip.model import VisionTower
 from rs_embed.clip.weights import resolve

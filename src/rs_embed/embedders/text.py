@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from rs_embed.arrays import FloatArray
-from rs_embed.clip.checkpoint import CONFIG_FILES, open_checkpoint
+from rs_embed.clip.checkpoint import open_checkpoint
+from rs_embed.clip.formats import CONFIG_FILES
 from rs_embed.clip.model import TextTower
 from rs_embed.clip.tokenizer import TOKENIZER_FILE, Tokenizer
 from rs_embed.digest import digest_of

@@ -241,7 +241,7 @@ class DatasetFolder:
             file.touch()
         except OSError as error:  # the lock itself would raise it as it is
             raise cannot_write(file, error) from error
-        return FileLock(file, thread_local=False)
+        return FileLock(regular_file(self.path, file), thread_local=False)
 
     def write_text(self, path: Path, text: str) -> None:
         """Write a text file atomically."""

@@ -212,7 +212,7 @@ def test_gdal_reads_signed_files_and_the_token_shows_nowhere(served, caplog):
 
     class Tokens:
         async def sign(self, client, url, *, refused):
-            return f"{url}?{server.token}"
+            return f"{url}?{server.token}", {}
 
     async def read():
         async with new_client() as client:

@@ -16,7 +16,7 @@ import rasterio
 from pyproj import Transformer
 
 from archive_server import Api, FileServer, Tile, serve_api, serve_files, write_cog, write_scene
-from rs_embed import NoImageryError, PointBuffer, ProviderError, SensorSpec, StacProvider, TemporalSpec
+from rs_embed import PointBuffer, ProviderError, SensorSpec, StacProvider, TemporalSpec
 from rs_embed.grid import place_geobox
 from rs_embed.patch import Patch
 from rs_embed.providers.base import PatchRequest
@@ -80,7 +80,7 @@ def test_a_signature_in_an_address_is_sent_as_it_is_and_shown_nowhere(stored, fi
     assert {q for q in files.queries if q} == {files.token}
     files.token = "another"
     refused = fetch([moved(stored[1], files, "?X-Amz-Signature=abc")])
-    assert isinstance(refused, NoImageryError)
+    assert isinstance(refused, ProviderError)
     assert ".tif: 403" in str(refused)
     assert "Signature" not in str(refused)
     assert "Signature=abc" not in caplog.text.replace("POST", "")
@@ -316,3 +316,20 @@ def test_an_alternate_address_is_used_where_the_first_one_cannot_be_read(stored,
     patch = fetch([item])
     assert isinstance(patch, Patch)
     np.testing.assert_array_equal(patch.dn, plain.dn)
+
+
+def test_an_alternate_address_is_used_where_the_first_one_fails_for_good(stored, files):
+    plain = fetch([moved(stored[1], files)])
+    item = moved(stored[1], files)
+    for asset in item["assets"].values():
+        asset["alternate"] = {"mirror": {"href": asset["href"]}}
+        asset["href"] = asset["href"].replace("S2A_", "gone/S2A_")
+    patch = fetch([item])
+    assert isinstance(patch, Patch)
+    np.testing.assert_array_equal(patch.dn, plain.dn)
+    for asset in item["assets"].values():
+        asset["alternate"]["mirror"]["href"] += "x.tif?secret=1"
+    lost = fetch([item])
+    assert "gone/S2A_T33UVP_20220603_l2a_0509/B04.tif: 404" in str(lost)
+    assert "B04.tifx.tif: 404" in str(lost)
+    assert "secret" not in str(lost)

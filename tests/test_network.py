@@ -18,7 +18,7 @@ from archive_server import Api, FileServer, Tile, serve_api, serve_files, write_
 from earth_engine import serving
 from fakes import Hub, serve_hub
 from rs_embed import PointBuffer, ProviderError, RSEmbedError, StacProvider, TemporalSpec, fetch_patch
-from rs_embed.certificates import gdal_options, ssl_context
+from rs_embed.certificates import ssl_context
 from rs_embed.cli import doctor
 from rs_embed.grid import transformer
 from rs_embed.patch import Patch
@@ -113,7 +113,6 @@ def test_each_variable_that_names_a_ca_bundle_holds_for_every_connection(
     assert fetch(network, archive).valid.all()
     assert earth_engine(network, archive).valid.all()
     assert ask_hub(network, tmp_path).endswith("model.safetensors")
-    assert gdal_options() == {"GDAL_CURL_CA_BUNDLE": str(network.bundle)}
     with serve_api(Api([])) as api, serve_tls(network, api.url) as port:
         assert doctor._reach("catalog", f"https://127.0.0.1:{port}", "").ok
     assert str(network.bundle) in doctor._connection().found
@@ -163,7 +162,6 @@ def test_a_folder_of_certificates_is_a_bundle_too(network, monkeypatch, tmp_path
     (tmp_path / "company.pem").write_bytes(network.bundle.read_bytes())
     subprocess.run(["openssl", "rehash", str(tmp_path)], check=True, capture_output=True)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path))
-    assert gdal_options() == {"GDAL_HTTP_CAPATH": str(tmp_path)}
     with serve_api(Api([])) as api, serve_tls(network, api.url) as port:
         assert doctor._reach("catalog", f"https://127.0.0.1:{port}", "").ok
 

@@ -305,6 +305,7 @@ ROWS = [
     if line.startswith("| ") and not line.startswith("| source")
 ]
 EARTH_SEARCH, SHORT = {"red": "B4", "green": "B3", "blue": "B2"}, {"B04": "B4", "B03": "B3", "B02": "B2"}
+DATA_SPACE = {f"{key}_10m": band for key, band in SHORT.items()}
 
 
 def item(
@@ -336,6 +337,10 @@ CASES: dict[str, list[tuple[Scene, float]]] = {
         (item(SHORT, "", **{"sentinel:processing_baseline": "02.14"}), 0),
     ],
     "Planetary Computer, `sentinel-2-l2a`": [(item(SHORT, "05.10"), -1000), (item(SHORT, "02.12"), 0)],
+    "Copernicus Data Space, `sentinel-2-l2a`": [
+        (item(DATA_SPACE, "", id="S2A_MSIL2A_20230603T101031_N0509_R022_T33UVP_20230603T140000"), -1000),
+        (item(DATA_SPACE, "", id="S2A_MSIL2A_20210603T101031_N0300_R022_T33UVP_20210603T140000"), 0),
+    ],
     "Earth Engine, `COPERNICUS/S2_SR_HARMONIZED`": [
         (replace(item(SHORT, "05.10"), collection="COPERNICUS/S2_SR_HARMONIZED"), 0)
     ],

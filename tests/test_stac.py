@@ -682,7 +682,7 @@ def test_one_scene_in_two_collections_is_taken_once():
     ],
 )
 def test_real_items_are_read_as_cogs_and_nothing_else(shared, file, bands):
-    from rs_embed.providers.stac.search import cog_address
+    from rs_embed.providers.stac.search import file_address
 
     document = json.loads((shared / "stac" / file).read_text())
     items = [
@@ -690,7 +690,7 @@ def test_real_items_are_read_as_cogs_and_nothing_else(shared, file, bands):
     ]
     assert items
     for item in items:
-        scene = scene_of_item(item, cog_address)
+        scene = scene_of_item(item, file_address)
         assert bands <= set(scene.files)
         assert all(f.path.endswith(".tif") and "?" not in f.path for f in scene.files.values())
         assert scene.cloud_pct is not None
@@ -739,14 +739,14 @@ def test_a_provider_is_built_as_an_object_and_travels_without_its_credentials_sh
     assert StacProvider("earth-search").catalog.collections == ("sentinel-2-c1-l2a", "sentinel-2-l2a")
     assert StacProvider("earth-search", "sentinel-2-l2a").catalog.collections == ("sentinel-2-l2a",)
     for arguments in (("https://host/v1",), ("elsewhere", "sentinel-2-l2a")):
-        with pytest.raises(ProviderError, match="must be earth-search, planetary-computer, or an http or https"):
+        with pytest.raises(ProviderError, match="must be earth-search, planetary-computer, cdse, or an http or https"):
             StacProvider(*arguments)
     with pytest.raises(ProviderError, match="got 'guess'"):
         StacProvider("earth-search", offset="guess")
 
 
 def test_the_known_catalogs_are_there():
-    assert set(CATALOGS) == {"earth-search", "planetary-computer"}
+    assert set(CATALOGS) == {"earth-search", "planetary-computer", "cdse"}
     assert resolve("auto").name == "earth-search"
     assert resolve("earth-search?offset=pixels").name == "earth-search?offset=pixels"
 

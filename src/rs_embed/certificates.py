@@ -1,6 +1,6 @@
 """Certificates: one CA bundle for every client, and words for a certificate that is not trusted.
 
-`settings.ca_bundle` decides. httpx2 takes `ssl_context()`, requests a `TrustingAdapter`, GDAL `gdal_options()`.
+`settings.ca_bundle` decides. httpx2 takes `ssl_context()`, requests a `TrustingAdapter`; GDAL makes no connection.
 """
 
 from __future__ import annotations
@@ -56,14 +56,6 @@ class TrustingAdapter(HTTPAdapter):
         bundle = settings.ca_bundle()
         trusted = str(bundle.path) if bundle and verify else verify
         return super().send(request, stream, timeout, trusted, cert, proxies)
-
-
-def gdal_options() -> dict[str, str]:
-    """Return GDAL's options for its own connections; rasterio sets another bundle, so the variables do not reach it."""
-    bundle = settings.ca_bundle()
-    if bundle is None:
-        return {}
-    return {"GDAL_HTTP_CAPATH" if bundle.path.is_dir() else "GDAL_CURL_CA_BUNDLE": str(bundle.path)}
 
 
 def untrusted(error: object) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -62,6 +62,34 @@ def cache_dir() -> Path | None:
 def cache_limit_bytes() -> int:
     """Return the size to which that folder may grow, in bytes (default 20 GB)."""
     return _cache_gb() * 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class S3Keys:
+    """Access to an S3 storage."""
+
+    access_key: str = field(repr=False)
+    secret_key: str = field(repr=False)
+    session_token: str = field(default="", repr=False)  # empty for keys that last
+
+
+def data_space_keys() -> S3Keys | None:
+    """Return the keys for Copernicus Data Space, its own variables before those of AWS; None where none are set."""
+    for access, secret, token in (
+        ("CDSE_S3_ACCESS_KEY", "CDSE_S3_SECRET_KEY", ""),
+        ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    ):
+        keys = [os.environ.get(variable, "").strip() for variable in (access, secret)]
+        if all(keys):
+            return S3Keys(keys[0], keys[1], os.environ.get(token, "").strip())
+        if any(keys):
+            raise RSEmbedError(f"{access} and {secret} belong together, and only one of them is set: set both")
+    return None
+
+
+def data_space_endpoint() -> str:
+    """Return the host of Copernicus Data Space's storage, or an address with its scheme."""
+    return os.environ.get("CDSE_S3_ENDPOINT", "").strip().rstrip("/") or "eodata.dataspace.copernicus.eu"
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,8 @@ class SourceOptions:
     """The source of the imagery, and the fields of a `SensorSpec`."""
 
     backend: Annotated[
-        str, Option(help="sample, local:FOLDER, earth-search (auto), planetary-computer, gee, stac:API#COLLECTION.")
+        str,
+        Option(help="sample, local:FOLDER, earth-search (auto), planetary-computer, cdse, gee, stac:URL#COLLECTION."),
     ] = "auto"
     scale_m: Annotated[float, Option(help="Ground metres per pixel.")] = 10
     cloudy_pct: Annotated[float, Option(help="Leave out scenes with more cloud than this.")] = 30

@@ -9,7 +9,7 @@ from typing import Protocol
 from rs_embed.arrays import AnyArray
 from rs_embed.background import run_coroutine
 from rs_embed.providers.gdal import open_gdal
-from rs_embed.providers.http import FetchError, RangeReader, SasTokens, new_client
+from rs_embed.providers.http import FetchError, RangeReader, Signer, new_client
 from rs_embed.providers.raster import BlockGrid
 from rs_embed.providers.stac.cog import NotFastError, open_cog
 from rs_embed.providers.stac.offsets import DarkPixels
@@ -68,12 +68,12 @@ async def open_block_file(
             reader.beginnings.pop(path, None)
 
 
-def fetch_dark_pixels(path: str, tokens: SasTokens | None) -> DarkPixels | None:
+def fetch_dark_pixels(path: str, signer: Signer | None) -> DarkPixels | None:
     """Fetch the dark end of one file's histogram; None where it cannot be read."""
 
     async def fetch() -> DarkPixels | None:
         async with new_client() as client:
-            reader = RangeReader(client, asyncio.Semaphore(1), tokens)
+            reader = RangeReader(client, asyncio.Semaphore(1), signer)
             try:
                 return await (await open_block_file(reader, path, with_overview=True)).fetch_dark_pixels()
             except FetchError:

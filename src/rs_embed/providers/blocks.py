@@ -16,7 +16,7 @@ from rs_embed.arrays import AnyArray, BoolArray, IndexArray
 from rs_embed.background import Channel
 from rs_embed.providers.base import PatchRequest
 from rs_embed.providers.block_files import BlockFile, open_block_file
-from rs_embed.providers.http import FetchError, RangeReader, SasTokens, new_client
+from rs_embed.providers.http import FetchError, RangeReader, Signer, new_client
 from rs_embed.providers.raster import BlockGrid, RasterPixels, has_value, is_separable
 from rs_embed.providers.scenes import Scene
 from rs_embed.providers.stac.offsets import DarkPixels
@@ -131,6 +131,7 @@ class _BlockRun:
 
 
 _MapOrder = tuple[str, float, float]
+_Addresses = tuple[str, ...]  # of one file, the first one to be tried first
 _Queue = asyncio.PriorityQueue[tuple[_MapOrder, int, "_BlockRun | None"]]
 """Runs in map order, and in order of arrival where they lie in one place; None ends a worker."""
 _LAST: _MapOrder = ("\U0010ffff", 0.0, 0.0)
@@ -139,7 +140,7 @@ _LAST: _MapOrder = ("\U0010ffff", 0.0, 0.0)
 def read_places(
     places: Sequence[PlaceLayers],
     in_flight: int,
-    tokens: SasTokens | None,
+    signer: Signer | None,
     dark_pixels: MutableMapping[str, DarkPixels | None],
     gdal_options: Mapping[str, object] | None = None,
 ) -> Iterator[PlaceLayers]:
@@ -148,7 +149,7 @@ def read_places(
     `gdal_options` are those of `rasterio.Env`, such as a session with keys, for the files that GDAL reads.
     """
     channel: Channel[PlaceLayers] = Channel(limit=2 * in_flight)
-    sweep = _Sweep(channel, in_flight, tokens, dark_pixels, gdal_options or {})
+    sweep = _Sweep(channel, in_flight, signer, dark_pixels, gdal_options or {})
     return channel.consume([lambda: asyncio.run(sweep.run(places))])
 
 
@@ -158,7 +159,7 @@ class _Sweep:
 
     done: Channel[PlaceLayers]
     in_flight: int
-    tokens: SasTokens | None
+    signer: Signer | None
     dark_pixels: MutableMapping[str, DarkPixels | None]
     gdal_options: Mapping[str, object]
     _runs: _Queue = field(default_factory=asyncio.PriorityQueue)
@@ -170,21 +171,22 @@ class _Sweep:
         for place in places:
             await self._count_down(place, by=0)
         async with new_client() as client:
-            reader = RangeReader(client, asyncio.Semaphore(self.in_flight), self.tokens)
+            reader = RangeReader(client, asyncio.Semaphore(self.in_flight), self.signer)
             worker_count = self.in_flight + (os.cpu_count() or 1)  # some decode while others fetch
             workers = [asyncio.create_task(self._work()) for _ in range(worker_count)]
-            await asyncio.gather(*(self._open(url, waiting, reader) for url, waiting in targets.items()))
+            await asyncio.gather(*(self._open(where, waiting, reader) for where, waiting in targets.items()))
             for _ in workers:
                 self._runs.put_nowait((_LAST, next(self._numbers), None))
             await asyncio.gather(*workers)
 
-    async def _open(self, url: str, targets: Sequence[_Target], reader: RangeReader) -> None:
+    async def _open(self, addresses: _Addresses, targets: Sequence[_Target], reader: RangeReader) -> None:
         """Fetch a file's header, and queue the blocks that its places need."""
         if self.done.is_closed:
             return
+        url = addresses[0]
         check_dark_pixels = url in self.dark_pixels and self.dark_pixels[url] is None
         try:
-            file = await open_block_file(reader, url, self.gdal_options, with_overview=check_dark_pixels)
+            file = await self._open_first(addresses, reader, with_overview=check_dark_pixels)
         except FetchError as error:
             for target in targets:
                 target.place.drop_scene(target.scene, str(error))
@@ -195,6 +197,16 @@ class _Sweep:
                 self.dark_pixels[url] = await file.fetch_dark_pixels()
         for target in targets:
             await self._count_down(target.place)
+
+    async def _open_first(self, addresses: _Addresses, reader: RangeReader, *, with_overview: bool) -> BlockFile:
+        """Open a file at the first of its addresses where it can be read."""
+        faults = []
+        for address in addresses:
+            try:
+                return await open_block_file(reader, address, self.gdal_options, with_overview=with_overview)
+            except FetchError as error:
+                faults.append(str(error))
+        raise FetchError("; ".join(faults))
 
     async def _work(self) -> None:
         """Fetch runs from the queue, and copy their pixels to the layers."""
@@ -218,9 +230,9 @@ class _Sweep:
             await asyncio.sleep(_POLL_S)
 
 
-def _targets_by_file(places: Sequence[PlaceLayers]) -> dict[str, list[_Target]]:
+def _targets_by_file(places: Sequence[PlaceLayers]) -> dict[_Addresses, list[_Target]]:
     """Group the layers by their file; a scene that lacks a band has failed from the start."""
-    targets: dict[str, list[_Target]] = defaultdict(list)
+    targets: dict[_Addresses, list[_Target]] = defaultdict(list)
     for place in places:
         for number, scene in enumerate(place.scenes):
             bands = place.bands(number)
@@ -229,7 +241,7 @@ def _targets_by_file(places: Sequence[PlaceLayers]) -> dict[str, list[_Target]]:
                 place.faults[number] = f"it has no band {missing[0]}"
                 continue
             for index, file in enumerate(scene.files[band] for band in bands):
-                targets[file.path].append(_Target(place, number, index, file.index - 1))
+                targets[file.path, *file.alternates].append(_Target(place, number, index, file.index - 1))
             place.pending += len(bands)
     return targets
 

@@ -36,7 +36,11 @@ _STRIP_PX = 1 << 20  # strips are joined to blocks of about this many pixels
 _GCP_TOLERANCE_PX = 0.5  # largest distance of a control point from the affine transform through all of them
 _HEADER_PIECE_BYTES = 1 << 18
 _PEEK_BYTES = 64
-_CLOSED = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}  # the file, and none beside it
+_CLOSED = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_PAM_ENABLED": "NO",  # the file, and none beside it
+    "GDAL_NUM_THREADS": "1",  # GDAL's own threads do not find an opener of ours, and give zeros without an error
+}
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

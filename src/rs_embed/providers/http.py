@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx2
@@ -106,6 +107,20 @@ async def _read(response: httpx2.Response, start: int, stop: int) -> _Answer | _
     return _Answer(bytes(body), file_bytes)
 
 
+SignedRequest = tuple[str, dict[str, str]]  # address and headers
+
+
+class Signer(Protocol):
+    """A way to make a request that is answered."""
+
+    @property
+    def hint(self) -> str:
+        """Advice for a refusal, the end of an error."""
+
+    async def sign(self, client: httpx2.AsyncClient, url: str, *, refused: bool) -> SignedRequest | _Failure:
+        """Return the request for an address; `refused` is True where the server has answered 403 to the last one."""
+
+
 @dataclass(slots=True)
 class SasTokens:
     """Shared-access tokens of storage containers, reused until shortly before they expire."""
@@ -115,15 +130,20 @@ class SasTokens:
     _known: dict[str, tuple[str, float]] = field(default_factory=dict, repr=False)  # token and expiry (epoch seconds)
     _expired: set[str] = field(default_factory=set, repr=False)  # addresses with a signature that was refused
 
-    async def sign(self, client: httpx2.AsyncClient, url: str, *, refused: bool) -> str | _Failure:
+    @property
+    def hint(self) -> str:
+        """No advice: a token is renewed without the user."""
+        return ""
+
+    async def sign(self, client: httpx2.AsyncClient, url: str, *, refused: bool) -> SignedRequest | _Failure:
         """Return the address with a token where its host needs one, a new one where the last was refused."""
         parts = urlsplit(url)
         host = parts.hostname or ""
         if not host.endswith(self.host_suffix):
-            return url
+            return url, {}
         if parts.query and url not in self._expired:
             if not refused:
-                return url  # the catalog has signed it itself
+                return url, {}  # the catalog has signed it itself
             self._expired.add(url)
             refused = False
         container = f"{host.partition('.')[0]}/{parts.path.strip('/').partition('/')[0]}"
@@ -133,7 +153,7 @@ class SasTokens:
             if isinstance(issued, _Failure):
                 return issued
             token, _ = self._known[container] = issued
-        return urlunsplit(parts._replace(query=token))
+        return urlunsplit(parts._replace(query=token)), {}
 
     async def _issue(self, client: httpx2.AsyncClient, container: str) -> tuple[str, float] | _Failure:
         answer = await _get(client, f"{self.token_url}/{container}")
@@ -155,7 +175,7 @@ class RangeReader:
 
     client: httpx2.AsyncClient
     in_flight: asyncio.Semaphore
-    tokens: SasTokens | None = None
+    signer: Signer | None = None
     faults: dict[str, str] = field(default_factory=dict)  # by address, since async-tiff replaces our errors by its own
     beginnings: dict[str, bytes] = field(default_factory=dict)  # of files, read ahead; ranges inside cause no request
     sizes: dict[str, int] = field(default_factory=dict)  # bytes of each file that the server has told
@@ -176,11 +196,11 @@ class RangeReader:
                 answer = await self._request(path, start, stop, renew_token=renew_token)
             if isinstance(answer, bytes):
                 return answer
-            renew_token = answer.reason == "403" and self.tokens is not None and not renew_token
+            renew_token = answer.reason == "403" and self.signer is not None and not renew_token
             pause_s = 0.0 if renew_token else max(answer.retry_after_s, HTTP_RANGE.pause_s(attempt))
             if not (renew_token or answer.is_transient) or time.monotonic() + pause_s > deadline:
-                parts = urlsplit(path)
-                self.faults[path] = f"{parts.hostname}{parts.path}: {answer} ({attempt} attempt(s))"
+                parts, hint = urlsplit(path), self.signer.hint if self.signer and answer.reason == "403" else ""
+                self.faults[path] = f"{parts.hostname}{parts.path}: {answer} ({attempt} attempt(s)){hint}"
                 raise FetchError(self.faults[path])
             await asyncio.sleep(pause_s)
 
@@ -208,13 +228,14 @@ class RangeReader:
 
     async def _request(self, path: str, start: int, stop: int, *, renew_token: bool) -> bytes | _Failure:
         """Make one attempt."""
-        url: str | _Failure = path
-        if self.tokens is not None:
+        request: SignedRequest | _Failure = (path, {})
+        if self.signer is not None:
             async with self._signing:  # one token serves all requests that wait for it
-                url = await self.tokens.sign(self.client, path, refused=renew_token)
-        if isinstance(url, _Failure):
-            return url
-        answer = await _get(self.client, url, start, stop, Range=f"bytes={start}-{stop - 1}")
+                request = await self.signer.sign(self.client, path, refused=renew_token)
+        if isinstance(request, _Failure):
+            return request
+        url, headers = request
+        answer = await _get(self.client, url, start, stop, **headers, Range=f"bytes={start}-{stop - 1}")
         if isinstance(answer, _Failure):
             return answer
         if answer.file_bytes is not None:

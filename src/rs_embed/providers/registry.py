@@ -14,6 +14,7 @@ BACKENDS = (
     "local:<folder or STAC catalog>",
     "earth-search",
     "planetary-computer",
+    "cdse",
     "gee",
     "stac:<api url>#<collection>",
 )
@@ -27,7 +28,7 @@ def resolve(backend: str | Provider, cache_dir: Path | None = None) -> Provider:
             return backend
         raise ProviderError(f"backend must be a name or an object with name, fetch and plan, got {backend!r}")
     name = settings.default_backend() if backend == "auto" else backend
-    if name.partition("?")[0] in ("earth-search", "planetary-computer") or name.startswith("stac:"):
+    if name.partition("?")[0] in ("earth-search", "planetary-computer", "cdse") or name.startswith("stac:"):
         return _cached(_open_stac(name), cache_dir or settings.cache_dir())
     if name.partition(":")[0] == "gee":
         return _cached(_open_gee(name), cache_dir or settings.cache_dir())

@@ -18,6 +18,7 @@ class StacCatalog:
     collections: tuple[str, ...]  # of Sentinel-2 L2A; a scene that is in several is taken from the first one
     sas_token_url: str | None = None  # issues tokens at `<sas_token_url>/<account>/<container>`; None for public files
     signed_hosts: str = ".blob.core.windows.net"  # suffix of the hosts whose files need a token
+    has_s3_files: bool = False  # True where files have s3 addresses, which are read with keys of the user
 
 
 EARTH_SEARCH = StacCatalog(
@@ -31,7 +32,13 @@ PLANETARY_COMPUTER = StacCatalog(
     collections=("sentinel-2-l2a",),
     sas_token_url="https://planetarycomputer.microsoft.com/api/sas/v1/token",
 )
-CATALOGS = {catalog.name: catalog for catalog in (EARTH_SEARCH, PLANETARY_COMPUTER)}
+DATA_SPACE = StacCatalog(
+    name="cdse",
+    url="https://stac.dataspace.copernicus.eu/v1",
+    collections=("sentinel-2-l2a",),
+    has_s3_files=True,
+)
+CATALOGS = {catalog.name: catalog for catalog in (EARTH_SEARCH, PLANETARY_COMPUTER, DATA_SPACE)}
 
 
 def find_catalog(catalog: str, collection: str | Sequence[str] | None = None) -> StacCatalog:

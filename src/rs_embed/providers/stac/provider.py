@@ -15,12 +15,13 @@ from rs_embed.providers.archive import CompositeBuilder
 from rs_embed.providers.base import FetchPlan, PatchRequest
 from rs_embed.providers.block_files import fetch_dark_pixels
 from rs_embed.providers.blocks import PlaceLayers, read_places
-from rs_embed.providers.http import SasTokens
+from rs_embed.providers.http import SasTokens, Signer
 from rs_embed.providers.listings import group_by_search
 from rs_embed.providers.scenes import BandFile, Scene
 from rs_embed.providers.selection import Selection, select_scenes
 from rs_embed.providers.stac.catalogs import StacCatalog, find_catalog
 from rs_embed.providers.stac.offsets import MANY_TOO_DARK, DarkPixels, check_offset
+from rs_embed.providers.stac.s3 import new_signer
 from rs_embed.providers.stac.search import Searcher
 from rs_embed.sentinel2 import OFFSET_2022, Radiometry, may_carry_offset
 
@@ -41,8 +42,8 @@ class StacProvider:
     Ray worker, keeps the arguments only.
 
     Args:
-        catalog: `"earth-search"`, `"planetary-computer"`, the URL of a STAC API, or a `StacCatalog` for files that
-            need tokens from elsewhere.
+        catalog: `"earth-search"`, `"planetary-computer"`, `"cdse"`, the URL of a STAC API, or a `StacCatalog` for files
+            that need tokens from elsewhere.
         collection: one or several collections of Sentinel-2 L2A. Required for a URL; a known catalog has its own.
         offset: `"item"` takes the DN offset of a scene from its metadata, and warns where the pixels contradict it;
             `"pixels"` follows the pixels there.
@@ -68,7 +69,7 @@ class StacProvider:
         self.offset = offset
         self._searcher = Searcher(self.catalog)
         token_url = self.catalog.sas_token_url
-        self._tokens = None if token_url is None else SasTokens(token_url, self.catalog.signed_hosts)
+        self._signer: Signer | None = None if token_url is None else SasTokens(token_url, self.catalog.signed_hosts)
         self._dark_pixels: dict[str, DarkPixels | None] = {}
 
     def __repr__(self) -> str:
@@ -85,6 +86,8 @@ class StacProvider:
 
     def fetch(self, requests: Sequence[PatchRequest]) -> Iterator[tuple[int, Patch | ProviderError]]:
         """Yield each patch as its last block arrives."""
+        if self.catalog.has_s3_files:
+            self._signer = new_signer()
         selections = self._select_scenes(requests)
         for positions in _sweeps(requests):
             by_composite: dict[str, dict[int, CompositeBuilder]] = {"median": {}, "mosaic": {}}
@@ -133,7 +136,7 @@ class StacProvider:
             places = [PlaceLayers(i, b.selection.request, b.selection.scenes[start:stop]) for i, b in pending.items()]
             for url in _files_to_check(places):
                 self._dark_pixels.setdefault(url, None)
-            for place in read_places(places, settings.fetch_workers(), self._tokens, self._dark_pixels):
+            for place in read_places(places, settings.fetch_workers(), self._signer, self._dark_pixels):
                 builder = pending[place.position]
                 for number, scene in enumerate(place.scenes):
                     if number in place.faults:
@@ -153,7 +156,7 @@ class StacProvider:
         if stated.offset != OFFSET_2022 and first.too_dark_share < MANY_TOO_DARK and _SECOND_BAND in scene.files:
             path = scene.files[_SECOND_BAND].path  # only two bands can show that the offset is still present
             if path not in self._dark_pixels:
-                self._dark_pixels[path] = fetch_dark_pixels(path, self._tokens)
+                self._dark_pixels[path] = fetch_dark_pixels(path, self._signer)
             second = self._dark_pixels[path]
             bands += [] if second is None else [second]
         return check_offset(stated, bands, pixels_decide=self.offset == "pixels")

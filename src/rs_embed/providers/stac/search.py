@@ -24,7 +24,8 @@ from rs_embed.providers.listings import ListingCache, Search
 from rs_embed.providers.scenes import Scene
 from rs_embed.providers.selection import drop_duplicates
 from rs_embed.providers.stac.catalogs import StacCatalog
-from rs_embed.providers.stac.items import scene_of_item
+from rs_embed.providers.stac.items import Locate, scene_of_item
+from rs_embed.providers.stac.s3 import s3_address
 from rs_embed.retry import STAC_SEARCH, retry_after_s
 from rs_embed.sentinel2 import asset_keys
 
@@ -139,8 +140,9 @@ class Searcher:
                 ).pages_as_dicts()
                 for box in parts(search.bounds)  # not every server knows west > east
             )
+            locate = _s3_or_http if self.catalog.has_s3_files else file_address
             items = chain.from_iterable(map(_items, pages))
-            return drop_duplicates(_scenes(items), self.catalog.collections)
+            return drop_duplicates(_scenes(items, locate), self.catalog.collections)
         except (APIError, requests.RequestException, ValueError, KeyError, *_NO_CATALOG) as error:
             raise ProviderError(self._explain(error)) from None
 
@@ -173,9 +175,13 @@ def _fields(bands: Iterable[str]) -> dict[str, list[str]]:
 
 def _items(pages: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     """Yield the items of all pages, as long as each page has new ones."""
-    seen: set[str] = set()
+    seen: set[tuple[str, str]] = set()
     for page in pages:
-        items = {str(item.get("id")): item for item in page.get("features") or () if isinstance(item, dict)}
+        items = {
+            (str(item.get("collection")), str(item.get("id"))): item
+            for item in page.get("features") or ()
+            if isinstance(item, dict)
+        }
         new = {name: item for name, item in items.items() if name not in seen}
         seen |= new.keys()
         yield from new.values()
@@ -185,16 +191,20 @@ def _items(pages: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
             raise _UnreadableError(f"lists over {_MOST_ITEMS:,} items for one degree")
 
 
-def _scenes(items: Iterable[Mapping[str, Any]]) -> Iterator[Scene]:
+def _scenes(items: Iterable[Mapping[str, Any]], locate: Locate) -> Iterator[Scene]:
     for item in items:
         try:
-            yield scene_of_item(item, cog_address)
+            yield scene_of_item(item, locate)
         except (ProviderError, KeyError, ValueError, TypeError):
             continue  # no time or no position: nothing that a place could need
 
 
-def cog_address(href: str) -> str | None:
-    """Return the address of a COG over HTTP as it is given: its query may be a signature. None for another file."""
+def file_address(href: str) -> str | None:
+    """Return the address of a raster over HTTP as it is given: its query may be a signature. None for another file."""
     parts = urlsplit(href)
-    is_cog = parts.scheme in ("http", "https") and parts.path.lower().endswith((".tif", ".tiff"))
-    return href if is_cog else None
+    is_raster = parts.scheme in ("http", "https") and parts.path.lower().endswith((".tif", ".tiff", ".jp2"))
+    return href if is_raster else None
+
+
+def _s3_or_http(href: str) -> str | None:
+    return file_address(s3_address(href) or href)

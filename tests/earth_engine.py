@@ -30,6 +30,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from shapely.geometry import Polygon, box, mapping
 
+from rs_embed.outlines import split
 from rs_embed.providers.archive import harmonise
 from rs_embed.providers.local.provider import LocalProvider
 from rs_embed.providers.raster import read_onto
@@ -138,7 +139,7 @@ class Service:
                 lambda e: leftValue[0] <= properties(e)[rightField] < leftValue[1]
             ),
             "DateRange": lambda start, end: (_milliseconds(start), _milliseconds(end)),
-            "GeometryConstructors.Polygon": lambda coordinates, **_: Polygon(coordinates[0]),
+            "GeometryConstructors.Polygon": lambda coordinates, **_: split(Polygon(coordinates[0])),
             "Feature": lambda geometry, metadata=None: Feature(geometry, metadata or {}),
             "Image.geometry": lambda feature, **_: _outline(feature),
             "Element.copyProperties": lambda destination, source, properties: _copied(destination, source, properties),

@@ -160,13 +160,14 @@ def test_heat_maps_and_their_pictures_tell_a_cloudy_median(made_up, tmp_path, ca
     assert "0.0% of these clear" in capsys.readouterr().out
 
 
-def test_rows_of_an_export_tell_a_cloudy_median(made_up, tmp_path):
+def test_rows_of_an_export_and_its_run_tell_a_cloudy_median(made_up, tmp_path, caplog):
     places = [made_up.place]
     asked = {"temporal": AUTUMN, "backend": made_up.backend, "allow_small": True}
     export_embeddings(MODEL, places, tmp_path / "ds", sensor=ALL_SCENES, **asked)
     [row] = open_dataset(tmp_path / "ds")
     assert (row["clear_frac"], row["n_clear"], row["shown_clear_frac"]) == (1.0, 3.0, 0.0)
     assert "mostly not clear" in kinds(row["warnings"])
+    assert "mostly not clear: 1 place(s), see the column `warnings`" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,23 @@ def clearness(patch: Patch) -> tuple[float | None, ...]:
     return patch.clear_frac, patch.n_clear, patch.shown_clear_frac
 
 
+def test_places_on_both_sides_of_180_share_a_listing_and_are_those_of_local_files(tmp_path):
+    x, y = transformer(4326, 32760).transform(180, -17)
+    tile = Tile("60KYF", 32760, round(x / 10) * 10 - 2560, round(y / 10) * 10 + 2560, side_px=512)
+    items = write_items(tmp_path / "items.json", [write_scene(tmp_path, ".", tile, "2022-06-03", seed=3)])
+    places = [PointBuffer(lon, -17, 320) for lon in (179.99, -179.99, 180)]
+    registry._open_gee.cache_clear()
+    with serving(items) as running:
+        ee.Initialize(AnonymousCredentials(), project="test", url=running.url)
+        ours = patches(EarthEngineProvider("test"), places, SensorSpec())
+        listings = running.count("value:compute")
+        ee.Reset()
+    for mine, theirs in zip(ours, patches(resolve(f"local:{items}"), places, SensorSpec()), strict=True):
+        assert mine.valid.all()
+        np.testing.assert_array_equal(mine.dn, theirs.dn)
+    assert listings == 1
+
+
 PLACES = [at(2000, 2000), at(3000, 2500, 800), at(200, 150), at(8000, 9000, 400)]
 """Four places; the third lies across a corner that no scene observed."""
 

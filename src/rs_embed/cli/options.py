@@ -26,7 +26,7 @@ def choice(values: object, help: str) -> Any:
 
 
 PlacesFile = Annotated[Path | None, Argument(metavar="[FILE]", help="Places: CSV, GeoJSON or GeoParquet.")]
-Box = Annotated[tuple[float, float, float, float] | None, Option(metavar="W S E N", help="A box in degrees.")]
+Box = Annotated[tuple[float, float, float, float] | None, Option(metavar="W S E N", help="Degrees; W > E across 180°.")]
 BufferM = Annotated[float | None, Option(help="Half the side of the square, in ground metres.")]
 Chip = Annotated[float | None, Option(help="The whole side: --chip M equals --buffer-m M/2.")]
 Model = Annotated[str, Option("--model", help="A name that `rs-embed models` lists.")]

@@ -56,6 +56,7 @@ class Partition:
         self.outcomes[row] = outcome
         if isinstance(outcome.result, Embedding):
             lost = any(scene["kind"] == "fault" for scene in outcome.result.meta["dropped_scenes"] or ())
+            progress.count_warnings(outcome.result.meta["warnings"])
             progress.count_vector(self.ids[row], time.perf_counter() - self.started_s, lost=lost)
         else:
             progress.count_failure(self.ids[row], outcome.result.error, had_vector=row in self.had_vector)

@@ -226,6 +226,8 @@ def _run(
     main.run([n for n in numbers if n not in done], progress, listener)
     local.run(failed, progress, listener, retry=True)
     listener(progress.event("finished"))
+    for kind, places in progress.warned.items():  # each kind once, whatever the number of places
+        _log.warning("%s: %s place(s), see the column `warnings`", kind, f"{places:,}")
     write_card(local.folder, local.request, local.lengths)
     return progress
 

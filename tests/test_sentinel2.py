@@ -6,7 +6,14 @@ from datetime import UTC, datetime
 import pytest
 
 from rs_embed.providers.stac.items import scene_of_item
-from rs_embed.sentinel2 import StatedScale, canonical_band, parse_product_name, processing_baseline, radiometry
+from rs_embed.sentinel2 import (
+    StatedScale,
+    band_in_text,
+    canonical_band,
+    parse_product_name,
+    processing_baseline,
+    radiometry,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,6 +25,18 @@ from rs_embed.sentinel2 import StatedScale, canonical_band, parse_product_name, 
 )
 def test_any_name_of_a_band_is_earth_engines(name, band):
     assert canonical_band(name) == band
+
+
+@pytest.mark.parametrize(
+    ("text", "band"),
+    [
+        *[("B04", "B4"), ("red", "B4"), ("S2-L2A-B04", "B4"), ("TOC-B8A_20M", "B8A"), ("B4, central wavelength", "B4")],
+        *[("B03 (560 nm)", "B3"), ("SCENECLASSIFICATION_20M", "SCL"), ("reflectance of B11", "B11")],
+        *[("B04_std", None), ("mask_B04_count", None), ("B10", None), ("NDVI", None), ("AB04", None), ("", None)],
+    ],
+)
+def test_a_description_tells_its_band_and_a_statistic_of_one_does_not(text, band):
+    assert band_in_text(text) == band
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,9 @@ _LONG_PRODUCT = re.compile(  # until 2016; the first time in it is that of its m
     r"(?P<mission>S2[A-Z])_(?:USER|OPER)_PRD_MSI(?P<level>L[12][AC])_\S*?_V(?P<start>\d{8}T\d{6})", re.IGNORECASE
 )
 _TOOLBOX_BASELINE, _TOOLBOX_VERSION = "9999", "99.99"  # of the Sen2Cor toolbox: it says nothing of the offset
-_BAND_IN_TEXT = re.compile(r"(?:^|[_.\-, (])(B\d{1,2}A?|SCL|SCENECLASSIFICATION)(?=[_.\-, )]|$)", re.IGNORECASE)
+_BAND_IN_TEXT = re.compile(  # at its end or before a blank: B04_std is no band
+    r"(?:^|[_.\-, (])(B\d{1,2}A?|SCL|SCENECLASSIFICATION)(?:_(?:10|20|60)m)?(?=[, )]|$)", re.IGNORECASE
+)
 
 Level = Literal["L1C", "L2A"]
 
@@ -68,7 +70,9 @@ def canonical_band(name: str) -> str | None:
 def band_in_text(text: str) -> str | None:
     """Return the band that a description or a variable's name states, such as `"B4"` for `"S2-L2A-B04_10m"`."""
     match = _BAND_IN_TEXT.search(text)
-    return canonical_band(text) or (canonical_band(match[1].replace("SCENECLASSIFICATION", "SCL")) if match else None)
+    return canonical_band(text) or (
+        canonical_band(match[1].upper().replace("SCENECLASSIFICATION", "SCL")) if match else None
+    )
 
 
 def is_l1c(collection: str | None) -> bool:

@@ -81,6 +81,7 @@ def test_a_signature_in_an_address_is_sent_as_it_is_and_shown_nowhere(stored, fi
     files.token = "another"
     refused = fetch([moved(stored[1], files, "?X-Amz-Signature=abc")])
     assert isinstance(refused, ProviderError)
+    assert not isinstance(refused, NoImageryError)
     assert ".tif: 403" in str(refused)
     assert "Signature" not in str(refused)
     assert "Signature=abc" not in caplog.text.replace("POST", "")

@@ -139,7 +139,7 @@ class CompositeBuilder:
         images, self.images = self.images, []
         dn = (mosaic(images) if on_top else median(images)) if images else None
         if dn is None or np.isnan(dn[0]).all():
-            return self.selection.no_pixel_error(self.provider, self.dropped)
+            return self.selection.no_pixel_error(self.provider, (*self.selection.unusable, *self.dropped))
         clear_frac, n_clear = clear_statistics(images, on_top=on_top)
         return Patch(
             dn=dn,
@@ -147,7 +147,7 @@ class CompositeBuilder:
             bands=request.sensor.bands,
             source=self.source,
             scenes=tuple(image.record for image in images if image.record is not None),
-            dropped=tuple(self.dropped),
+            dropped=(*self.selection.unusable, *self.dropped),
             clear_frac=clear_frac,
             n_clear=n_clear,
             shown_clear_frac=shown_clear_frac(images, on_top=on_top),
@@ -188,9 +188,6 @@ def _largest_float(bands: Sequence[RasterPixels], valid: BoolArray) -> float | N
 
 def _read_scene(scene: Scene, request: PatchRequest) -> list[RasterPixels]:
     """Read a scene's bands, and its scene classification if there is one: metadata state how clear a composite is."""
-    for band in request.sensor.bands:
-        if band not in scene.files:
-            raise ProviderError(f"scene {scene.id} has no band {band} (it has {', '.join(scene.files)})")
     files = [scene.files[band] for band in (*request.sensor.bands, "SCL") if band in scene.files]
     return [_read_band(file, request.geobox) for file in files]
 

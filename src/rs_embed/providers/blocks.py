@@ -231,15 +231,11 @@ class _Sweep:
 
 
 def _targets_by_file(places: Sequence[PlaceLayers]) -> dict[_Addresses, list[_Target]]:
-    """Group the layers by their file; a scene that lacks a band has failed from the start."""
+    """Group the layers by their file."""
     targets: dict[_Addresses, list[_Target]] = defaultdict(list)
     for place in places:
         for number, scene in enumerate(place.scenes):
             bands = place.bands(number)
-            missing = [band for band in bands if band not in scene.files]
-            if missing:
-                place.faults[number] = f"it has no band {missing[0]}"
-                continue
             for index, file in enumerate(scene.files[band] for band in bands):
                 targets[file.path, *file.alternates].append(_Target(place, number, index, file.index - 1))
             place.pending += len(bands)

@@ -25,6 +25,9 @@ def enclose(rectangles: Sequence[Rectangle[N]]) -> Rectangle[N]:
     return min(left), min(top), max(right), max(bottom)
 
 
+NO_BAND = "no band can be read: "  # how the reason begins why a scene without any band is left out
+
+
 @dataclass(frozen=True, slots=True)
 class BandFile:
     """The file that holds one band of a scene."""
@@ -68,6 +71,13 @@ class Scene:
     def processing_baseline(self) -> str | None:
         """Processing baseline as `"05.10"`; None where neither the properties nor the names state it."""
         return processing_baseline(self.properties, self.product_names)
+
+    def why_unusable(self, bands: Sequence[str]) -> str | None:
+        """Return the reason why some bands cannot be read; None for a scene whose bands can, or are not files."""
+        missing = [band for band in bands if self.files and band not in self.files]
+        if missing:
+            return f"it has no band {missing[0]} (it has {', '.join(self.files)})"
+        return None if self.fault is None else f"{NO_BAND}{self.fault}"
 
     def meets(self, place: lonlat.Box, temporal: TemporalSpec) -> bool:
         """Tell if the scene was acquired in a time range and its footprint meets a place."""

@@ -17,7 +17,7 @@ from rs_embed.errors import NoImageryError, ProviderError
 from rs_embed.grid import lonlat_bounds, lonlat_text
 from rs_embed.patch import DroppedScene, listed
 from rs_embed.providers.base import PatchRequest
-from rs_embed.providers.scenes import Scene
+from rs_embed.providers.scenes import NO_BAND, Scene
 from rs_embed.sentinel2 import is_l1c
 
 _MAX_UNCOVERED = 0.1  # share of a product that another one may leave open and still be a double of it
@@ -32,7 +32,7 @@ class Selection:
     listed: Sequence[Scene]  # all scenes that the source knows around the place
     scenes: tuple[Scene, ...]  # scenes to read, newest first
     before_clouds: int  # number of readable scenes that meet the place in the time range, before the cloud filter
-    unreadable: tuple[Scene, ...] = ()  # scenes that meet the place in the time range, without a band that can be read
+    unusable: tuple[DroppedScene, ...] = ()  # scenes that meet the place in the time range, without the bands to read
     other_level: tuple[Scene, ...] = ()  # such scenes of the level, L1C or L2A, that is not asked for
     warnings: tuple[str, ...] = ()
 
@@ -59,10 +59,11 @@ class Selection:
         """Return the error of a place without a scene; it names the nearest scene that is listed."""
         lon, lat = lonlat.middle(lonlat_bounds(self.request.geobox))
         temporal = self.request.temporal
-        if self.unreadable and not self.before_clouds:
+        if self.unusable and not self.before_clouds:
+            reason = self.unusable[0].reason.removeprefix(NO_BAND)
             return ProviderError(
-                f"{provider}: {len(self.unreadable)} item(s) found at {lonlat_text(lon, lat)} in {temporal.start} to "
-                f"{temporal.end}, and none has a readable band: {self.unreadable[0].fault}; use a catalog whose files "
+                f"{provider}: {len(self.unusable)} item(s) found at {lonlat_text(lon, lat)} in {temporal.start} to "
+                f"{temporal.end}, and none has a readable band: {reason}; use a catalog whose files "
                 "have https addresses (backend 'cdse' reads those of Copernicus Data Space with your keys)"
             )
         found = (
@@ -110,7 +111,8 @@ def select_scenes(listed: Sequence[Scene], request: PatchRequest) -> Selection:
     sensor, place = request.sensor, lonlat_bounds(request.geobox)
     asked, others = _by_level(listed, sensor.product)
     found = [s for s in asked if s.meets(place, request.temporal)]
-    meeting = [s for s in found if s.fault is None]
+    unusable = {s.id: reason for s in found if (reason := s.why_unusable(sensor.bands)) is not None}
+    meeting = [s for s in found if s.id not in unusable]
     kept = [s for s in meeting if s.cloud_pct is None or s.cloud_pct <= sensor.cloudy_pct]
     unknown = sum(s.cloud_pct is None for s in kept)
     warnings: tuple[str, ...] = ()
@@ -127,7 +129,7 @@ def select_scenes(listed: Sequence[Scene], request: PatchRequest) -> Selection:
         listed=asked,
         scenes=tuple(kept),
         before_clouds=len(meeting),
-        unreadable=tuple(s for s in found if s.fault is not None),
+        unusable=tuple(DroppedScene(name, reason, "refused") for name, reason in unusable.items()),
         other_level=tuple(s for s in others if s.meets(place, request.temporal)),
         warnings=warnings,
     )

@@ -100,8 +100,6 @@ class StacProvider:
                 else:
                     source = f"{self.name}: {', '.join(sorted({s.collection or '?' for s in selection.scenes}))}"
                     builder = CompositeBuilder(self.name, source, selection, self._check_offset)
-                    for scene in selection.unreadable:
-                        builder.drop(scene, f"no band can be read: {scene.fault}", "refused")
                     by_composite[selection.request.sensor.composite][position] = builder
             yield from self._read(by_composite["median"], scenes_per_round=sys.maxsize)
             yield from self._read(by_composite["mosaic"], scenes_per_round=1)

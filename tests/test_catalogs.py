@@ -16,7 +16,7 @@ import rasterio
 from pyproj import Transformer
 
 from archive_server import Api, FileServer, Tile, serve_api, serve_files, write_cog, write_scene
-from rs_embed import PointBuffer, ProviderError, SensorSpec, StacProvider, TemporalSpec
+from rs_embed import NoImageryError, PointBuffer, ProviderError, SensorSpec, StacProvider, TemporalSpec
 from rs_embed.grid import place_geobox
 from rs_embed.patch import Patch
 from rs_embed.providers.base import PatchRequest

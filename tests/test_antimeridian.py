@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio
 import shapely
+from fastapi.testclient import TestClient
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from pyproj import Transformer
@@ -33,6 +34,7 @@ from rs_embed import (
     open_dataset,
     outlines,
 )
+from rs_embed.cli.main import main
 from rs_embed.export.cost import find_places
 from rs_embed.export.regions import region_places
 from rs_embed.grid import lonlat_bounds, place_geobox, utm_epsg
@@ -41,6 +43,7 @@ from rs_embed.providers.base import PatchRequest
 from rs_embed.providers.listings import group_by_search
 from rs_embed.providers.registry import resolve
 from rs_embed.providers.stac.items import scene_of_item
+from rs_embed.web.server import create_app
 
 MODEL = "clip_eurosat_s2rgb"
 JUNE = TemporalSpec.range("2022-06-01", "2022-07-01")
@@ -342,3 +345,29 @@ def test_a_patch_across_180_has_both_sides(archive, tmp_path):
     patch = fetch_patch(PLACES[2], JUNE, backend=f"local:{tmp_path}")
     assert patch.valid.all()
     np.testing.assert_array_equal(patch.dn[0], expected(root, item, PLACES[2]))
+
+
+def run(*arguments: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(list(arguments))
+    assert not end.value.code
+
+
+def test_the_command_line_and_http_take_a_box_with_west_over_east(dataset, archive, tmp_path, capsys):
+    client = TestClient(create_app(dataset), base_url="http://127.0.0.1")
+    for box, expected_ids in ((AROUND, "0124"), (NEAR_ZERO, "3"), (EAST, "124")):
+        found = client.get("/api/places", params={"bbox": ",".join(map(str, box))})
+        assert ids(found.json()["results"]) == list(expected_ids)
+        capsys.readouterr()
+        run("search", str(dataset), "river", "--bbox", *map(str, box), "--json")
+        assert ids(json.loads(capsys.readouterr().out)["results"]) == list(expected_ids)
+    west, south, east, north = client.get("/api/dataset").json()["extent"]
+    assert lonlat.width((west, south, east, north)) < 181
+    assert client.get("/api/places", params={"bbox": "10,0,5,1"}).status_code == 400
+    root, item = archive
+    (tmp_path / "item.json").write_text(json.dumps(item).replace("http://files", str(root)))
+    box = ["--bbox", "179.99", "-17.01", "-179.99", "-16.99", "--start", JUNE.start, "--end", JUNE.end]
+    run("inspect", *box, "--backend", f"local:{tmp_path}", "--json")
+    assert json.loads(capsys.readouterr().out)["report"]["valid_frac"] == 1.0
+    run("plan", *box, "--chip", "640", "--backend", f"local:{tmp_path}", "--json")
+    assert json.loads(capsys.readouterr().out)["places"] == pytest.approx(2129 * 2213 / 640**2, abs=4)

@@ -51,10 +51,10 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_safe(tmp_path_factory.mktemp("archive"), WIDER, offsets=offsets)
 
 
-@pytest.mark.parametrize("at", ["archive", "product", "granule"])
+@pytest.mark.parametrize("at", ["archive", "product", "granule", "images"])
 def test_a_complete_product_is_one_scene_of_its_bands_wherever_it_is_opened(product, at):
     granule = next((product / "GRANULE").iterdir())
-    folder = {"archive": product.parent, "product": product, "granule": granule}[at]
+    folder = {"archive": product.parent, "product": product, "granule": granule, "images": granule / "IMG_DATA"}[at]
     scene = only_scene(folder)
     assert sorted(scene.files) == ["B2", "B3", "B4", "SCL"]  # no TCI, AOT, WVP, PVI or mask is a band
     assert "R10m" in scene.files["B4"].path  # the finest of three
@@ -85,7 +85,7 @@ def test_a_renamed_product_is_still_known_by_its_metadata(product, tmp_path):
 
 
 def test_a_zipped_product_reads_as_the_unpacked_one(product, tmp_path):
-    folder = tmp_path / "häß {#1}"
+    folder = tmp_path / "häß {#1}.zip"
     path = zip_folder(product, folder / f"{COMPACT}.zip")
     packed = zip_folder(product, tmp_path / "packed again" / "x.zip", zipfile.ZIP_DEFLATED)
     for location in (folder, path, packed):

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 from rs_embed.errors import ProviderError
 from rs_embed.providers.local.names import acquisition_time, is_no_reflectance, level_of, other_mission
-from rs_embed.providers.local.tree import RASTER_SUFFIXES, FileTree, Found, first_header
+from rs_embed.providers.local.tree import RASTER_SUFFIXES, FileTree, Found, first_header, folders_of
 from rs_embed.providers.raster import RasterHeader, read_header
 from rs_embed.providers.scenes import BandFile, Scene
 from rs_embed.sentinel2 import L1C_COLLECTION, RGB_BANDS, band_in_text, canonical_band
@@ -35,8 +35,7 @@ def find_named(tree: FileTree, found: Found) -> None:
     """Add a scene for each group of rasters that have a name in common but for the band."""
     groups: dict[str, list[_NamedRaster]] = defaultdict(list)
     for name in () if tree.is_zip else tree.with_suffix(*RASTER_SUFFIXES):
-        folders = {parent.as_posix() for parent in PurePosixPath(name).parents}
-        if tree.raster_path(name) in found.known or folders & found.described_folders:
+        if tree.raster_path(name) in found.known or not found.described_folders.isdisjoint(folders_of(name)):
             continue
         if not is_no_reflectance(PurePosixPath(name).stem):
             named = _read_name(tree, name)

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from rs_embed.errors import ProviderError
 from rs_embed.providers.local.names import acquisition_time, level_of
 from rs_embed.providers.local.safe_metadata import XML_LIMIT_BYTES, SafeMetadata, read_metadata
-from rs_embed.providers.local.tree import FileTree, Found, first_header, open_zip
+from rs_embed.providers.local.tree import FileTree, Found, first_header, folders_of, open_zip
 from rs_embed.providers.scenes import BandFile, Scene
 from rs_embed.sentinel2 import L1C_COLLECTION, L2A_COLLECTION, StatedScale, canonical_band
 
@@ -66,20 +66,22 @@ def _find_granules(tree: FileTree, found: Found) -> None:
                 found.scenes.append(_scene(granule, found))
             except ProviderError as error:
                 found.left_out.append(f"{granule.id}: {error}")
-    products = {granule.product for granule in granules}
-    inside = (name for name in tree.names if products and not products.isdisjoint(PurePosixPath(name).parents))
+    products = {str(granule.product) for granule in granules}
+    inside = (name for name in tree.names if products and not products.isdisjoint(folders_of(name)))
     found.known.update(map(tree.raster_path, inside))
 
 
 def _granules(tree: FileTree) -> list[_Granule]:
-    images: dict[PurePosixPath, list[str]] = defaultdict(list)
-    documents: dict[PurePosixPath, list[str]] = defaultdict(list)
+    images_of: dict[str, list[str]] = defaultdict(list)
+    documents: dict[str, list[str]] = defaultdict(list)
     for name in tree.names:
-        path = PurePosixPath(name)
-        if _IMAGES in path.parts[:-1]:
-            images[PurePosixPath(*path.parts[: path.parts.index(_IMAGES)])].append(name)
-        elif path.suffix.lower() == ".xml":
-            documents[path.parent].append(path.name)
+        folder, separator, _ = f"./{name}".partition(f"/{_IMAGES}/")
+        if separator:
+            images_of[folder].append(name)
+        elif name.lower().endswith(".xml"):
+            folder, _, file = name.rpartition("/")
+            documents[folder or "."].append(file)
+    images = {PurePosixPath(folder): names for folder, names in images_of.items()}
     products = {path: path.parent.parent if path.parent.name == "GRANULE" else path for path in images}
     count = Counter(products.values())
     return [
@@ -89,7 +91,7 @@ def _granules(tree: FileTree) -> list[_Granule]:
             product=products[path],
             images=names,
             documents=tuple(
-                next((str(folder / name) for name in documents[folder] if pattern.fullmatch(name)), None)
+                next((str(folder / name) for name in documents[str(folder)] if pattern.fullmatch(name)), None)
                 for folder, pattern in ((products[path], _PRODUCT_XML), (path, _TILE_XML))
             ),
             has_siblings=count[products[path]] > 1,

@@ -6,7 +6,8 @@ import os
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from itertools import accumulate
+from pathlib import Path
 
 from rs_embed.errors import ProviderError
 from rs_embed.providers.raster import RasterHeader, read_header
@@ -23,11 +24,7 @@ class FileTree:
 
     root: Path  # absolute, without links
     names: tuple[str, ...]  # relative, with forward slashes
-
-    @property
-    def is_zip(self) -> bool:
-        """True for an archive."""
-        return self.root.suffix.lower() == ".zip"
+    is_zip: bool = False
 
     def read(self, name: str, limit_bytes: int) -> bytes:
         """Read a small file; one that is larger than the limit, or damaged, is a ProviderError."""
@@ -46,7 +43,7 @@ class FileTree:
 
     def raster_path(self, name: str) -> str:
         """Return the path under which GDAL opens a file."""
-        return f"/vsizip/{{{self.root}}}/{name}" if self.is_zip else str(self.root / name)
+        return f"/vsizip/{{{self.root}}}/{name}" if self.is_zip else f"{self.root}/{name}"
 
     def with_suffix(self, *suffixes: str) -> Iterator[str]:
         """Yield the files with one of some endings, in lower case."""
@@ -62,6 +59,12 @@ class Found:
     unread: list[str] = field(default_factory=list)  # other files that cannot be read: they cost only themselves
     known: set[str] = field(default_factory=set)  # paths of files that need no other explanation
     described_folders: set[str] = field(default_factory=set)  # their items tell the bands: no file name does
+
+
+def folders_of(name: str) -> Iterator[str]:
+    """Yield the folders in which a file lies, from the outermost, `"."`, inwards."""
+    yield "."
+    yield from accumulate(name.split("/")[:-1], "{}/{}".format)
 
 
 def open_tree(root: Path) -> FileTree:
@@ -81,7 +84,7 @@ def open_zip(path: Path) -> FileTree:
             members = [info.filename for info in archive.infolist() if not info.is_dir()]
     except (OSError, zipfile.BadZipFile) as error:
         raise ProviderError(f"{path.name} is no zip archive that can be read: {error}") from error
-    return FileTree(path, tuple(sorted(m for m in members if not any(map(_is_stray, PurePosixPath(m).parts)))))
+    return FileTree(path, tuple(sorted(m for m in members if not any(map(_is_stray, m.split("/"))))), is_zip=True)
 
 
 def first_header(files: Sequence[BandFile]) -> RasterHeader:
@@ -101,11 +104,10 @@ def first_header(files: Sequence[BandFile]) -> RasterHeader:
 def _walk(root: Path) -> Iterable[str]:
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not _is_stray(name))
-        base = Path(folder)
+        base = Path(folder).relative_to(root).as_posix()
         for name in sorted(files):
-            path = base / name
-            if not _is_stray(name) and path.is_file():  # no pipe, no dangling link
-                yield path.relative_to(root).as_posix()
+            if not _is_stray(name) and os.path.isfile(f"{folder}/{name}"):  # no pipe, no dangling link
+                yield name if base == "." else f"{base}/{name}"
 
 
 def _is_stray(name: str) -> bool:

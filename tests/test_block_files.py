@@ -60,6 +60,7 @@ SLOW = {
     "control points": {**TILED, "gcps": True},
     "a CRS of its own": {**TILED, "crs": "+proj=laea +lat_0=47 +lon_0=14 +datum=WGS84"},
     "JPEG 2000": {"driver": "JP2OpenJPEG", "quality": 100, "reversible": "YES", "blockxsize": 64, "blockysize": 64},
+    "JPEG 2000, rows of tiles": {"driver": "JP2OpenJPEG", "quality": 100, "reversible": "YES", "blockysize": 64},
 }
 
 

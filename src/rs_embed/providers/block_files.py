@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from rs_embed.arrays import AnyArray
@@ -46,26 +46,23 @@ class BlockFile(Protocol):
         """Return the dark end of the first band's histogram, from the coarsest overview; None without one."""
 
 
-async def open_block_file(
-    reader: RangeReader, path: str, options: Mapping[str, object] | None = None, *, with_overview: bool = False
-) -> BlockFile:
-    """Read the header of a file, and decide once and for all how its blocks are read.
+async def open_block_file(reader: RangeReader, url: str, *, with_overview: bool = False) -> BlockFile:
+    """Read the header of a file at an address, or on disk, and decide once and for all how its blocks are read.
 
-    `path` is an address, whose bytes `reader` fetches, or a path that GDAL opens with `options` (those of
-    `rasterio.Env`). A file that cannot be read is a FetchError.
+    A file that cannot be read is a FetchError.
     """
-    if not path.startswith(("http://", "https://")):
-        return await open_gdal(path, options=options)
+    if not url.startswith(("http://", "https://")):
+        return await open_gdal(url)
     keep_beginning = False
     try:
-        cog = await open_cog(reader, path, with_overview=with_overview)
+        cog = await open_cog(reader, url, with_overview=with_overview)
         keep_beginning = with_overview
         return cog
     except NotFastError:
-        return await open_gdal(path, reader, options)
+        return await open_gdal(url, reader)
     finally:
         if not keep_beginning:
-            reader.beginnings.pop(path, None)
+            reader.beginnings.pop(url, None)
 
 
 def fetch_dark_pixels(path: str, signer: Signer | None) -> DarkPixels | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, count
 
@@ -142,14 +142,10 @@ def read_places(
     in_flight: int,
     signer: Signer | None,
     dark_pixels: MutableMapping[str, DarkPixels | None],
-    gdal_options: Mapping[str, object] | None = None,
 ) -> Iterator[PlaceLayers]:
-    """Read places in one sweep, yield each when it is complete, and fill in those of `dark_pixels` that are None.
-
-    `gdal_options` are those of `rasterio.Env`, such as a session with keys, for the files that GDAL reads.
-    """
+    """Read places in one sweep, yield each when it is complete, and fill in those of `dark_pixels` that are None."""
     channel: Channel[PlaceLayers] = Channel(limit=2 * in_flight)
-    sweep = _Sweep(channel, in_flight, signer, dark_pixels, gdal_options or {})
+    sweep = _Sweep(channel, in_flight, signer, dark_pixels)
     return channel.consume([lambda: asyncio.run(sweep.run(places))])
 
 
@@ -161,7 +157,6 @@ class _Sweep:
     in_flight: int
     signer: Signer | None
     dark_pixels: MutableMapping[str, DarkPixels | None]
-    gdal_options: Mapping[str, object]
     _runs: _Queue = field(default_factory=asyncio.PriorityQueue)
     _numbers: Iterator[int] = field(default_factory=count)
 
@@ -203,7 +198,7 @@ class _Sweep:
         faults = []
         for address in addresses:
             try:
-                return await open_block_file(reader, address, self.gdal_options, with_overview=with_overview)
+                return await open_block_file(reader, address, with_overview=with_overview)
             except FetchError as error:
                 faults.append(str(error))
         raise FetchError("; ".join(faults))

@@ -7,7 +7,7 @@ import io
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -106,16 +106,13 @@ class GdalFile:
             return None  # the check is optional; the bands themselves are read with all care
 
 
-async def open_gdal(
-    path: str, reader: RangeReader | None = None, options: Mapping[str, object] | None = None
-) -> GdalFile:
-    """Read the header of a raster by GDAL: a local file, a path of GDAL such as `/vsis3/…`, or an HTTP address.
+async def open_gdal(path: str, reader: RangeReader | None = None) -> GdalFile:
+    """Read the header of a raster by GDAL: an HTTP address, whose bytes `reader` fetches, or a local file.
 
-    `reader` fetches the bytes of an address; its `beginnings` may hold the first ones. `options` are those of
-    `rasterio.Env`, such as a session with keys. A file that cannot be read or has no georeference is a FetchError.
+    The `beginnings` of the reader may hold the first bytes. A file that cannot be read or has no georeference is a
+    FetchError.
     """
-    is_http = path.startswith(("http://", "https://"))
-    source = _Source(path, dict(options or {}), reader if is_http else None, asyncio.get_running_loop())
+    source = _Source(path, reader, asyncio.get_running_loop())
     return await asyncio.to_thread(_read_header, source)
 
 
@@ -182,8 +179,7 @@ class _Source:
     """The place of a raster, and the way to its bytes."""
 
     path: str
-    options: Mapping[str, object]
-    reader: RangeReader | None  # for HTTP only
+    reader: RangeReader | None  # None for a local file
     loop: asyncio.AbstractEventLoop
     is_jpeg2000: bool = False
     header: list[tuple[int, bytes]] = field(default_factory=list)  # pieces of the file that its opening needs
@@ -194,11 +190,9 @@ class _Source:
         return PurePosixPath(self.path.partition("?")[0]).name
 
     def first_bytes(self) -> bytes:
-        """Return the beginning of the file, which tells its format; for a path of GDAL its name does."""
+        """Return the beginning of the file, which tells its format."""
         if self.reader is not None:
             return self.reader.beginnings.get(self.path) or self._fetch(0, _PEEK_BYTES)
-        if self.path.startswith("/vsi"):
-            return JPEG2000_MAGIC[0] if self.path.lower().endswith((".jp2", ".j2k")) else b""
         try:
             with Path(self.path).open("rb") as stream:
                 return stream.read(_PEEK_BYTES)
@@ -208,7 +202,7 @@ class _Source:
     @property
     def attempts(self) -> int:
         """Number of times that a block is asked for while it is corrupt: a local file stays as it is."""
-        return COG_BLOCK.attempts if self.reader is not None or self.path.startswith("/vsi") else 1
+        return COG_BLOCK.attempts if self.reader is not None else 1
 
     @contextmanager
     def opened(self, *, keep_header: bool = False) -> Iterator[DatasetReader]:
@@ -220,10 +214,9 @@ class _Source:
             content = _Content(self._fetch, self.reader.sizes.get(self.path, 0), deque(self._beginning(), maxlen=16))
             path = f"{uuid4().hex}/{self.name}"  # GDAL's handles to one file must not share a name
             opener = content.opener(path)
-        options = self.options if self.reader is None and not path.startswith("/vsi") else {**_CLOSED, **self.options}
         try:
             with (
-                rasterio.Env(**options),
+                rasterio.Env(**({} if content is None else _CLOSED)),
                 rasterio.open(path, driver=driver, sharing=False, opener=opener) as dataset,
             ):
                 yield dataset

@@ -35,19 +35,23 @@ FAST = {
     "three bands, by pixel": {**TILED, "count": 3, "interleave": "pixel", "predictor": 2},
     "three bands, by plane": {**TILED, "count": 3, "interleave": "band"},
     "blocks left out": {**TILED, "sparse_ok": True},
+    "15 bits": {**TILED, "nbits": 15},
+    "15 bits, big endian, no compression": {**TILED, "nbits": 15, "compress": "none", "endianness": "BIG"},
+    "12 bits, three bands": {**TILED, "nbits": 12, "count": 3, "interleave": "pixel"},
+    "9 bits, LZMA": {**TILED, "nbits": 9, "compress": "lzma"},
     "a pixel is a point": {**TILED, "point": True},
     "nodata of 65535": {**TILED, "nodata": 65_535},
 }
 SLOW = {
-    "15 bits": {**TILED, "nbits": 15},
-    "12 bits": {**TILED, "nbits": 12},
+    "int16, LZW": {**TILED, "compress": "lzw", "dtype": "int16"},
+    "ZSTD": {**TILED, "compress": "zstd", "predictor": 2},
+    "15 bits, LZW": {**TILED, "nbits": 15, "compress": "lzw"},
+    "12 bits on planes": {**TILED, "nbits": 12, "count": 3, "interleave": "band"},
     "16-bit floats": {**TILED, "nbits": 16, "dtype": "float32"},
     "strips": {"compress": "deflate"},
     "strips, last rows short": {"compress": "lzw", "blockysize": 37},
     "predictor on planes": {**TILED, "count": 3, "interleave": "band", "predictor": 2},
     "planes with blocks left out": {**TILED, "count": 3, "interleave": "band", "sparse_ok": True},
-    "int16, LZW": {**TILED, "compress": "lzw", "dtype": "int16"},
-    "ZSTD": {**TILED, "compress": "zstd", "predictor": 2},
     "PackBits": {**TILED, "compress": "packbits"},
     "LERC": {**TILED, "compress": "lerc"},
     "LERC of floats with ZSTD": {**TILED, "compress": "lerc_zstd", "dtype": "float32"},
@@ -169,7 +173,7 @@ def test_bits_in_another_order_are_turned_around(tmp_path):
 @pytest.fixture
 def served(tmp_path):
     """A file that GDAL must read, behind a server that misbehaves on demand."""
-    path = write(tmp_path, **SLOW["15 bits"])
+    path = write(tmp_path, **SLOW["15 bits, LZW"])
     with serve_files(FileServer(tmp_path)) as server:
         yield server, path
 

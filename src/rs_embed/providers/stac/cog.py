@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import lzma
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
 from urllib.parse import urlsplit
 
 import numpy as np
 from affine import Affine
-from async_tiff import TIFF, DecoderRegistry, ImageFileDirectory, Tile
-from async_tiff.enums import Compression, ExtraSamples, PlanarConfiguration, Predictor, SampleFormat
-from isal import isal_zlib
+from async_tiff import TIFF, ImageFileDirectory, Tile
+from async_tiff.enums import ExtraSamples
 
 from rs_embed.arrays import AnyArray
-from rs_embed.providers.gdal import BLOCK_LIMIT_BYTES, JPEG2000_MAGIC, MAX_OVERVIEW_PX
+from rs_embed.providers.gdal import JPEG2000_MAGIC, MAX_OVERVIEW_PX
 from rs_embed.providers.http import JOIN_GAP_BYTES, FetchError, RangeReader
 from rs_embed.providers.raster import BlockGrid
+from rs_embed.providers.stac.decoding import block_bytes, decode, is_planar, why_not_decodable
 from rs_embed.providers.stac.offsets import DarkPixels, dark_pixels
 from rs_embed.providers.stac.tiff_header import MAGIC, ImpossibleHeaderError, check_header
 from rs_embed.retry import COG_BLOCK
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 _STORED_SLACK = 1 << 16  # bytes that a block may have beyond twice its decoded size
 _HEADER_BYTES = 32_768
 _OVERVIEW_BYTES = 786_432  # length of a file's beginning that holds its header and its coarsest overview
 _MASK = 4  # bit of the subfile type of a transparency mask
-_FILL_ORDER = 266  # tag; 2 is the last bit first
 _PIXEL_IS_POINT = 2
 _USER_DEFINED = 32_767  # a CRS without an EPSG code
 _TAG = re.compile(r'<Item ([^>]*)role="(scale|offset)"[^>]*>([^<]*)<')
@@ -40,35 +34,6 @@ _SAMPLE = re.compile(r'sample="(\d+)"')
 
 class NotFastError(FetchError):
     """A raster that this reader does not decode; the text says why."""
-
-
-@lru_cache(maxsize=16)
-def _decoders(block_bytes: int) -> DecoderRegistry:
-    """Return decoders that stop at the size of a block, so that no bytes of a file can fill the memory."""
-
-    def inflate(buffer: Buffer) -> bytes:
-        """Inflate with isal, three times as fast as async-tiff's decoder and without holding the GIL."""
-        return _bounded(isal_zlib.decompressobj(), buffer)
-
-    def unpack(buffer: Buffer) -> bytes:
-        return _bounded(lzma.LZMADecompressor(), buffer)
-
-    def _bounded(decompressor: Any, buffer: Buffer) -> bytes:
-        values: bytes = decompressor.decompress(buffer, block_bytes + 1)
-        if len(values) > block_bytes:
-            raise ValueError(f"it holds more than the {block_bytes} bytes of a block")
-        if not decompressor.eof:
-            raise ValueError("it is cut short")
-        return values
-
-    deflate = dict.fromkeys(map(int, (Compression.Deflate, Compression.OldDeflate)), inflate)
-    return DecoderRegistry({**deflate, int(Compression.LZMA): unpack})
-
-
-_COMPRESSIONS = (Compression.Uncompressed, Compression.Deflate, Compression.OldDeflate, Compression.LZMA)
-"""Compressions whose decoder stops where a block is full; async-tiff's own decoders do not, GDAL's do."""
-_SAMPLES = {(bits, kind) for bits in (8, 16, 32, 64) for kind in (SampleFormat.Uint, SampleFormat.Int)}
-_SAMPLES |= {(bits, SampleFormat.Float) for bits in (32, 64)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,13 +101,11 @@ class Cog:
             self.reader.faults.pop(self.url, None)
             try:
                 tile = tile or await self.tiff.fetch_tile(col, row, 0)
-                values = np.asarray(await tile.decode(decoder_registry=_decoders(self.block_bytes)))
+                return await decode(tile, self.tiff.ifds[0])
             except Exception as error:  # noqa: BLE001  (async-tiff wraps what our reader raises, and has bare errors)
                 if self.url in self.reader.faults:
                     return FetchError(self.reader.faults[self.url])
                 fault, tile = str(error), None
-            else:
-                return values if self.is_planar else np.moveaxis(values, -1, 0)
         return FetchError(f"{self._name}: block {row},{col} is corrupt ({fault})")
 
     async def fetch_dark_pixels(self) -> DarkPixels | None:
@@ -162,14 +125,13 @@ class Cog:
             stored = [n > 0 for n in directory.tile_byte_counts or []]
             blocks = [(c, r) for r in range(rows) for c in range(columns) if stored[r * columns + c]]
             tiles = await self.tiff.fetch_tiles(blocks, level)
-            parts = [np.asarray(await tile.decode(decoder_registry=_decoders(self.block_bytes))) for tile in tiles]
+            parts = [(await decode(tile, directory))[0].ravel() for tile in tiles]
         except Exception:  # noqa: BLE001  (the check is optional; the bands themselves are read with all care)
             self.reader.faults.pop(self.url, None)
             return None
         finally:
             self.reader.beginnings.pop(self.url, None)
-        first = [(part if self.is_planar else np.moveaxis(part, -1, 0))[0].ravel() for part in parts]
-        return dark_pixels(np.concatenate(first), self.nodata) if first else None
+        return dark_pixels(np.concatenate(parts), self.nodata) if parts else None
 
 
 async def open_cog(reader: RangeReader, url: str, *, with_overview: bool = False) -> Cog:
@@ -224,9 +186,9 @@ def _read_header(url: str, tiff: TIFF, reader: RangeReader) -> Cog:
             block_width=ifd.tile_width,
         ),
         count=ifd.samples_per_pixel,
-        is_planar=_is_planar(ifd),
+        is_planar=is_planar(ifd),
         nodata=_nodata(ifd.gdal_nodata),
-        block_bytes=_block_bytes(ifd),
+        block_bytes=block_bytes(ifd),
         tags=_scale_tags(ifd.gdal_metadata or ""),
     )
 
@@ -236,31 +198,7 @@ def _why_not_fast(tiff: TIFF) -> str | None:
     ifd = tiff.ifds[0]
     if ifd.tile_width is None or ifd.tile_height is None:
         return "strips, not blocks"
-    return _why_not_decodable(ifd) or _why_not_georeferenced(ifd) or _why_masked(tiff)
-
-
-def _why_not_decodable(ifd: ImageFileDirectory) -> str | None:
-    samples = set(zip(ifd.bits_per_sample, ifd.sample_format, strict=False))
-    predicted = ifd.predictor not in (None, Predictor.Unknown)
-    counts = ifd.tile_byte_counts or []
-    columns, rows = ifd.tile_count or (0, 0)
-    planes = ifd.samples_per_pixel if _is_planar(ifd) else 1
-    reasons = {
-        f"compression {ifd.compression}": ifd.compression not in _COMPRESSIONS,
-        "bits in another order": ifd.other_tags.get(_FILL_ORDER, 1) != 1,
-        f"samples of {sorted(samples)}": len(samples) != 1 or not samples <= _SAMPLES,
-        "a predictor on separate planes": predicted and _is_planar(ifd),  # async-tiff 0.7 decodes them wrong
-        "blocks left out of separate planes": 0 in counts and _is_planar(ifd),
-        "another number of blocks than its size asks for": len(counts) != columns * rows * planes,
-        f"blocks over {BLOCK_LIMIT_BYTES >> 20} MB": _block_bytes(ifd) > BLOCK_LIMIT_BYTES,
-    }
-    return next((text for text, holds in reasons.items() if holds), None)
-
-
-def _block_bytes(ifd: ImageFileDirectory) -> int:
-    """Return the size of a decoded block, of one band where bands are planes."""
-    planes = ifd.samples_per_pixel if _is_planar(ifd) else 1
-    return (ifd.tile_width or 0) * (ifd.tile_height or 0) * sum(ifd.bits_per_sample) // (8 * max(1, planes))
+    return why_not_decodable(ifd) or _why_not_georeferenced(ifd) or _why_masked(tiff)
 
 
 def _why_not_georeferenced(ifd: ImageFileDirectory) -> str | None:
@@ -294,7 +232,3 @@ def _scale_tags(xml: str) -> dict[tuple[int, str], float]:
         except ValueError:
             tags[int(sample[1]) if sample else 0, role] = float("nan")  # refused when the scene is harmonised
     return tags
-
-
-def _is_planar(ifd: ImageFileDirectory) -> bool:
-    return bool(ifd.planar_configuration == PlanarConfiguration.Planar)

@@ -15,7 +15,7 @@ from rs_embed.errors import ProviderError
 from rs_embed.providers.local.names import level_of
 from rs_embed.providers.local.tree import RASTER_SUFFIXES, SERIES_SUFFIX, FileTree, Found
 from rs_embed.providers.scenes import Scene
-from rs_embed.providers.stac.items import scene_of_item
+from rs_embed.providers.stac.items import ODD_ITEM, scene_of_item
 from rs_embed.sentinel2 import L1C_COLLECTION, is_l1c, parse_product_name
 
 CATALOG_NAMES = ("catalog.json", "collection.json")
@@ -72,7 +72,7 @@ def _links(document: Mapping[str, Any], folder: Path) -> Iterator[Path]:
 def _add_scene(item: Mapping[str, Any], path: Path, found: Found) -> bool:
     try:
         scene = _scene(item, path.parent)
-    except (ProviderError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except ODD_ITEM as error:
         fault = f"it has no {error}" if isinstance(error, KeyError) else error
         found.left_out.append(f"{path.name}: {fault}")
         return False

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from affine import Affine
-from shapely import GEOSException, geometry, make_valid
+from shapely import geometry, make_valid
+from shapely.errors import ShapelyError
 from shapely.geometry.base import BaseGeometry
 
 from rs_embed import lonlat, outlines
@@ -21,6 +22,8 @@ from rs_embed.providers.scenes import BandFile, Scene
 from rs_embed.sentinel2 import NATIVE_M, StatedScale, canonical_band
 
 Locate = Callable[[str], str | None]  # an asset's href to the file or address to read, None where it cannot be read
+ODD_ITEM = (ProviderError, KeyError, ValueError, TypeError, AttributeError, OverflowError)
+"""Errors of an item without a time, a position or the shape of an item; it is left out."""
 _PICTURES = ("visual", "tci", "overview", "preview", "thumbnail", "rendered")  # how keys of pictures begin
 _EIGHT_BITS = ("uint8", "int8")
 _RESOLUTION = re.compile(r"_(10|20|60)m$", re.IGNORECASE)
@@ -31,23 +34,30 @@ def scene_of_item(item: Mapping[str, Any], locate: Locate) -> Scene:
 
     A wrong value costs itself alone; an item without a time or a position is a ProviderError.
     """
-    properties: Mapping[str, Any] = item["properties"]
-    assets = {key: asset for key, asset in item["assets"].items() if asset and asset.get("href")}
+    properties, collection = _object(item, "properties"), item.get("collection")
+    assets = {key: a for key, a in _object(item, "assets").items() if isinstance(a, Mapping) and a.get("href")}
     files = _band_files(assets, properties, locate)
     acquired = datetime.fromisoformat(str(properties.get("datetime") or properties["start_datetime"]))
     footprint = _footprint(item)
     return Scene(
         id=str(item["id"]),
-        acquired=acquired if acquired.tzinfo else acquired.replace(tzinfo=UTC),
+        acquired=acquired.astimezone(UTC) if acquired.tzinfo else acquired.replace(tzinfo=UTC),
         bounds=_bounds(item, footprint),
         footprint=footprint,
         files=files,
         cloud_pct=_number(properties.get("eo:cloud_cover")),
-        collection=item.get("collection"),
+        collection=collection if isinstance(collection, str) else None,
         properties=properties,
         names=tuple(str(properties[k]) for k in ("s2:product_uri", "title") if k in properties),
         fault=None if files else _fault(assets),
     )
+
+
+def _object(item: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = item.get(name)
+    if not isinstance(value, Mapping):
+        raise ProviderError(f"the item {item.get('id')} has no object {name!r}, but {value!r:.40}")
+    return value
 
 
 def _band_files(assets: Mapping[str, Any], properties: Mapping[str, Any], locate: Locate) -> dict[str, BandFile]:
@@ -143,8 +153,9 @@ def _grid(asset: Mapping[str, Any], properties: Mapping[str, Any]) -> BlockGrid 
 
 def _hrefs(asset: Mapping[str, Any]) -> list[str]:
     """Return where a file lies: the asset's href, then those of the alternate-assets extension."""
-    alternates = asset.get("alternate") or {}
-    return [str(place["href"]) for place in (asset, *alternates.values()) if place.get("href")]
+    alternates = asset.get("alternate")
+    places = (asset, *(alternates.values() if isinstance(alternates, Mapping) else ()))
+    return [str(place["href"]) for place in places if isinstance(place, Mapping) and place.get("href")]
 
 
 def _fault(assets: Mapping[str, Mapping[str, Any]]) -> str:
@@ -158,7 +169,7 @@ def _number(value: object) -> float | None:
     """Return a finite number; None for null, `"N/A"` and the like."""
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 
@@ -167,7 +178,7 @@ def _footprint(item: Mapping[str, Any]) -> BaseGeometry | None:
     """Return an item's outline; None where it has none, or one that is not a valid geometry."""
     try:
         footprint = outlines.split(make_valid(geometry.shape(item["geometry"])))
-    except (AttributeError, KeyError, TypeError, ValueError, GEOSException):
+    except (AttributeError, KeyError, TypeError, ValueError, ShapelyError):
         return None
     return None if footprint.is_empty else footprint
 

@@ -24,7 +24,7 @@ from rs_embed.providers.listings import ListingCache, Search
 from rs_embed.providers.scenes import Scene
 from rs_embed.providers.selection import drop_duplicates
 from rs_embed.providers.stac.catalogs import StacCatalog
-from rs_embed.providers.stac.items import Locate, scene_of_item
+from rs_embed.providers.stac.items import ODD_ITEM, Locate, scene_of_item
 from rs_embed.providers.stac.s3 import s3_address
 from rs_embed.retry import STAC_SEARCH, retry_after_s
 from rs_embed.sentinel2 import asset_keys
@@ -195,7 +195,7 @@ def _scenes(items: Iterable[Mapping[str, Any]], locate: Locate) -> Iterator[Scen
     for item in items:
         try:
             yield scene_of_item(item, locate)
-        except (ProviderError, KeyError, ValueError, TypeError):
+        except ODD_ITEM:
             continue  # no time or no position: nothing that a place could need
 
 

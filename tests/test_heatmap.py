@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import rasterio
+import rasterio.warp
 from PIL import Image
 
 from fakes import FakeProvider

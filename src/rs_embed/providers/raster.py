@@ -52,7 +52,7 @@ class RasterHeader:
 def read_header(path: str) -> RasterHeader:
     """Read a file's header; a file without georeference is a ProviderError."""
     with _open(path) as dataset:
-        to_lonlat = Transformer.from_crs(CRS.from_user_input(dataset.crs), 4326, always_xy=True)
+        to_lonlat = _between(_crs(dataset.crs.to_wkt()), _crs(4326))
         box = dataset.bounds
         west, south, east, north = to_lonlat.transform_bounds(box.left, box.bottom, box.right, box.top, 21)
         bounds = wrap(west), south, wrap(east), north
@@ -72,7 +72,7 @@ def read_onto(path: str, indexes: Sequence[int], geobox: GeoBox) -> RasterPixels
 
 
 def _read_strip(dataset: DatasetReader, indexes: Sequence[int], geobox: GeoBox) -> tuple[AnyArray, BoolArray]:
-    rows, cols = source_pixels(dataset.transform, CRS.from_user_input(dataset.crs), geobox)
+    rows, cols = source_pixels(dataset.transform, _crs(dataset.crs.to_wkt()), geobox)
     inside = (rows >= 0) & (rows < dataset.height) & (cols >= 0) & (cols < dataset.width)
     if not inside.any():
         return np.zeros((len(indexes), *geobox.shape), np.dtype(dataset.dtypes[indexes[0] - 1])), inside
@@ -108,7 +108,7 @@ def _open(path: str) -> DatasetReader:
 def source_pixels(transform: Affine, crs: CRS, geobox: GeoBox) -> tuple[IndexArray, IndexArray]:
     """Return row and column, which broadcast to (y, x), of the source pixel under each centre, on or off the raster."""
     height, width = geobox.shape
-    target = CRS.from_user_input(str(geobox.crs))
+    target = _crs(str(geobox.crs))
     to_source, to_target = ~transform, geobox.affine
     if crs == target and transform.is_rectilinear:
         mapping = to_source * to_target  # both north-up: rows depend on y alone, columns on x alone
@@ -117,7 +117,7 @@ def source_pixels(transform: Affine, crs: CRS, geobox: GeoBox) -> tuple[IndexArr
     else:
         x, y = to_target * np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
         if crs != target:
-            x, y = Transformer.from_crs(target, crs, always_xy=True).transform(x, y)
+            x, y = _between(target, crs).transform(x, y)
         col, row = to_source * (x, y)
     finite = (np.where(np.isfinite(v), v, -1.0) for v in (row, col))  # a point that the CRS cannot represent is outside
     rows, cols = (np.floor(position + _EDGE_PX).astype(np.intp) for position in finite)
@@ -174,6 +174,12 @@ def is_separable(rows: IndexArray, cols: IndexArray) -> bool:
 def _source_pixels(key: _GridKey, transform: Affine, crs: int | str) -> tuple[IndexArray, IndexArray]:
     shape, affine, target = key
     return source_pixels(transform, _crs(crs), GeoBox(shape, affine, f"EPSG:{target}"))
+
+
+@lru_cache(maxsize=64)
+def _between(source: CRS, target: CRS) -> Transformer:
+    """Return the exact coordinate transform, which takes 9 ms to make; threads may share it."""
+    return Transformer.from_crs(source, target, always_xy=True)
 
 
 @lru_cache(maxsize=256)

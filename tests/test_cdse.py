@@ -24,6 +24,7 @@ from pyproj import Transformer
 
 from archive_server import Api, serve_api
 from rs_embed import PointBuffer, ProviderError, RSEmbedError, SensorSpec, StacProvider, TemporalSpec, fetch_patch
+from rs_embed.cli import doctor
 from rs_embed.patch import Patch
 from rs_embed.providers.registry import resolve
 from rs_embed.providers.stac.catalogs import DATA_SPACE
@@ -170,7 +171,9 @@ def test_a_plan_needs_no_keys():
 
 
 def test_one_key_of_two_is_refused(monkeypatch):
+    assert not doctor._data_space().ok
     monkeypatch.setenv(KEYS[0], "half")
+    assert "belong together" in doctor._data_space().found
     with pytest.raises(RSEmbedError, match="CDSE_S3_ACCESS_KEY and CDSE_S3_SECRET_KEY belong together"):
         fetch()
 

@@ -45,7 +45,7 @@ def doctor(as_json: options.Json = False) -> None:
     The exit code is 1 if something fails that every command needs.
     """
     machine = [*_packages(), _import_name(), _device(), _sample(), _page(), _connection()]
-    findings = [*machine, *_network(), _earth_engine(), _settings()]
+    findings = [*machine, *_network(), _earth_engine(), _data_space(), _settings()]
     typer.echo(json.dumps([asdict(f) for f in findings], indent=1) if as_json else "\n".join(map(_line, findings)))
     if any(f.needed and not f.ok for f in findings):
         raise typer.Exit(1)
@@ -152,6 +152,17 @@ def _earth_engine() -> Finding:
     missing = f"missing: {key}" if key else "missing"
     found = f"credentials {stored or missing}, project {project or 'of the credentials'}"
     return Finding("Earth Engine", stored is not None, found, "earthengine authenticate; docs/earth-engine.md")
+
+
+def _data_space() -> Finding:
+    """Look for the keys of backend 'cdse', without sending anything."""
+    remedy = "set CDSE_S3_ACCESS_KEY and CDSE_S3_SECRET_KEY; docs/catalogs.md"
+    try:
+        keys = settings.data_space_keys()
+    except RSEmbedError as error:
+        return Finding("Data Space", False, str(error), remedy)
+    found = "S3 keys are set" if keys else "no S3 keys (backend 'cdse' needs them)"
+    return Finding("Data Space", keys is not None, found, remedy)
 
 
 def _settings() -> Finding:

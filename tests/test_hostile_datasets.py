@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -436,3 +438,95 @@ def test_weights_are_compared_before_they_are_read(folder, small, named):
     manifest(lambda m: m["request"].update(checkpoint="/etc/passwd"))(folder)
     with pytest.raises(CheckpointError, match=r"/etc/passwd has the sha256 .*, but the rows were made with"):
         EmbeddingIndex(folder).search("lake")
+
+
+def test_the_command_refuses_a_download_unless_a_person_or_yes_allows_it(folder):
+    """A real terminal is asked; without one, the remedy is told."""
+    manifest(lambda m: m["request"].update(checkpoint="evil/repo"))(folder)
+    command = [sys.executable, "-m", "rs_embed", "search", str(folder), "lake"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    silent = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment)
+    assert silent.returncode == 1
+    assert "'evil/repo', which are not on this machine: if you trust it" in silent.stderr
+    ours, theirs = os.openpty()
+    for answer, says in ((b"n\n", b"if you trust it"), (b"y\n", b"HF_HUB_OFFLINE is set")):
+        os.write(ours, answer)
+        asked = subprocess.run(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, timeout=100)
+        assert asked.returncode == 1
+        printed = os.read(ours, 1 << 16)
+        assert b"'evil/repo', which are not on this machine" in printed
+        assert b"Do you trust the dataset" in printed
+        assert says in printed
+    allowed = subprocess.run(
+        [*command, "--yes"], stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment
+    )
+    assert "HF_HUB_OFFLINE is set" in allowed.stderr
+
+
+CLAIMS = """
+import json, resource, shutil, sys, zipfile
+from pathlib import Path
+import numpy as np
+from rs_embed import EmbeddingIndex, RSEmbedError, open_dataset
+from rs_embed.clip.checkpoint import open_checkpoint
+
+good, small, scratch = map(Path, sys.argv[1:])
+EmbeddingIndex(good).search(vector=np.ones(128, np.float32))
+open_checkpoint(small / "model.safetensors")
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30),) * 2)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def dataset(name, content, read=EmbeddingIndex):
+    folder = Path(shutil.copytree(good, scratch / "ds"))
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(content)
+    attempt(lambda: read(folder))
+
+def checkpoint(write):
+    folder = Path(shutil.copytree(small, scratch / "ck"))
+    write(folder)
+    attempt(lambda: open_checkpoint(folder / "model.safetensors"))
+
+def attempt(act):
+    try:
+        act()
+    except RSEmbedError as error:
+        print("refused", error)
+    for name in ("ds", "ck"):
+        shutil.rmtree(scratch / name, ignore_errors=True)
+
+def bomb(folder):
+    with zipfile.ZipFile(folder / "model.safetensors", "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("archive/data.pkl", "w") as entry:
+            for _ in range(1 << 10):
+                entry.write(bytes(1 << 20))
+
+index = ".rs-embed/index/"
+header = json.loads((good / index / "index.json").read_text())
+dataset(index + "mean.npy", NPY_OF_400_GB)
+for facts in ({"count": 10**12}, {"dim": 10**15}, {"count": 2**62, "dim": 2**62}):
+    dataset(index + "index.json", json.dumps(header | facts).encode())
+dataset(".rs-embed/manifest.json", b"[" + b"[]," * (30 << 20) + b"[]]", open_dataset)
+many = b'{"direction": [' + b"1," * (30 << 20) + b"1]}"
+dataset("concepts/c.json", many, lambda folder: EmbeddingIndex(folder).search(concept="c"))
+checkpoint(lambda folder: (folder / "config.json").write_text("[" + "[]," * (10 << 20) + "[]]"))
+checkpoint(lambda folder: (folder / "model.safetensors").write_bytes((2**40).to_bytes(8, "little") + b"{"))
+checkpoint(bomb)
+print("grown", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_sizes_that_are_only_claimed_take_no_memory(good, small, tmp_path):
+    command = [
+        sys.executable,
+        "-c",
+        f"NPY_OF_400_GB = {NPY_OF_400_GB!r}\n{CLAIMS}",
+        str(good),
+        str(small),
+        str(tmp_path),
+    ]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert child.returncode == 0, child.stderr[-2000:]
+    assert child.stdout.count("refused") == 5
+    assert int(child.stdout.split()[-1]) < 300

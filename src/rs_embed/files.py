@@ -43,8 +43,8 @@ def atomic_write(path: Path, *, scratch: Path | None = None, durable: bool = Fal
             part.unlink()
 
 
-def read_json(file: Path, limit_bytes: int = 64 << 20) -> Any:
-    """Read a JSON file that somebody else may have written.
+def read_json(file: Path, limit_bytes: int = 8 << 20) -> Any:
+    """Read a JSON file that somebody else may have written. In memory it may take thirty times its size.
 
     Raises:
         OSError: for a file that is missing or cannot be read.

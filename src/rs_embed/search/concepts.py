@@ -22,7 +22,7 @@ from rs_embed.files import read_json
 
 _START_LENGTH, _WEIGHT_DECAY = 10.0, 0.1
 _LARGEST = 1e6  # a direction has length 1; far below the limit of float32
-_LIMIT_BYTES = 4 << 20
+_LIMIT_BYTES = 1 << 20
 _NAME = re.compile(r"\w[\w -]{0,62}")
 
 

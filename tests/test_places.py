@@ -391,3 +391,10 @@ def test_an_output_that_is_a_file_is_refused_before_anything_is_read(tmp_path):
     assert file.read_text() == "mine"
     with pytest.raises(RSEmbedError, match="is no dataset"):
         len(open_dataset(file))
+
+
+@pytest.mark.parametrize("features", [None, 5, "x", [None], [{"type": "Feature", "geometry": [1]}]])
+def test_a_region_whose_features_are_none_is_one_error(tmp_path, features):
+    (tmp_path / "region.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    with pytest.raises(SpecError, match="has no polygon"):
+        read_region(tmp_path / "region.geojson")

@@ -27,7 +27,8 @@ _log = logging.getLogger("rs_embed")
 def read_region(file: Path) -> BaseGeometry:
     """Return the union of a GeoJSON file's polygons, longitude and latitude; self-crossing ones are mended."""
     document, crs = read_geojson_document(file)
-    parts = [part for part in document.get("features", [document]) if isinstance(part, dict)]
+    listed = document.get("features")
+    parts = [part for part in (listed if isinstance(listed, list) else [document]) if isinstance(part, dict)]
     shapes = [parse_shape(part.get("geometry", part)) for part in parts]
     mended = [shapely.make_valid(shape) for shape in shapes if shape is not None]
     polygons = [p for shape in mended for p in shapely.get_parts(shape) if p.area > 0]

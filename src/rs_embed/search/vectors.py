@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -88,7 +90,10 @@ class VectorFile:
     @cached_property
     def mean(self) -> FloatArray:
         """(d,) mean of the first vectors that were added."""
-        mean = np.load(self.folder / "mean.npy", mmap_mode="r", allow_pickle=False)  # its header may claim any size
+        try:
+            mean = np.load(self.folder / "mean.npy", mmap_mode="r", allow_pickle=False)  # its header may claim any size
+        except (EOFError, SyntaxError, RecursionError, TokenError, BadZipFile) as error:
+            raise ValueError(f"mean.npy cannot be read: {error}") from error
         if not isinstance(mean, np.ndarray) or mean.dtype != np.float32:
             raise ValueError("mean.npy holds no array of numbers")
         return np.array(mean)

@@ -14,10 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.format import open_memmap
 
 from rs_embed.arrays import FloatArray
 from rs_embed.errors import ModelError, RSEmbedError, missing_package
@@ -91,10 +91,10 @@ class VectorFile:
     def mean(self) -> FloatArray:
         """(d,) mean of the first vectors that were added."""
         try:
-            mean = np.load(self.folder / "mean.npy", mmap_mode="r", allow_pickle=False)  # its header may claim any size
-        except (EOFError, SyntaxError, RecursionError, TokenError, BadZipFile) as error:
+            mean = open_memmap(self.folder / "mean.npy", mode="r")  # its header may claim any size
+        except (SyntaxError, RecursionError, TokenError) as error:
             raise ValueError(f"mean.npy cannot be read: {error}") from error
-        if not isinstance(mean, np.ndarray) or mean.dtype != np.float32:
+        if mean.dtype != np.float32:
             raise ValueError("mean.npy holds no array of numbers")
         return np.array(mean)
 

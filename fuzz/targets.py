@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,28 @@ from hypothesis import strategies as st
 
 import rs_embed
 from fuzz.harness import JSON, check_error, mutated_bytes, mutated_json, target, write_json
-from rs_embed import EmbeddingIndex, RSEmbedError, open_dataset
+from rs_embed import (
+    EmbeddingIndex,
+    LocalProvider,
+    PointBuffer,
+    RSEmbedError,
+    SensorSpec,
+    TemporalSpec,
+    open_dataset,
+)
 from rs_embed.clip.checkpoint import open_checkpoint
 from rs_embed.clip.tokenizer import Tokenizer
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.formats import ReadOptions
 from rs_embed.export.inputs import read_places
 from rs_embed.export.regions import read_region
+from rs_embed.grid import place_geobox
+from rs_embed.providers.base import PatchRequest
+from rs_embed.providers.block_files import open_block_file
+from rs_embed.providers.http import RangeReader, new_client
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from archive_server import Tile, write_scene
 from fakes import SMALL_JSON, state_dict, write_checkpoint
 from vector_dataset import write_vectors
 
@@ -216,3 +231,57 @@ def csv_places(value: str, folder: Path) -> None:
     """Places in a CSV file."""
     (folder / "places.csv").write_bytes(value.encode("utf-8", "surrogatepass"))
     read_places(folder / "places.csv", ReadOptions(chip_m=400))
+
+
+_TILE = Tile("33UVP", 32633, 499_980, 5_300_040, side_px=128)
+_ITEM = write_scene(_SEEDS / "scenes", ".", _TILE, "2022-06-03", seed=0, block=64)
+_BAND = (_SEEDS / "scenes" / str(_ITEM["id"]) / "B04.tif").read_bytes()
+_PLACE = place_geobox(PointBuffer(15.005, 47.85, 160), 10)
+_WANTED = PatchRequest(_PLACE, TemporalSpec.range("2022-06-01", "2022-07-01"), SensorSpec())
+
+
+@target(mutated_json(_ITEM))
+def item(value: Any, folder: Path) -> None:
+    """An item of a static catalog."""
+    shutil.copytree(_SEEDS / "scenes" / str(_ITEM["id"]), folder / str(_ITEM["id"]))
+    write_json(folder / "item.json", value)
+    provider = LocalProvider(folder)
+    provider.plan([_WANTED])
+    list(provider.fetch([_WANTED]))
+
+
+@dataclass(repr=False)
+class _Bytes(RangeReader):
+    """A reader of one file in memory."""
+
+    content: bytes = b""
+
+    async def get_range_async(
+        self, path: str, *, start: int, end: int | None = None, length: int | None = None
+    ) -> bytes:
+        self.sizes[path] = len(self.content)
+        return self.content[start : end if end is not None else start + (length or 0)]
+
+
+@target(mutated_bytes([_BAND, _BAND[:2000]]))
+def tiff(value: bytes, folder: Path) -> None:
+    """A raster of a catalog: its header and its blocks."""
+
+    async def read() -> None:
+        async with new_client() as client:
+            file = await open_block_file(_Bytes(client, asyncio.Semaphore(1), content=value), "http://host/B04.tif")
+            rows, columns = -(-file.grid.height // file.grid.block_height), -(-file.grid.width // file.grid.block_width)
+            for row in range(min(rows, 2)):
+                await file.fetch_blocks(row, range(min(columns, 2)))
+
+    asyncio.run(read())
+
+
+@target(mutated_bytes([_BAND, _BAND[:2000]]))
+def local_tiff(value: bytes, folder: Path) -> None:
+    """A raster of a folder."""
+    scene = folder / str(_ITEM["id"])
+    shutil.copytree(_SEEDS / "scenes" / str(_ITEM["id"]), scene)
+    (scene / "B04.tif").write_bytes(value)
+    write_json(folder / "item.json", _ITEM)
+    list(LocalProvider(folder).fetch([_WANTED]))

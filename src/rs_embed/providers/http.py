@@ -91,9 +91,10 @@ async def _read(response: httpx2.Response, start: int, stop: int) -> _Answer | _
         if position != start:
             return _Failure("another range than the one asked for", is_transient=True)
     announced = int(response.headers.get("Content-Length", sys.maxsize))
-    began_s, body, received = time.monotonic(), bytearray(), 0
+    began_s, received = time.monotonic(), 0
+    parts: list[bytes] = []  # joined once: megabytes that grow are copied again and again
     async for chunk in response.aiter_raw():
-        body += chunk[max(0, start - position) : max(0, stop - position)]
+        parts.append(chunk[max(0, start - position) : max(0, stop - position)])
         position += len(chunk)
         received += len(chunk)
         if position >= stop and received < announced:
@@ -104,7 +105,7 @@ async def _read(response: httpx2.Response, start: int, stop: int) -> _Answer | _
     file_bytes = int(size) if size.isdecimal() else None
     if file_bytes is None and response.status_code == 200 and position < stop:
         file_bytes = position
-    return _Answer(bytes(body), file_bytes)
+    return _Answer(b"".join(parts), file_bytes)
 
 
 SignedRequest = tuple[str, dict[str, str]]  # address and headers

@@ -30,8 +30,9 @@ class SceneRecord:
     """Cloud cover of the whole scene, per cent; None where the source does not say."""
     processing_baseline: str | None
     dn_offset: float | None
-    """DN that were added to harmonise it; None when unknown (nothing was added)."""
+    """DN that were added to each band; None when unknown (nothing was added), and where bands differ."""
     dn_offset_reason: str
+    """Rule that decided the offset; where bands differ, the offset and the rule of each."""
 
 
 DropKind = Literal["no_data", "fault", "refused"]

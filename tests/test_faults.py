@@ -13,6 +13,7 @@ import pytest
 from archive_server import FileServer, Tile, serve_files, serve_stac, write_items, write_scene
 from fakes import NO_IMAGERY, FakeProvider, patch_of
 from rs_embed import (
+    EmbeddingIndex,
     NoImageryError,
     PointBuffer,
     ProviderError,
@@ -98,10 +99,14 @@ def test_lost_scenes_are_told_in_rows_and_a_retry_equals_the_calm_run(archive, t
     assert ("20220613" in dropped["id"], "404" in dropped["reason"], dropped["kind"]) == (True, True, "fault")
     assert any(text.startswith("lost scenes: 1 of 3 scene(s) could not be read") for text in row["warnings"])
     assert not np.allclose(open_dataset(tmp_path / "ds").to_numpy(), calm, atol=1e-4)
+    EmbeddingIndex(tmp_path / "ds")
     files.status_of = {}
     summary = export(provider, tmp_path / "ds", retry_failed=True)
     assert (summary.done, summary.failed, summary.lost) == (3, 0, 0)
     np.testing.assert_array_equal(open_dataset(tmp_path / "ds").to_numpy(), calm)
+    wanted = open_dataset(tmp_path / "calm").to_numpy("embedding_projected")[0]
+    best = EmbeddingIndex(tmp_path / "ds").search(vector=wanted, k=1).hits[0]
+    assert best.score == pytest.approx(1.0, abs=1e-3)  # the index has the vector of the retry
     assert {row["status"] for row in open_dataset(tmp_path / "ds")} == {"ok"}
 
 

@@ -234,6 +234,11 @@ class DatasetFolder:
                 self.part(kind, number).unlink(missing_ok=True)
         self.write_text(self._mark(number), json.dumps(asdict(counts)))
 
+    def forget_index(self) -> None:
+        """Make the next search build its index anew: it would keep vectors that were replaced."""
+        with self.lock("index"):
+            (self._state / "index" / "index.json").unlink(missing_ok=True)
+
     def lock(self, name: str) -> FileLock:
         """Return a lock of the folder, not acquired yet. The system releases it on a crash."""
         file = inside(self.path, make_folder(self._state / "locks") / f"{name}.lock")

@@ -139,7 +139,12 @@ def write_partition(
         tables = _merge_earlier(folder, partition.number, written, tables)
     if request.grid:
         _write_grids(folder, partition, list(rows.values()))
+    replaces_vectors = not partition.had_vector.isdisjoint(rows)
+    if replaces_vectors:  # before, since the process may die next, and after, since the index may be built meanwhile
+        folder.forget_index()
     folder.finish(partition.number, tables, _count(tables))
+    if replaces_vectors:
+        folder.forget_index()
 
 
 def _write_grids(folder: DatasetFolder, partition: Partition, rows: Sequence[ExportedRow]) -> None:

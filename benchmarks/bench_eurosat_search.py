@@ -81,7 +81,7 @@ def precision_at_10(folder: Path, n: int, held_out_only: bool = False) -> tuple[
     )
     seconds = time.perf_counter() - started
     found = {}
-    with TestClient(create_app(folder / "dataset")) as client:
+    with TestClient(create_app(folder / "dataset"), base_url="http://127.0.0.1") as client:
         rows = client.get("/api/dataset").json()["rows"]
         for c, name in enumerate(NAMES):
             hits = client.get("/api/search", params={"text": name, "k": 10}).json()["results"]

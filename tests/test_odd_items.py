@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from archive_server import Tile, write_scene
 from hostile_server import World, serve_world
 from rs_embed import PointBuffer, ProviderError, StacProvider, TemporalSpec, fetch_patch
+from rs_embed.providers import http
+from rs_embed.retry import HTTP_RANGE
 
 HOME = Tile("33UVP", 32633, 499_980, 5_300_040, side_px=512)
 JUNE = TemporalSpec.range("2022-06-01", "2022-07-01")
@@ -93,6 +96,12 @@ ASSETS: dict[str, dict[str, Any]] = {
     "a number in STAC 1.1's bands": {"x": {"href": "http://127.0.0.1:9/x.tif", "bands": [5]}},
     "ten thousand assets": {f"a{i}": {"href": f"http://127.0.0.1:9/x{i}.tif"} for i in range(10_000)},
 }
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    """A host whose name is not found is asked for again for 15 s; here for one."""
+    monkeypatch.setattr(http, "HTTP_RANGE", replace(HTTP_RANGE, deadline_s=1.0))
 
 
 @pytest.fixture(scope="module")

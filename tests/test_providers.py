@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import resources
 
@@ -47,6 +48,13 @@ def test_max_scenes_takes_the_least_cloudy_then_the_newest_then_by_id():
         return {s.id for s in select_scenes(scenes, request(sensor=SensorSpec(max_scenes=n))).scenes}
 
     assert [names(n) for n in (1, 2, 3, 4)] == [{"d"}, {"d", "a"}, {"d", "a", "b"}, {"d", "a", "b", "c"}]
+
+
+def test_a_scene_without_readable_bands_costs_no_other_of_the_same_id():
+    good = scene("x", 3, 1)
+    chosen = select_scenes([replace(good, fault="s3://bucket/B04.jp2"), good], request())
+    assert chosen.scenes == (good,)
+    assert [(d.id, d.kind) for d in chosen.unusable] == [("x", "refused")]
 
 
 def test_the_cloud_filter_keeps_what_gives_no_cloud_cover():

@@ -109,10 +109,10 @@ class Selection:
 def select_scenes(listed: Sequence[Scene], request: PatchRequest) -> Selection:
     """Select scenes by time range, footprint and cloud cover, and of these the least cloudy `max_scenes`."""
     sensor, place = request.sensor, lonlat_bounds(request.geobox)
-    asked, others = _by_level(listed, sensor.product)
+    asked, others = by_level(listed, sensor.product)
     found = [s for s in asked if s.meets(place, request.temporal)]
-    unusable = {s.id: reason for s in found if (reason := s.why_unusable(sensor.bands)) is not None}
-    meeting = [s for s in found if s.id not in unusable]
+    reasons = [s.why_unusable(sensor.bands) for s in found]  # by position: two collections may share an id
+    meeting = [s for s, reason in zip(found, reasons, strict=True) if reason is None]
     kept = [s for s in meeting if s.cloud_pct is None or s.cloud_pct <= sensor.cloudy_pct]
     unknown = sum(s.cloud_pct is None for s in kept)
     warnings: tuple[str, ...] = ()
@@ -129,13 +129,13 @@ def select_scenes(listed: Sequence[Scene], request: PatchRequest) -> Selection:
         listed=asked,
         scenes=tuple(kept),
         before_clouds=len(meeting),
-        unusable=tuple(DroppedScene(name, reason, "refused") for name, reason in unusable.items()),
+        unusable=tuple(DroppedScene(s.id, r, "refused") for s, r in zip(found, reasons, strict=True) if r is not None),
         other_level=tuple(s for s in others if s.meets(place, request.temporal)),
         warnings=warnings,
     )
 
 
-def _by_level(scenes: Sequence[Scene], product: str) -> tuple[list[Scene], list[Scene]]:
+def by_level(scenes: Sequence[Scene], product: str) -> tuple[list[Scene], list[Scene]]:
     """Return the scenes of a product's processing level, and those of the other one."""
     of_level = [is_l1c(s.collection) == is_l1c(product) for s in scenes]
     return list(compress(scenes, of_level)), [s for s, same in zip(scenes, of_level, strict=True) if not same]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from dataclasses import replace
+from datetime import time
 from pathlib import Path
 
 from rasterio.errors import NotGeoreferencedWarning
@@ -19,8 +20,8 @@ from rs_embed.providers.local.series import find_series
 from rs_embed.providers.local.stac import CATALOG_NAMES, find_items, find_linked_items
 from rs_embed.providers.local.tree import Found, open_tree
 from rs_embed.providers.scenes import Scene
-from rs_embed.providers.selection import drop_duplicates
-from rs_embed.sentinel2 import COLLECTIONS, is_l1c
+from rs_embed.providers.selection import by_level, drop_duplicates
+from rs_embed.sentinel2 import COLLECTIONS, L2A_COLLECTION
 
 _log = logging.getLogger("rs_embed")
 
@@ -93,7 +94,7 @@ def _find(root: Path) -> Found:
 
 def _each_once(scenes: list[Scene]) -> list[Scene]:
     """Leave out doubles of one acquisition, within each level; a scene without time of day cannot be told apart."""
-    timed = [s for s in scenes if s.acquired.strftime("%H%M%S%f") != "000000000000"]
-    l2a, l1c = [s for s in timed if not is_l1c(s.collection)], [s for s in timed if is_l1c(s.collection)]
-    kept = {id(s) for s in (*drop_duplicates(l2a, COLLECTIONS), *drop_duplicates(l1c, COLLECTIONS))}
-    return [s for s in scenes if id(s) in kept or s not in timed]
+    untimed = [s for s in scenes if s.acquired.time() == time.min]
+    levels = by_level([s for s in scenes if s.acquired.time() != time.min], L2A_COLLECTION)
+    kept = {id(s) for same in (untimed, *(drop_duplicates(level, COLLECTIONS) for level in levels)) for s in same}
+    return [s for s in scenes if id(s) in kept]

@@ -307,3 +307,17 @@ def write_scene(
 def write_items(path: Path, items: list[dict[str, object]]) -> Path:
     path.write_text(json.dumps({"type": "FeatureCollection", "features": items}))
     return path
+
+
+def write_dates(root: Path, url: str, tile: Tile) -> list[dict[str, object]]:
+    """Scenes of 3, 13 and 23 June 2022."""
+    return [write_scene(root, url, tile, f"2022-06-{day}", seed=i) for i, day in enumerate(("03", "13", "23"))]
+
+
+@contextmanager
+def serve_archive(root: Path, items: list[dict[str, object]], folder: Path) -> Iterator[tuple[str, FileServer]]:
+    """The files of items whose addresses begin with `http://files`, and an API over the items; yields its address."""
+    with serve_files(FileServer(root)) as files:
+        moved = json.loads(json.dumps(items).replace("http://files", files.url))
+        with serve_stac(write_items(folder / "items.json", moved)) as api:
+            yield api, files

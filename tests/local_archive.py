@@ -8,7 +8,10 @@ import numpy as np
 from affine import Affine
 
 from fakes import write_raster
+from rs_embed import LocalProvider, ProviderError
 from rs_embed.grid import transformer
+from rs_embed.patch import Patch
+from rs_embed.providers.base import PatchRequest
 
 LEFT, TOP, SIDE_PX = 500_000, 5_320_000, 600
 DAYS = ("03", "13", "23")
@@ -37,3 +40,12 @@ def write_places(path: Path, n: int, *, seed: int = 0) -> Path:
     lines = [f"p{seed}-{i},{a:.7f},{b:.7f},{i % 3}" for i, (a, b) in enumerate(zip(lon, lat, strict=True))]
     path.write_text("\n".join(["id,lon,lat,label", *lines]) + "\n")
     return path
+
+
+def fetch_local(path: Path, request: PatchRequest) -> Patch:
+    """The patch of one place from files; an error is raised."""
+    [(position, result)] = LocalProvider(path).fetch([request])
+    assert position == 0
+    if isinstance(result, ProviderError):
+        raise result
+    return result

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pyproj import Transformer
 from shapely.geometry import mapping, shape
 
-from archive_server import FileServer, Tile, serve_files, serve_stac, write_items, write_scene
+from archive_server import Tile, serve_archive, write_scene
 from fakes import FakeProvider
 from rs_embed import (
     BBox,
@@ -190,12 +190,10 @@ def test_a_real_api_and_local_files_give_the_same_on_both_sides(archive, tmp_pat
     local.mkdir()
     for name in ("B04", "B03", "B02"):
         (local / f"T60KYF_20220603T101031_{name}_10m.tif").symlink_to(root / item["id"] / f"{name}.tif")
-    with serve_files(FileServer(root)) as files:
-        moved = json.loads(json.dumps(described).replace("http://files", files.url))
-        with serve_stac(write_items(tmp_path / "items.json", [moved])) as api:
-            catalog = resolve(f"stac:{api}#sentinel-2-l2a")
-            plan = catalog.plan(requests)
-            found = dict(catalog.fetch(requests))
+    with serve_archive(root, [described], tmp_path) as (api, _):
+        catalog = resolve(f"stac:{api}#sentinel-2-l2a")
+        plan = catalog.plan(requests)
+        found = dict(catalog.fetch(requests))
     assert plan.scenes_of == (1, 1, 1)
     assert plan.covered == (1, 1, 1)
     nearby = dict(resolve(f"local:{local}").fetch(requests))

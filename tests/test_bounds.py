@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from archive_server import Tile, write_scene
+from archive_server import Tile, write_dates
 from hostile_server import World, serve_world
 from rs_embed import PointBuffer, ProviderError, StacProvider, TemporalSpec, fetch_patch
 from rs_embed.patch import Patch
@@ -29,8 +29,7 @@ MB = 1 << 20
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
     root = tmp_path_factory.mktemp("world")
-    days = ("2022-06-03", "2022-06-13", "2022-06-23")
-    return root, [write_scene(root, "http://world", HOME, day, seed=i) for i, day in enumerate(days)]
+    return root, write_dates(root, "http://world", HOME)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from archive_server import FileServer, Tile, serve_files, serve_stac, write_items, write_scene
+from archive_server import FileServer, Tile, serve_archive, write_dates
 from fakes import NO_IMAGERY, FakeProvider, patch_of
 from rs_embed import (
     EmbeddingIndex,
@@ -39,18 +38,15 @@ FOREVER = 10**6
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
     root = tmp_path_factory.mktemp("archive")
-    days = ("2022-06-03", "2022-06-13", "2022-06-23")
-    return root, [write_scene(root, "http://files", HOME, day, seed=i) for i, day in enumerate(days)]
+    return root, write_dates(root, "http://files", HOME)
 
 
 @pytest.fixture
 def archive(stored, tmp_path):
     """The provider over three dates of a tile, and the server of its files."""
     root, items = stored
-    with serve_files(FileServer(root)) as files:
-        moved = json.loads(json.dumps(items).replace("http://files", files.url))
-        with serve_stac(write_items(tmp_path / "items.json", moved)) as api:
-            yield StacProvider(StacCatalog(name="test", url=api, collections=("sentinel-2-l2a",))), files
+    with serve_archive(root, items, tmp_path) as (api, files):
+        yield StacProvider(StacCatalog(name="test", url=api, collections=("sentinel-2-l2a",))), files
 
 
 def lose(files: FileServer, *days: str, status: int = 404) -> None:

@@ -14,6 +14,7 @@ from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning
 
 from fakes import write_raster
+from local_archive import fetch_local
 from rs_embed import LocalProvider, NoImageryError, PointBuffer, ProviderError, SensorSpec, TemporalSpec
 from rs_embed.grid import place_geobox
 from rs_embed.patch import Patch
@@ -32,12 +33,7 @@ def band(value: int, dtype: str = "uint16") -> np.ndarray:
 
 
 def fetch(folder: Path, sensor: SensorSpec | None = None, temporal: TemporalSpec = JUNE) -> Patch:
-    provider = resolve(f"local:{folder}")
-    [(position, result)] = provider.fetch([PatchRequest(GEOBOX, temporal, sensor or SensorSpec())])
-    assert position == 0
-    if isinstance(result, ProviderError):
-        raise result
-    return result
+    return fetch_local(folder, PatchRequest(GEOBOX, temporal, sensor or SensorSpec()))
 
 
 def write_safe(root: Path, product: str, *, values: tuple[int, int, int] = (2300, 2200, 2100), scl: int = 4) -> Path:

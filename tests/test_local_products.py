@@ -11,6 +11,7 @@ from affine import Affine
 from pyproj import Transformer
 
 from fakes import write_raster
+from local_archive import fetch_local
 from rs_embed import NoImageryError, PointBuffer, ProviderError, SensorSpec, TemporalSpec
 from rs_embed.grid import place_geobox
 from rs_embed.patch import Patch
@@ -28,10 +29,7 @@ L1C = SensorSpec(collection="sentinel-2-l1c")
 
 
 def fetch(path: Path, sensor: SensorSpec | None = None, temporal: TemporalSpec = ALWAYS) -> Patch:
-    [(_, result)] = LocalProvider(path).fetch([PatchRequest(GEOBOX, temporal, sensor or SensorSpec())])
-    if isinstance(result, ProviderError):
-        raise result
-    return result
+    return fetch_local(path, PatchRequest(GEOBOX, temporal, sensor or SensorSpec()))
 
 
 def medians(patch: Patch) -> list[float]:

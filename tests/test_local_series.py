@@ -8,6 +8,7 @@ import pytest
 import xarray
 from pyproj import CRS
 
+from local_archive import fetch_local
 from rs_embed import LocalProvider, PointBuffer, ProviderError, SensorSpec, TemporalSpec
 from rs_embed.grid import place_geobox
 from rs_embed.patch import Patch
@@ -45,10 +46,7 @@ def cube(dtype: str = "uint16", **attrs: object) -> xarray.Dataset:
 
 
 def fetch(path: Path, sensor: SensorSpec | None = None, temporal: TemporalSpec = ALWAYS) -> Patch:
-    [(_, result)] = LocalProvider(path).fetch([PatchRequest(GEOBOX, temporal, sensor or SensorSpec())])
-    if isinstance(result, ProviderError):
-        raise result
-    return result
+    return fetch_local(path, PatchRequest(GEOBOX, temporal, sensor or SensorSpec()))
 
 
 def medians(patch: Patch) -> list[float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from archive_server import Tile, write_scene
+from archive_server import Tile, write_dates
 from hostile_server import World, serve_world
 from rs_embed import PointBuffer, ProviderError, StacProvider, TemporalSpec, fetch_patch
 from rs_embed.providers import http
@@ -107,9 +107,7 @@ def short_waits(monkeypatch):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("world")
-    days = ("2022-06-03", "2022-06-13", "2022-06-23")
-    items = [write_scene(root, "http://world", HOME, day, seed=i) for i, day in enumerate(days)]
-    with serve_world(World(root, items)) as world:
+    with serve_world(World(root, write_dates(root, "http://world", HOME))) as world:
         yield world
 
 

@@ -20,7 +20,7 @@ import rasterio
 from pyproj import Transformer
 from rasterio.shutil import copy as copy_raster
 
-from archive_server import FileServer, Tile, serve_files, serve_stac, write_items, write_scene
+from archive_server import FileServer, Tile, serve_archive, serve_files, serve_stac, write_items, write_scene
 from fakes import write_checkpoint
 from rs_embed import NoImageryError, PointBuffer, ProviderError, SensorSpec, StacProvider, TemporalSpec, get_embedding
 from rs_embed.grid import place_geobox
@@ -66,10 +66,8 @@ def stored(tmp_path_factory):
 def archive(stored, tmp_path):
     """The provider over a running archive, and the server of its files."""
     root, items = stored
-    with serve_files(FileServer(root)) as files:
-        moved = json.loads(json.dumps(items).replace("http://files", files.url))
-        with serve_stac(write_items(tmp_path / "items.json", moved)) as api:
-            yield StacProvider(StacCatalog(name="test", url=api, collections=("sentinel-2-l2a",))), files
+    with serve_archive(root, items, tmp_path) as (api, files):
+        yield StacProvider(StacCatalog(name="test", url=api, collections=("sentinel-2-l2a",))), files
 
 
 def fetch(provider: StacProvider, requests: list[PatchRequest]) -> list[Patch | ProviderError]:
@@ -268,11 +266,9 @@ def test_a_place_half_outside_of_its_scenes_is_told_by_the_plan(archive):
 def test_blocks_side_by_side_come_with_one_request(stored, tmp_path):
     root, items = stored
     wide = request(7680, 3000, buffer_m=7000)  # three blocks of 512 px from west to east
-    with serve_files(FileServer(root)) as files:
-        moved = json.loads(json.dumps(items[:1]).replace("http://files", files.url))
-        with serve_stac(write_items(tmp_path / "items.json", moved)) as api:
-            provider = StacProvider(StacCatalog(name="test", url=api, collections=("sentinel-2-l2a",)))
-            [patch] = fetch(provider, [wide])
+    with serve_archive(root, items[:1], tmp_path) as (api, files):
+        provider = StacProvider(StacCatalog(name="test", url=api, collections=("sentinel-2-l2a",)))
+        [patch] = fetch(provider, [wide])
         assert isinstance(patch, Patch)
         np.testing.assert_array_equal(patch.dn[0], expected_median(root, items[:1], wide))
         blocks = [span for path, span in files.requests if path.endswith("B04.tif") and not span.startswith("0-")]
@@ -481,11 +477,9 @@ def test_any_valid_tiff_of_a_catalog_is_swept_like_a_cog(stored, tmp_path, optio
         to.parent.mkdir(exist_ok=True)
         with rasterio.open(to, "w", driver="GTiff", **profile) as file:
             file.write(values)
-    with serve_files(FileServer(tmp_path)) as files:
-        moved = json.loads(json.dumps(items[:1]).replace("http://files", files.url))
-        with serve_stac(write_items(tmp_path / "items.json", moved)) as api:
-            provider = StacProvider(StacCatalog(name="test", url=api, collections=("sentinel-2-l2a",)))
-            [patch] = fetch(provider, [asked])
+    with serve_archive(tmp_path, items[:1], tmp_path) as (api, _):
+        provider = StacProvider(StacCatalog(name="test", url=api, collections=("sentinel-2-l2a",)))
+        [patch] = fetch(provider, [asked])
     assert isinstance(patch, Patch)
     assert patch.dropped == ()
     assert 0.4 < patch.valid.mean() < 0.8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,11 +40,21 @@ class Embedding:
     meta: dict[str, Any]
     """Request, provenance and warnings, JSON-ready."""
 
+    @property
+    def lacks_scenes(self) -> bool:
+        """True where scenes could not be read, so that a run without faults may give another vector."""
+        return has_fault(self.meta["dropped_scenes"])
+
     def __repr__(self) -> str:
         keys = ("model", "pooling", "start", "end", "backend", "n_scenes", "valid_frac")
         facts = ", ".join(f"{k}={self.meta[k]}" for k in keys if self.meta.get(k) is not None)
         warned = f", {len(self.meta['warnings'])} warning(s)" if self.meta.get("warnings") else ""
         return f"Embedding({'x'.join(map(str, self.data.shape))} {self.data.dtype}, {facts}{warned})"
+
+
+def has_fault(dropped_scenes: Sequence[Mapping[str, Any]] | None) -> bool:
+    """Tell if any of the `dropped_scenes` of metadata, or of a dataset's row, could not be read."""
+    return any(scene["kind"] == "fault" for scene in dropped_scenes or ())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -188,18 +198,8 @@ def _grid_facts(tokens: FloatArray) -> dict[str, Any]:
 
 
 _FETCHED_KEYS = (
-    *("sensor", "scale_m", "cloudy_pct", "composite"),
-    *(
-        "scenes",
-        "dropped_scenes",
-        "n_scenes",
-        "clear_frac",
-        "n_clear",
-        "shown_clear_frac",
-        "crs",
-        "transform",
-        "bounds",
-    ),
+    *("sensor", "scale_m", "cloudy_pct", "composite", "scenes", "dropped_scenes", "n_scenes"),
+    *("clear_frac", "n_clear", "shown_clear_frac", "crs", "transform", "bounds"),
 )
 """Metadata that are None where pixels were passed."""
 

@@ -43,7 +43,7 @@ def atomic_write(path: Path, *, scratch: Path | None = None, durable: bool = Fal
             part.unlink()
 
 
-def read_json(file: Path, limit_bytes: int = 8 << 20) -> Any:
+def read_json(file: Path, limit_bytes: int = 8 << 20, encoding: str = "utf-8") -> Any:
     """Read a JSON file that somebody else may have written. In memory it may take thirty times its size.
 
     Raises:
@@ -56,7 +56,7 @@ def read_json(file: Path, limit_bytes: int = 8 << 20) -> Any:
     if status.st_size > limit_bytes:
         raise ValueError(f"it has {status.st_size:,} bytes, at most {limit_bytes:,} are read")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding=encoding))
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 

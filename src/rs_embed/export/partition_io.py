@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rs_embed.embedding import Embedding, EmbeddingFailure, Request
+from rs_embed.embedding import Embedding, EmbeddingFailure, Request, has_fault
 from rs_embed.errors import SpecError
 from rs_embed.export.folder import DatasetFolder, PartitionCounts
 from rs_embed.export.grids import read_grid, write_grids
@@ -55,9 +55,9 @@ class Partition:
         """Keep the result of a row, and count it."""
         self.outcomes[row] = outcome
         if isinstance(outcome.result, Embedding):
-            lost = any(scene["kind"] == "fault" for scene in outcome.result.meta["dropped_scenes"] or ())
             progress.count_warnings(outcome.result.meta["warnings"])
-            progress.count_vector(self.ids[row], time.perf_counter() - self.started_s, lost=lost)
+            seconds = time.perf_counter() - self.started_s
+            progress.count_vector(self.ids[row], seconds, lost=outcome.result.lacks_scenes)
         else:
             progress.count_failure(self.ids[row], outcome.result.error, had_vector=row in self.had_vector)
 
@@ -112,7 +112,7 @@ def _with_lost_scenes(table: pa.Table) -> set[str]:
     if "dropped_scenes" not in table.column_names:  # written before the column was
         return set()
     rows = zip(table["unique_id"].to_pylist(), table["dropped_scenes"].to_pylist(), strict=True)
-    return {row for row, dropped in rows if any(scene["kind"] == "fault" for scene in dropped or ())}
+    return {row for row, dropped in rows if has_fault(dropped)}
 
 
 def _among(table: pa.Table) -> pc.Expression:

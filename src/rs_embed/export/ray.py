@@ -110,7 +110,8 @@ class RayRunner:
                 found: Progress = pickle.loads(row["progress"])  # bytes from our own actor
                 progress.merge(found)
                 listener(progress.event())
-                limit.count(found.faults, found.finished - found.faults, found.failures[-1:])
+                example = "; ".join(error for _, error in found.failures[-1:])
+                limit.count(found.faults, found.finished - found.faults, example)
         except ray.exceptions.RayError as error:
             reason = str(error).splitlines()[0]
             raise RSEmbedError(f"the Ray run stopped ({reason}): run the same again to go on") from error

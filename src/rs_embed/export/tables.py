@@ -55,9 +55,8 @@ class ExportedRow:
     def status(self) -> str:
         """Status of the row: `ok`, `partial` (scenes lost, or few pixels observed), `no_imagery` or `failed`."""
         if isinstance(self.result, Embedding):
-            meta = self.result.meta
-            lost = any(scene["kind"] == "fault" for scene in meta["dropped_scenes"] or ())
-            return "partial" if lost or meta["valid_frac"] < LOW_FRAC else "ok"
+            is_partial = self.result.lacks_scenes or self.result.meta["valid_frac"] < LOW_FRAC
+            return "partial" if is_partial else "ok"
         return "no_imagery" if isinstance(self.result.error, NoImageryError) else "failed"
 
 

@@ -46,7 +46,7 @@ class _Failure:
         return self.reason + (f", and asked to wait {self.retry_after_s:.0f} s" if self.retry_after_s else "")
 
 
-class _RefusedError(httpx2.RequestError):
+class _UnreadableError(httpx2.RequestError):
     """An answer that is not followed or not read."""
 
 
@@ -69,7 +69,7 @@ async def _get(
                 return await _read(response, start, stop)
             is_transient = response.status_code in HTTP_RANGE.statuses
             return _Failure(str(response.status_code), is_transient, retry_after_s(response.headers.get("Retry-After")))
-    except _RefusedError as error:
+    except _UnreadableError as error:
         return _Failure(str(error), is_transient=False)
     except httpx2.UnsupportedProtocol as error:
         return _Failure(type(error).__name__, is_transient=False)
@@ -83,7 +83,7 @@ async def _get(
 async def _read(response: httpx2.Response, start: int, stop: int) -> _Answer | _Failure:
     """Read the wanted bytes of an answer: those of a range, or those within a whole file."""
     if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise _RefusedError("its answer is compressed, although a plain one was asked for")
+        raise _UnreadableError("its answer is compressed, although a plain one was asked for")
     position, size = 0, response.headers.get("Content-Length", "")
     if response.status_code == 206:
         told = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
@@ -266,7 +266,7 @@ async def _check_redirect(response: httpx2.Response) -> None:
     if response.has_redirect_location:
         target = response.url.join(response.headers["Location"])
         if not may_redirect(response.url.scheme, target.scheme):
-            raise _RefusedError(f"redirects from {response.url.scheme} to {target.scheme}, which is not followed")
+            raise _UnreadableError(f"redirects from {response.url.scheme} to {target.scheme}, which is not followed")
 
 
 def may_redirect(scheme: str, target: str) -> bool:

@@ -65,8 +65,6 @@ def usable_rows(table: pa.Table) -> npt.NDArray[np.bool_]:
         keep &= np.isfinite(values.to_numpy())
     keep &= np.abs(table["centre_lon"].to_numpy()) <= 180
     keep &= np.abs(table["centre_lat"].to_numpy()) <= 90
-    with np.errstate(invalid="ignore"):
-        keep &= (np.abs(table["centre_lat"].to_numpy()) <= 90) & (np.abs(table["centre_lon"].to_numpy()) <= 360)
     first, last = _YEARS_1_TO_9999
     for name in TIME_COLUMNS:
         moments = pc.fill_null(table[name].cast(pa.int64()), int(first)).to_numpy()

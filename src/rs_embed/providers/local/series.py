@@ -93,20 +93,21 @@ def _read_variable(path: str) -> _Variable:
         own = dataset.tags(1)
         band = band_in_text(own.get("NETCDF_VARNAME", "")) or band_in_text(own.get("long_name", ""))
         rule = float(dataset.scales[0]), float(dataset.offsets[0])
-        stated = own.get("_FillValue") or own.get("missing_value")
         return _Variable(
             path=path,
             layers=_layers(dataset),
             band=band,
             dtype=dataset.dtypes[0],
-            nodata=_number(own.get("nodata")) if stated is None and "nodata" in own else _fill(dataset, stated),
+            nodata=_nodata(own, dataset.dtypes[0]),
             stated=None if rule == (1.0, 0.0) else StatedScale("variable", *rule),
         )
 
 
-def _fill(dataset: DatasetReader, stated: str | None) -> float | None:
-    """Return the value of an empty pixel where GDAL does not mask it."""
-    return _DEFAULT_FILL.get(dataset.dtypes[0]) if stated is None else None
+def _nodata(tags: Mapping[str, str], dtype: str) -> float | None:
+    """Return the value of an empty pixel of a variable where GDAL does not mask it."""
+    if tags.get("_FillValue") or tags.get("missing_value"):
+        return None
+    return _number(tags["nodata"]) if "nodata" in tags else _DEFAULT_FILL.get(dtype)
 
 
 def _layers(dataset: DatasetReader) -> list[_Layer]:
@@ -155,8 +156,8 @@ def _items(text: str) -> list[str]:
     return [item.strip() for item in text.strip("{}").split(",")] if text else []
 
 
-def _number(text: str | None) -> float | None:
+def _number(text: str) -> float | None:
     try:
-        return float(text) if text is not None else None
+        return float(text)
     except ValueError:
         return None

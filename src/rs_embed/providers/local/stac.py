@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from rs_embed.errors import ProviderError
+from rs_embed.files import read_json
 from rs_embed.providers.local.names import level_of
 from rs_embed.providers.local.tree import RASTER_SUFFIXES, SERIES_SUFFIX, FileTree, Found
 from rs_embed.providers.scenes import Scene
@@ -129,10 +129,8 @@ def _features(document: object) -> list[Mapping[str, Any]]:
 def _read_json(path: Path) -> object:
     """Read a JSON file, with or without a byte order mark."""
     try:
-        if path.stat().st_size > _JSON_LIMIT_BYTES:
-            raise ProviderError(f"{path.name} is larger than {_JSON_LIMIT_BYTES >> 20} MB: it is no STAC item")
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        return read_json(path, _JSON_LIMIT_BYTES, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
         raise ProviderError(f"{path.name} is not readable as JSON: {error}") from error
 
 

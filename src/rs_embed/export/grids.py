@@ -18,6 +18,7 @@ import numpy as np
 
 from rs_embed.embedding import GRID_NOTE
 from rs_embed.export.request import ExportRequest
+from rs_embed.export.sidecars import model_uri
 from rs_embed.export.tables import SOURCE_DATA
 from rs_embed.files import cannot_write, flush, make_folder, temporary_beside
 
@@ -109,7 +110,6 @@ def _write_group(group: Any, members: Sequence[str], grids: Grids) -> None:
 
 def _attributes(request: ExportRequest, dim: int) -> dict[str, Any]:
     """Return the attributes that describe the tokens."""
-    repo = (request.checkpoint or "").removeprefix("hf:")
     return {
         "zarr_conventions": [
             {"name": name, "uuid": uuid, "spec_url": f"https://github.com/{place}/blob/v1/README.md"}
@@ -117,8 +117,8 @@ def _attributes(request: ExportRequest, dim: int) -> dict[str, Any]:
         ],
         "geoemb:type": "pixel",
         "geoemb:dimensions": dim,
-        "geoemb:model": f"https://huggingface.co/{repo}" if "/" in repo else request.model,
-        "geoemb:source_data": SOURCE_DATA,
+        "geoemb:model": model_uri(request),
+        "geoemb:source_data": [SOURCE_DATA],
         "geoemb:data_type": "float32",
         "note": GRID_NOTE,
     }

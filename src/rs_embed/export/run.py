@@ -199,15 +199,16 @@ def _add_rows(
     partition_size: int,
 ) -> None:
     """Plan the rows that are not planned yet; another request than the folder's is refused."""
+    dim = vector_lengths(embedder, OutputSpec.pooled()).embedding if request.grid else 0
     if request.grid:
-        _warn_of_size(len(rows), embedder)
+        _warn_of_size(len(rows), embedder.size.grid**2 * dim)
     with folder.lock("plan"):
         folder.check_request(request)
         table = plan_rows(inputs, rows, request, folder.planned_ids())
         if table.num_rows:
             folder.add_plan(request, table, partition_size, versions())
     if request.grid:
-        write_root(folder.grids(), request, embedder.card.token_dim)
+        write_root(folder.grids(), request, dim)
 
 
 def _run(
@@ -232,8 +233,8 @@ def _run(
     return progress
 
 
-def _warn_of_size(places: int, embedder: RemoteClipEmbedder) -> None:
-    size_gb = places * embedder.size.grid**2 * embedder.card.token_dim * 4 / 1e9
+def _warn_of_size(places: int, numbers: int) -> None:
+    size_gb = places * numbers * 4 / 1e9
     if size_gb >= _LARGE_GB:
         message = "token grids of %s places take %.0f GB or more; without --grid they are not written"
         _log.warning(message, f"{places:,}", size_gb)

@@ -244,20 +244,32 @@ def _add_footer(table: pa.Table, request: ExportRequest, lengths: VectorLengths)
     if boxes:
         column["bbox"] = enclose(boxes)
     geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
-    fields = {"geo": geo, **embedding_fields(request, lengths.embedding)}
+    fields = {"geo": geo, **embedding_fields(request, lengths.embedding), **run_fields(request)}
     return table.replace_schema_metadata({name: json.dumps(value) for name, value in fields.items()})
 
 
 def embedding_fields(request: ExportRequest, dim: int) -> dict[str, Any]:
-    """Return the fields of the STAC Embeddings extension v0.0.1 that describe the vectors."""
+    """Return the fields of the STAC Embeddings extension v0.0.1 that describe the vectors of a collection."""
     return {
         "emb:type": "chip",
         "emb:dimensions": dim,
         "data_type": request.dtype,
         "gsd": request.sensor.scale_m,
+    }
+
+
+def run_fields(request: ExportRequest) -> dict[str, Any]:
+    """Return the fields of the STAC Embeddings extension v0.0.1 that tell how an item's vectors were made."""
+    composite = request.sensor.composite
+    fields: dict[str, Any] = {
         "emb:runtime_parameters": {
             "request_sha256": request.sha256(),
             "model": request.model,
+            "weights_sha256": request.weights_sha256,
             "precision": request.precision,
         },
+        "emb:preprocessing": {"format": "text", "expression": f"{composite} composite, {request.input_prep}"},
     }
+    if request.normalise:
+        fields["emb:postprocessing"] = {"format": "text", "expression": "divided by the length of the vector"}
+    return fields

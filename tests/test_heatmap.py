@@ -112,7 +112,7 @@ def test_windows_that_were_not_observed_have_no_value():
 
 
 def test_the_geotiff_lies_on_the_places_grid(lake, tmp_path):
-    path = lake.write_geotiff(tmp_path / "lake.tif")
+    path = lake.to_geotiff(tmp_path / "lake.tif")
     with rasterio.open(path) as file:
         assert file.crs.to_epsg() == 32636
         assert file.transform == lake.geobox.transform
@@ -129,7 +129,7 @@ def test_the_geotiff_lies_on_the_places_grid(lake, tmp_path):
 
 def test_a_file_that_cannot_be_written_leaves_nothing(lake, tmp_path):
     with pytest.raises(rasterio.errors.RasterioIOError):
-        lake.write_geotiff(tmp_path / "none" / "lake.tif")
+        lake.to_geotiff(tmp_path / "none" / "lake.tif")
     assert not list(tmp_path.iterdir())
 
 

@@ -8,12 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rs_embed.arrays import FloatArray
-from rs_embed.errors import RSEmbedError, missing_core
+from rs_embed.errors import RSEmbedError, SpecError, missing_core
+from rs_embed.geotiff import write_geotiff
 from rs_embed.grid import epsg_of
 from rs_embed.inspection import imagery_warnings, missing_warnings
 from rs_embed.patch import Patch
@@ -44,6 +46,31 @@ class Embedding:
     def lacks_scenes(self) -> bool:
         """True where scenes could not be read, so that a run without faults may give another vector."""
         return has_fault(self.meta["dropped_scenes"])
+
+    def to_geotiff(self, path: str | Path) -> Path:
+        """Write a token grid as a float32 GeoTIFF with one band for each of its d numbers, atomically.
+
+        Args:
+            path: file to write; its folder exists.
+
+        Raises:
+            SpecError: for a pooled vector, and for a grid of pixels that were passed without a place.
+        """
+        if self.data.ndim != 3:
+            raise SpecError(f"{self!r} is a vector, which has no place for each number: ask for OutputSpec.grid()")
+        attrs = self.data.attrs  # type: ignore[union-attr]
+        if attrs["crs"] is None:
+            raise SpecError("a grid of passed pixels has no coordinates: embed a place (spatial=) for a GeoTIFF")
+        from affine import Affine
+
+        return write_geotiff(
+            path,
+            np.asarray(self.data, np.float32),
+            crs=attrs["crs"],
+            transform=Affine(*attrs["transform"]),
+            names=[f"d{i}" for i in range(len(self.data))],
+            tags={"model": str(self.meta["model"]), "request_id": str(self.meta["request_id"]), "note": GRID_NOTE},
+        )
 
     def __repr__(self) -> str:
         keys = ("model", "pooling", "start", "end", "backend", "n_scenes", "valid_frac")

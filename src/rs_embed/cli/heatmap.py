@@ -54,7 +54,7 @@ def heatmap(
         precision=model.precision,
         progress=sys.stderr.isatty(),
     )
-    written = [] if out is None else [heat.write_geotiff(out)]
+    written = [] if out is None else [heat.to_geotiff(out)]
     written.append(heat_map_sheet(heat).save(plot))
     lon, lat, probability = heat.best
     facts = {

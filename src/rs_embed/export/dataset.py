@@ -108,12 +108,10 @@ class EmbeddingDataset:
         Raises:
             RSEmbedError: without geopandas.
         """
-        import_extra("geopandas", extra="all")
-        import geopandas
-
+        frames = import_extra("geopandas", extra="notebook")
         wanted = None if columns is None else list(dict.fromkeys([*columns, "geometry"]))
         frame = self.to_table(wanted).to_pandas()
-        return geopandas.GeoDataFrame(frame, geometry=geopandas.GeoSeries.from_wkb(frame["geometry"]), crs="OGC:CRS84")
+        return frames.GeoDataFrame(frame, geometry=frames.GeoSeries.from_wkb(frame["geometry"]), crs="OGC:CRS84")
 
     def to_xarray(self, column: VectorColumn = "embedding") -> xr.Dataset:
         """Return the vectors (place, d) with the coordinates id, lon, lat, datetime_start and datetime_end."""

@@ -19,7 +19,7 @@ from rs_embed.embedders.cards import find_card
 from rs_embed.embedders.text import check_texts, load_text_embedder, unit
 from rs_embed.embedding import Embedding
 from rs_embed.errors import ModelError, NoImageryError, SpecError
-from rs_embed.files import atomic_write
+from rs_embed.geotiff import write_geotiff
 from rs_embed.grid import epsg_of, place_geobox, transformer
 from rs_embed.inspection import LOW_FRAC, inspect_patch, save_quicklook
 from rs_embed.patch import Patch
@@ -75,22 +75,20 @@ class HeatMap:
         """Share of the observed pixels where the words are likely."""
         return float((self.probability[~np.isnan(self.probability)] >= LIKELY).mean())
 
-    def write_geotiff(self, path: str | Path) -> Path:
-        """Write `probability` and `score` as the two float32 bands of a GeoTIFF with nodata NaN, atomically."""
-        import rasterio
+    def to_geotiff(self, path: str | Path) -> Path:
+        """Write `probability` and `score` as the two float32 bands of a GeoTIFF with nodata NaN, atomically.
 
-        path = Path(path)
-        height, width = self.probability.shape
-        layout = {"height": height, "width": width, "count": 2, "dtype": "float32", "nodata": float("nan")}
-        georeference = {"crs": epsg_of(self.geobox), "transform": self.geobox.transform}
-        with (
-            atomic_write(path) as part,
-            rasterio.open(part, "w", "GTiff", **layout, **georeference, compress="deflate", predictor=3) as file,
-        ):
-            file.write(np.stack([self.probability, self.score]))
-            file.descriptions = ("probability", "score")
-            file.update_tags(text=", ".join(self.meta["text"]), model=self.meta["model"])
-        return path
+        Args:
+            path: file to write; its folder exists.
+        """
+        return write_geotiff(
+            path,
+            np.stack([self.probability, self.score]),
+            crs=f"EPSG:{epsg_of(self.geobox)}",
+            transform=self.geobox.transform,
+            names=("probability", "score"),
+            tags={"text": ", ".join(self.meta["text"]), "model": self.meta["model"]},
+        )
 
 
 def heat_map(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import shapely
 
 from rs_embed.arrays import FloatArray
+from rs_embed.errors import import_extra
 from rs_embed.grid import transformer, utm_epsg
 from rs_embed.outlines import box_of, split
+
+if TYPE_CHECKING:
+    import geopandas
 
 NOTICE_HITS = 20
 """Number of best rows whose mean probability tells whether the dataset holds what was asked for."""
@@ -65,8 +69,8 @@ class SearchResults:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the results as JSON-ready values."""
-        fields = asdict(self)
-        return {"results": list(fields.pop("hits")), **fields}
+        values = asdict(self)
+        return {"results": list(values.pop("hits")), **values}
 
     def to_geojson(self) -> dict[str, Any]:
         """Return the footprints as a GeoJSON FeatureCollection."""
@@ -77,6 +81,19 @@ class SearchResults:
             geometry = shapely.geometry.mapping(outline)
             features.append({"type": "Feature", "id": hit.unique_id, "geometry": geometry, "properties": asdict(hit)})
         return {"type": "FeatureCollection", "features": features}
+
+    def to_geodataframe(self) -> geopandas.GeoDataFrame:
+        """Return the hits as a GeoDataFrame, best first, with their footprints in longitude and latitude.
+
+        Raises:
+            RSEmbedError: without geopandas.
+        """
+        frames = import_extra("geopandas", extra="notebook")
+        columns = [field.name for field in fields(Hit)]
+        rows = [asdict(hit) for hit in self.hits]
+        table = {name: [row[name] for row in rows] for name in columns if name != "footprint"}
+        outlines = [shapely.geometry.shape(feature["geometry"]) for feature in self.to_geojson()["features"]]
+        return frames.GeoDataFrame(table, geometry=outlines, crs="OGC:CRS84")
 
 
 def notice_text(probabilities: FloatArray | None, remarks: Sequence[str]) -> str | None:

@@ -332,7 +332,7 @@ def test_bad_rows_are_failures_with_their_line(tmp_path):
     for _ in range(2):
         summary = export(file, tmp_path / "ds", backend=FakeProvider())
         assert (summary.places, summary.done, summary.failed) == (3, 2, 1)
-        assert summary.bad_rows == ("line 3: lon='x', lat='48' are no numbers",)
+        assert summary.bad_rows == ("line 3: lon='x', lat='48' are no numbers: write them as 13.72 and -8.21",)
         [row] = open_dataset(tmp_path / "ds").failures().to_pylist()
         assert (row["id"], row["input_row"], row["error"]) == ("b", 1, "line 3: lon='x', lat='48' are no numbers")
 

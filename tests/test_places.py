@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from rs_embed import BBox, PointBuffer, RSEmbedError, SpecError, TemporalSpec, e
 from rs_embed.export.cost import find_places
 from rs_embed.export.formats import ReadOptions
 from rs_embed.export.inputs import read_places
+from rs_embed.export.land import on_land
 from rs_embed.export.partitions import expand
 from rs_embed.export.regions import read_region, region_places
 from rs_embed.grid import place_geobox, utm_epsg
@@ -52,7 +54,7 @@ def test_bad_rows_say_where_and_why_and_stay(tmp_path):
     found = read_places(write_csv(tmp_path / "p.csv", text), CHIP)
     told = {row.where: row.error for row in found.bad}
     assert set(told) == {"line 3", "line 4", "line 5", "line 6", "line 7"}
-    assert told["line 3"] == "lon='x', lat='48' are no numbers"
+    assert told["line 3"] == "lon='x', lat='48' are no numbers: write them as 13.72 and -8.21"
     assert told["line 4"] == "the id 'a' stands there twice"
     assert "200" in told["line 5"]
     assert told["line 6"] == "it has 2 values for 3 columns"
@@ -398,3 +400,212 @@ def test_a_region_whose_features_are_none_is_one_error(tmp_path, features):
     (tmp_path / "region.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     with pytest.raises(SpecError, match="has no polygon"):
         read_region(tmp_path / "region.geojson")
+
+
+# --- text tables as spreadsheets and countries write them ---------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "id,lon,lat,n,h\na,13.7,48.2,Grün,1.5\n",
+        'id,lon,lat,n,h\na,"13,7","48,2",Grün,"1,5"\n',
+        "id;lon;lat;n;h\na;13,7;48,2;Grün;1,5\n",
+        "sep=;\r\nid;lon;lat;n;h\r\na;13.7;48.2;Grün;1.5\r\n;;;;\r\n",
+        "id\tlat\tlon\tn\th\na\t48.2\t13.7\tGrün\t1.5\n",
+        "\n\nid|LON|Lat|n|h\na| 13.7|48.2 |Grün|1.5|\n",
+    ],
+)
+def test_a_text_table_gives_the_same_in_every_dialect_and_encoding(tmp_path, text, encoding):
+    (tmp_path / "p.csv").write_bytes(text.encode(encoding))
+    found = read_places(tmp_path / "p.csv", CHIP)
+    assert [(row.id, row.place, row.error) for row in found.rows] == [("a", HERE, None)]
+    assert found.columns.to_pydict() == {"n": ["Grün"], "h": [1.5]}
+
+
+def test_a_table_that_is_no_utf_8_is_read_as_windows_1252_and_said(tmp_path, caplog):
+    (tmp_path / "p.csv").write_bytes("id;lon;lat;n\na;13,7;48,2;Grün 5 €\n".encode("cp1252"))
+    found = read_places(tmp_path / "p.csv", CHIP)
+    assert found.columns.to_pydict() == {"n": ["Grün 5 €"]}
+    assert "read as Windows-1252 ('Grün 5 €'); save it as UTF-8" in caplog.text
+    for wrong in (b"lon,lat,n\n1,2,\xfc\x81\n", b"\xff\xfel\0o\0n\0\0\xdc1"):
+        (tmp_path / "p.csv").write_bytes(wrong)
+        with pytest.raises(SpecError, match="save it as UTF-8"):
+            read_places(tmp_path / "p.csv", CHIP)
+
+
+def test_a_decimal_comma_is_one_only_where_no_coordinate_has_a_point(tmp_path):
+    file = write_csv(tmp_path / "p.csv", "id;lon;lat;h\na;13,7;48.2;1,5\nb;13.7;48.2;2,5\n")
+    bad, good = read_places(file, CHIP).rows
+    assert bad.error == "lon='13,7', lat='48.2' are no numbers: write them as 13.72 and -8.21"
+    assert good.place == HERE
+    assert read_places(file, CHIP).columns["h"].to_pylist() == ["1,5", "2,5"]  # unknown: stays as it is
+    [row] = read_places(write_csv(tmp_path / "c.csv", "lon,lat\n13,7,48,2\n"), CHIP).rows
+    assert "4 values for 2 columns: decimal commas need semicolons" in row.error
+
+
+@pytest.mark.parametrize(("x", "y"), [("500,000", "5,316,300"), ("500.000", "5.316.300"), ("500,000", "5316300")])
+def test_numbers_that_may_have_thousands_separators_are_one_error(tmp_path, x, y):
+    file = write_csv(tmp_path / "p.csv", f"x;y\n{x};{y}\n")
+    with pytest.raises(SpecError, match=rf"is '{x}' a decimal number or one of thousands\? Write coordinates without"):
+        read_places(file, ReadOptions(chip_m=640, crs="EPSG:32633"))
+
+
+def test_in_metres_the_columns_x_and_y_win_over_degrees(tmp_path):
+    file = write_csv(tmp_path / "p.csv", "lon;lat;x;y\n14;48;500000,0;5316300,5\n")
+    [row] = read_places(file, ReadOptions(chip_m=640, crs="EPSG:32633")).rows
+    assert row.place.lon == pytest.approx(15.0)
+    assert read_places(file, CHIP).rows[0].place == PointBuffer(14, 48, 320)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("id,lon,lat,lon\na,1,2,3\n", "has the column 'lon' twice: rename one of them"),
+        ('lon,lat,n\n1,2,"open\n3,4,x\n', r"p.csv, line 3: .* \(is a quote closed\?\)"),
+        ("lon,lat,a;lon;lat\n1,2,3\n", "may be separated by commas or semicolons: keep one of them"),
+        ("13.7,48.2\n13.8,48.3\n", "it has 13.7, 48.2: name its columns in the first line"),
+        ("", "it has none: name its columns"),
+    ],
+)
+def test_a_table_that_is_not_clear_is_one_error(tmp_path, text, says):
+    with pytest.raises(SpecError, match=says):
+        read_places(write_csv(tmp_path / "p.csv", text), CHIP)
+
+
+@pytest.mark.parametrize("lon", ["1_3.7", "13.7°E", "13°42'0\"E", "nan", "0x1", ""])
+def test_what_python_takes_for_a_number_but_people_do_not_is_a_bad_row(tmp_path, lon):
+    cell = lon.replace('"', '""')
+    [row] = read_places(write_csv(tmp_path / "p.csv", f'lon,lat\n"{cell}",48.2\n'), CHIP).rows
+    assert "are no numbers: write them as 13.72" in row.error
+
+
+# --- geometries of every kind --------------------------------------------------------------------------
+
+
+def test_the_kinds_of_geojson_are_read_alike(tmp_path):
+    plain = json.dumps(POINT)
+    texts = [plain, f"{plain}\n", json.dumps({"type": "FeatureCollection", "features": [POINT]})]
+    texts += [plain.replace("48.2]", "48.2, 510.5]"), f"\x1e{plain}\n\x1e{plain.replace('13.7', '14')}\n"]
+    collection = {"type": "GeometryCollection", "geometries": [POINT["geometry"]]}
+    texts.append(json.dumps({**POINT, "geometry": collection}))
+    for text in texts:
+        rows = read_places(write_csv(tmp_path / "p.geojson", text), CHIP).rows
+        assert rows[0].place == HERE
+        assert len(rows) == (2 if "\x1e" in text else 1)
+    (tmp_path / "p.geojson").write_bytes(plain.encode("utf-16"))
+    assert read_places(tmp_path / "p.geojson", CHIP).rows[0].place == HERE
+    (tmp_path / "p.geojson").write_bytes(b'{"n": "\xfc"}')
+    with pytest.raises(SpecError, match="save it as UTF-8"):
+        read_places(tmp_path / "p.geojson", CHIP)
+    with pytest.raises(SpecError, match="nested too deep"):
+        read_places(write_csv(tmp_path / "p.geojson", "[" * 100_000), CHIP)
+
+
+def test_the_centroid_of_a_self_crossing_polygon_is_that_of_its_area_and_it_is_said(tmp_path, caplog):
+    bow = shapely.Polygon([(0, 0), (4, 4), (4, 0), (0, 1)])
+    feature = {"type": "Feature", "properties": {}, "geometry": shapely.geometry.mapping(bow)}
+    found = read_places(write_features(tmp_path / "b.geojson", {**POINT, "id": "p"}, feature), CHIP)
+    assert found.rows[1].place.centre == pytest.approx(shapely.make_valid(bow).centroid.coords[0])
+    assert "b.geojson: 1 outline(s) cross themselves, the first in feature 1" in caplog.text
+
+
+_KML = """<?xml version="1.0"?><kml xmlns="http://www.opengis.net/kml/2.2"><Document>
+<Folder><name>f</name><Placemark><name>p1</name><Point><coordinates>13.7,48.2,0</coordinates></Point>
+</Placemark></Folder>
+<Folder><name>g</name><Placemark><name>p2</name><LineString><coordinates>14,48 15,48</coordinates></LineString>
+</Placemark></Folder></Document></kml>"""
+
+
+def test_all_folders_of_a_kml_file_are_read(tmp_path):
+    pytest.importorskip("pyogrio")
+    (tmp_path / "p.kml").write_text(_KML)
+    with zipfile.ZipFile(tmp_path / "p.kmz", "w") as archive:
+        archive.write(tmp_path / "p.kml", "doc.kml")
+    for name in ("p.kml", "p.kmz"):
+        found = read_places(tmp_path / name, ReadOptions(chip_m=640, id_column="Name"))
+        assert {row.id: row.place for row in found.rows} == {"p1": HERE, "p2": PointBuffer(14.5, 48, 320)}
+        assert found.columns.column_names == ["id", "description"]
+
+
+@pytest.mark.parametrize("ending", ["kml", "gpkg", "shp", "fgb"])
+def test_a_file_that_names_files_elsewhere_is_not_opened(tmp_path, ending):
+    pytest.importorskip("pyogrio")
+    write_features(tmp_path / "secret.geojson", POINT)
+    inner = f'<OGRVRTLayer name="secret"><SrcDataSource>{tmp_path / "secret.geojson"}</SrcDataSource></OGRVRTLayer>'
+    file = write_csv(tmp_path / f"p.{ending}", f"<OGRVRTDataSource>{inner}</OGRVRTDataSource>")
+    with pytest.raises(SpecError, match=rf"its content is no \.{ending}"):
+        read_places(file, CHIP)
+
+
+def test_columns_of_a_frame_with_several_types_come_as_json_and_ids_as_text():
+    geopandas = pytest.importorskip("geopandas")
+    frame = geopandas.GeoDataFrame(
+        {"id": ["a", 2], "o": ["x", 1], "n": [2**70, None], "l": [{"a": 1}, [1]]},
+        geometry=[shapely.Point(13.7, 48.2)] * 2,
+        crs=4326,
+    )
+    found = read_places(frame, CHIP)
+    assert [row.id for row in found.rows] == ["a", "2"]
+    assert found.columns.to_pydict() == {"o": ['"x"', "1"], "n": [str(2**70), None], "l": ['{"a": 1}', "[1]"]}
+    assert read_places(frame.geometry, CHIP).rows[1].place == HERE
+    twice = frame.set_axis(["id", "o", "o", "l", "geometry"], axis=1)
+    for wrong, says in (
+        (twice, "'o' twice"),
+        (frame[:0], "no places"),
+        (frame.drop(columns="geometry"), "no geometry"),
+    ):
+        wrong = geopandas.GeoDataFrame(wrong)
+        with pytest.raises(SpecError, match=says):
+            read_places(wrong, CHIP)
+
+
+@pytest.mark.parametrize(
+    ("geo", "says"),
+    [
+        ("[1]", "its metadata `geo` is no GeoParquet"),
+        ("{", "its metadata `geo` is no GeoParquet"),
+        ('{"columns": {"geometry": {"crs": null}}}', "has no CRS: set it"),
+        ('{"columns": {"geometry": {"crs": "nope"}}}', "the CRS 'nope' is not known"),
+    ],
+)
+def test_geoparquet_whose_metadata_are_wrong_is_one_error(tmp_path, geo, says):
+    table = pa.table({"geometry": [shapely.Point(13.7, 48.2).wkb]}).replace_schema_metadata({"geo": geo})
+    pq.write_table(table, tmp_path / "p.parquet")
+    with pytest.raises(SpecError, match=says):
+        read_places(tmp_path / "p.parquet", CHIP)
+
+
+def test_parquet_with_two_columns_of_coordinates_needs_no_geometry(tmp_path):
+    pq.write_table(pa.table({"id": ["a"], "lon": [13.7], "lat": [48.2], "n": [1]}), tmp_path / "p.parquet")
+    found = read_places(tmp_path / "p.parquet", CHIP)
+    assert (found.rows[0].id, found.rows[0].place) == ("a", HERE)
+    assert found.columns.to_pydict() == {"n": [1]}
+
+
+# --- swapped coordinates -------------------------------------------------------------------------------
+
+
+def test_the_land_mask_knows_continents_islands_and_seas():
+    land = [(13.7, 48.2), (-60, -5), (179.5, 67), (-180, 67), (175.8, -40.3), (-157.9, 21.4), (0, -90), (33, -25)]
+    sea = [(48.2, 13.7 - 1.2), (-30, 30), (0, 90), (180, 0), (-180, -60), (5, 2)]
+    assert on_land(*zip(*land, strict=True)).all()
+    assert not on_land(*zip(*sea, strict=True)).any()
+    assert not on_land([181, 0, np.nan], [0, 91, 0]).any()
+
+
+@pytest.mark.parametrize(
+    ("places", "is_said"),
+    [
+        ([(52.5, 13.4), (53.1, 8.8)], True),  # Berlin, Bremen
+        ([(13.4, 52.5), (8.8, 53.1)], False),
+        ([(52.5, 13.4), (8.8, 53.1)], False),  # one lies on land
+        ([(3.0, 54.5)], False),  # the North Sea, whose swap is sea too
+        ([(146.0, -17.5)], False),  # the Great Barrier Reef, whose swap is no place
+    ],
+)
+def test_places_in_the_sea_whose_swap_is_on_land_are_said(tmp_path, caplog, places, is_said):
+    text = "lon,lat\n" + "".join(f"{lon},{lat}\n" for lon, lat in places)
+    read_places(write_csv(tmp_path / "p.csv", text), CHIP)
+    assert ("with longitude and latitude swapped" in caplog.text) == is_said

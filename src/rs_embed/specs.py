@@ -245,7 +245,8 @@ def _check_lonlat(crs: str, *points: tuple[float, float]) -> None:
         raise SpecError(f"crs must be 'EPSG:4326' (longitude, latitude), got {crs!r}: transform the place first")
     for lon, lat in points:
         if not -180 <= lon <= 180:
-            raise SpecError(f"longitude {lon:g} lies outside -180…180")
+            metres = " (are these metres? name their CRS, or transform them)" if abs(lon) > 540 else ""
+            raise SpecError(f"longitude {lon:g} lies outside -180…180{metres}")
         if not -90 <= lat <= 90:
             swapped = " (are longitude and latitude swapped?)" if abs(lon) <= 90 else ""
             raise SpecError(f"latitude {lat:g} lies outside -90…90{swapped}")

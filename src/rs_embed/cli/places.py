@@ -35,12 +35,12 @@ def read_places(options: RequestOptions, file: Path | None = None) -> list[Named
     if options.bbox is not None:
         if options.buffer_m is not None or options.chip is not None:
             raise SpecError("--bbox sets the size itself: leave out --buffer-m and --chip")
-        return [NamedPlace("0", BBox(*options.bbox))]
+        return _only("--bbox", BBox(*options.bbox))
     side = side_m(options.buffer_m, options.chip)
     if side is None:
         raise SpecError("a size is needed: --buffer-m M (half the side) or --chip M (the whole side)")
     if options.point is not None:
-        return [NamedPlace("0", PointBuffer(*options.point, side / 2))]
+        return _only("--point", PointBuffer(*options.point, side / 2))
     from rs_embed.export.formats import ReadOptions
     from rs_embed.export.inputs import read_places as read_rows
 
@@ -52,6 +52,14 @@ def read_places(options: RequestOptions, file: Path | None = None) -> list[Named
             raise SpecError(f"{file}, {row.where}: only `rs-embed export` takes time ranges of rows; leave them out")
         places.append(NamedPlace(row.id, row.place))
     return places
+
+
+def _only(option: str, place: Place) -> list[NamedPlace]:
+    """Return one place; a warning says if its coordinates look swapped."""
+    from rs_embed.export.land import warn_if_swapped
+
+    warn_if_swapped([place.centre], option)
+    return [NamedPlace("0", place)]
 
 
 def check_one_source(sources: dict[str, object], needed: str) -> None:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from pyproj import CRS, Transformer
-from pyproj.exceptions import CRSError
+from pyproj import Transformer
 
 from rs_embed.errors import SpecError
-from rs_embed.export.formats import Columns, ReadOptions, is_lonlat, number, read_file, read_frame, table_of
+from rs_embed.export.delimited import read_delimited
+from rs_embed.export.formats import (
+    Columns,
+    ReadOptions,
+    is_lonlat,
+    parse_crs,
+    read_frame,
+    read_geojson,
+    read_parquet,
+    read_with_gdal,
+    table_of,
+)
+from rs_embed.export.land import warn_if_swapped
 from rs_embed.specs import BBox, Place, PointBuffer, TemporalSpec, parse_day
 
 
@@ -48,16 +60,47 @@ class InputPlaces:
         return tuple(row for row in self.rows if row.error is not None)
 
 
+_READERS: Mapping[str, Callable[[Path, ReadOptions], Columns]] = (
+    {".csv": read_delimited}
+    | dict.fromkeys((".geojson", ".json", ".geojsonl", ".ndjson"), read_geojson)
+    | dict.fromkeys((".parquet", ".geoparquet"), read_parquet)
+    | dict.fromkeys((".gpkg", ".shp", ".fgb", ".kml", ".kmz"), read_with_gdal)
+    | {".tsv": read_delimited}
+)
+
+
 def read_places(source: object, options: ReadOptions) -> InputPlaces:
     """Read the places of a file, a GeoDataFrame or a sequence of places; a bad row carries its error."""
     if isinstance(source, (str, Path)):
-        return _to_places(read_file(Path(source), options), options)
-    if type(source).__module__.partition(".")[0] == "geopandas":
-        return _to_places(read_frame(source, options), options)
-    if isinstance(source, Sequence) and all(isinstance(p, (BBox, PointBuffer)) for p in source):
+        found = _to_places(_read_file(Path(source), options), options)
+    elif type(source).__module__.partition(".")[0] == "geopandas":
+        found = _to_places(read_frame(source, options), options)
+    elif isinstance(source, Sequence) and all(isinstance(p, (BBox, PointBuffer)) for p in source):
         rows = [InputRow(number=i, where=f"place {i}", id=str(i), place=p) for i, p in enumerate(source)]
-        return InputPlaces(tuple(rows), table_of({}, len(rows)))
-    raise SpecError(f"places come from a file, a GeoDataFrame or a list of BBox and PointBuffer, got {source!r:.120}")
+        found = InputPlaces(tuple(rows), table_of({}, len(rows)))
+    else:
+        raise SpecError(
+            f"places come from a file, a GeoDataFrame or a list of BBox and PointBuffer, got {source!r:.120}"
+        )
+    label = source if isinstance(source, (str, Path)) else "the input"
+    if not found.rows:
+        raise SpecError(f"{label} has no places: it needs at least one row")
+    warn_if_swapped([row.place.centre for row in found.rows if row.place is not None], label)
+    return found
+
+
+def _read_file(file: Path, options: ReadOptions) -> Columns:
+    """Read a file by the reader for its ending."""
+    if not file.is_file():
+        raise SpecError(f"{file}: {'it is a folder, name a file in it' if file.is_dir() else 'no such file'}")
+    reader = _READERS.get(file.suffix.lower())
+    if reader is None:
+        known = ", ".join(_READERS)
+        raise SpecError(f"{file}: places come from {known}, not {file.suffix or 'a file without ending'}")
+    try:
+        return reader(file, options)
+    except (OSError, pa.ArrowException) as error:
+        raise SpecError(f"{file} cannot be read: {error}") from error
 
 
 def _to_places(columns: Columns, options: ReadOptions) -> InputPlaces:
@@ -65,6 +108,7 @@ def _to_places(columns: Columns, options: ReadOptions) -> InputPlaces:
     if options.chip_m is None:
         raise SpecError("a size is needed: --chip M (the side, ground metres) or --buffer-m M (half of it)")
     half_m = options.chip_m / 2
+    PointBuffer(0, 0, half_m)  # a wrong size is one error, not one a row
     lon, lat = _to_lonlat(columns)
     names = columns.table.column_names
     starts, ends = (columns.table[n].to_pylist() if n in names else [None] * len(lon) for n in ("start", "end"))
@@ -72,7 +116,7 @@ def _to_places(columns: Columns, options: ReadOptions) -> InputPlaces:
     seen: set[str] = set()
     for i, given in enumerate(columns.ids):
         name = str(i) if given is None or given == "" else str(given)
-        start, end = (str(days[i])[:10] if days[i] not in (None, "") else None for days in (starts, ends))
+        start, end = (_day(days[i]) for days in (starts, ends))
         row = InputRow(number=i, where=columns.where(i), id=name, place=None, start=start, end=end)
         try:
             if fault := columns.faults.get(i) or (f"the id {name!r} stands there twice" if name in seen else None):
@@ -88,12 +132,23 @@ def _to_places(columns: Columns, options: ReadOptions) -> InputPlaces:
     return InputPlaces(tuple(rows), columns.table.drop_columns([n for n in ("start", "end") if n in names]))
 
 
+def _day(value: object) -> str | None:
+    """Return a day or the day of a moment as it is written; None for an empty value."""
+    text = str(value).strip()
+    return None if value is None or not text else text[:10] if text[10:11] in ("T", " ") else text
+
+
 def _to_lonlat(columns: Columns) -> tuple[list[float], list[float]]:
-    x, y = (np.array([number(v) for v in values]) for values in (columns.x, columns.y))
-    try:
-        source = CRS.from_user_input(columns.crs)
-    except CRSError as error:
-        raise SpecError(f"the CRS {columns.crs!r} is not known: {error}") from error
+    x, y = (np.array([_number(v) for v in values]) for values in (columns.x, columns.y))
+    source = parse_crs(columns.crs)
     if not is_lonlat(source):
         x, y = Transformer.from_crs(source, 4326, always_xy=True).transform(x, y)
     return [float(v) for v in x], [float(v) for v in y]
+
+
+def _number(value: object) -> float:
+    """Return a value as a number; NaN if it is not one."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return math.nan

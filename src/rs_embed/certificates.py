@@ -1,6 +1,6 @@
 """Certificates: one CA bundle for every client, and words for a certificate that is not trusted.
 
-`settings.ca_bundle` decides. httpx2 takes `ssl_context()`, requests a `TrustingAdapter`; GDAL makes no connection.
+`settings.ca_bundle` decides. httpx2 and aiohttp take `ssl_context()`, requests a `TrustingAdapter`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _UNTRUSTED = re.compile(r"certificate verify failed:?\s*([^(\n]*)|SSL certificat
 
 
 def ssl_context() -> ssl.SSLContext:
-    """Return the context of httpx2's clients; reading certificates takes 20 ms, so it is kept."""
+    """Return the context of httpx2's and aiohttp's clients; reading certificates takes 20 ms, so it is kept."""
     return _ssl_context(settings.ca_bundle())
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import re
 import sys
 import time
@@ -15,7 +14,8 @@ from datetime import UTC, datetime
 from typing import Protocol
 from urllib.parse import urlsplit, urlunsplit
 
-import httpx2
+import aiohttp
+from yarl import URL
 
 from rs_embed.certificates import ssl_context, untrusted
 from rs_embed.errors import ProviderError
@@ -27,6 +27,7 @@ _MAX_REDIRECTS = 5
 _TOKEN_BYTES = 1 << 16  # longest answer of a service that issues tokens
 _LEAST_BYTES_A_S = 8192  # an answer that comes more slowly is given up once the time limit has passed
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_READ_AHEAD_BYTES = 1 << 20  # of one answer, before its connection is made to wait
 JOIN_GAP_BYTES = 4096  # largest gap between two ranges that are fetched with one request
 
 
@@ -46,7 +47,7 @@ class _Failure:
         return self.reason + (f", and asked to wait {self.retry_after_s:.0f} s" if self.retry_after_s else "")
 
 
-class _UnreadableError(httpx2.RequestError):
+class _UnreadableError(Exception):
     """An answer that is not followed or not read."""
 
 
@@ -59,41 +60,42 @@ class _Answer:
 
 
 async def _get(
-    client: httpx2.AsyncClient, url: str, start: int = 0, stop: int = _TOKEN_BYTES, **headers: str
+    client: aiohttp.ClientSession, url: str, start: int = 0, stop: int = _TOKEN_BYTES, **headers: str
 ) -> _Answer | _Failure:
     """Make one attempt for the bytes from `start` to `stop`, and read no more than these."""
     wanted = {"Accept-Encoding": "identity", **headers}
     try:
-        async with client.stream("GET", url, headers=wanted) as response:
-            if response.status_code in (200, 206):
+        address = URL(url, encoded=True)  # as it is given: a signature holds for these very letters
+        async with client.get(address, headers=wanted, max_redirects=_MAX_REDIRECTS) as response:
+            if response.status in (200, 206):
                 return await _read(response, start, stop)
-            is_transient = response.status_code in HTTP_RANGE.statuses
-            return _Failure(str(response.status_code), is_transient, retry_after_s(response.headers.get("Retry-After")))
+            is_transient = response.status in HTTP_RANGE.statuses
+            return _Failure(str(response.status), is_transient, retry_after_s(response.headers.get("Retry-After")))
     except _UnreadableError as error:
         return _Failure(str(error), is_transient=False)
-    except httpx2.UnsupportedProtocol as error:
+    except (aiohttp.InvalidURL, aiohttp.TooManyRedirects) as error:
         return _Failure(type(error).__name__, is_transient=False)
-    except httpx2.TransportError as error:
+    except (aiohttp.ClientError, TimeoutError) as error:
         problem = untrusted(error)
         return _Failure(problem or type(error).__name__, is_transient=problem is None)
-    except (httpx2.RequestError, httpx2.InvalidURL) as error:
-        return _Failure(type(error).__name__, is_transient=False)
+    except ValueError:  # of yarl
+        return _Failure("not an address", is_transient=False)
 
 
-async def _read(response: httpx2.Response, start: int, stop: int) -> _Answer | _Failure:
+async def _read(response: aiohttp.ClientResponse, start: int, stop: int) -> _Answer | _Failure:
     """Read the wanted bytes of an answer: those of a range, or those within a whole file."""
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise _UnreadableError("its answer is compressed, although a plain one was asked for")
     position, size = 0, response.headers.get("Content-Length", "")
-    if response.status_code == 206:
+    if response.status == 206:
         told = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
         position, size = (int(told[1]), told[2]) if told else (start, "")
         if position != start:
             return _Failure("another range than the one asked for", is_transient=True)
-    announced = int(response.headers.get("Content-Length", sys.maxsize))
+    announced = sys.maxsize if response.content_length is None else response.content_length
     began_s, received = time.monotonic(), 0
     parts: list[bytes] = []  # joined once: megabytes that grow are copied again and again
-    async for chunk in response.aiter_raw():
+    async for chunk in response.content.iter_any():
         parts.append(chunk[max(0, start - position) : max(0, stop - position)])
         position += len(chunk)
         received += len(chunk)
@@ -103,7 +105,7 @@ async def _read(response: httpx2.Response, start: int, stop: int) -> _Answer | _
         if elapsed_s > HTTP_RANGE.deadline_s and received < elapsed_s * _LEAST_BYTES_A_S:
             return _Failure(f"only {received} bytes in {elapsed_s:.0f} s", is_transient=False)
     file_bytes = int(size) if size.isdecimal() else None
-    if file_bytes is None and response.status_code == 200 and position < stop:
+    if file_bytes is None and response.status == 200 and position < stop:
         file_bytes = position
     return _Answer(b"".join(parts), file_bytes)
 
@@ -118,7 +120,7 @@ class Signer(Protocol):
     def hint(self) -> str:
         """Advice for a refusal, the end of an error."""
 
-    async def sign(self, client: httpx2.AsyncClient, url: str, *, refused: bool) -> SignedRequest | _Failure:
+    async def sign(self, client: aiohttp.ClientSession, url: str, *, refused: bool) -> SignedRequest | _Failure:
         """Return the request for an address; `refused` is True where the server has answered 403 to the last one."""
 
 
@@ -136,7 +138,7 @@ class SasTokens:
         """No advice: a token is renewed without the user."""
         return ""
 
-    async def sign(self, client: httpx2.AsyncClient, url: str, *, refused: bool) -> SignedRequest | _Failure:
+    async def sign(self, client: aiohttp.ClientSession, url: str, *, refused: bool) -> SignedRequest | _Failure:
         """Return the address with a token where its host needs one, a new one where the last was refused."""
         parts = urlsplit(url)
         host = parts.hostname or ""
@@ -156,7 +158,7 @@ class SasTokens:
             token, _ = self._known[container] = issued
         return urlunsplit(parts._replace(query=token)), {}
 
-    async def _issue(self, client: httpx2.AsyncClient, container: str) -> tuple[str, float] | _Failure:
+    async def _issue(self, client: aiohttp.ClientSession, container: str) -> tuple[str, float] | _Failure:
         answer = await _get(client, f"{self.token_url}/{container}")
         no_token = f"{urlsplit(self.token_url).hostname} gave no token for {container}"
         if isinstance(answer, _Failure):
@@ -174,7 +176,7 @@ class SasTokens:
 class RangeReader:
     """Reader of byte ranges, by unsigned addresses: an obspec `GetRangeAsync` and `GetRangesAsync` for async-tiff."""
 
-    client: httpx2.AsyncClient
+    client: aiohttp.ClientSession
     in_flight: asyncio.Semaphore
     signer: Signer | None = None
     faults: dict[str, str] = field(default_factory=dict)  # by address, since async-tiff replaces our errors by its own
@@ -246,27 +248,31 @@ class RangeReader:
         return answer.body
 
 
-def new_client() -> httpx2.AsyncClient:
-    """Return a client that keeps connections open and follows redirects."""
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # at INFO it logs whole addresses, tokens included
-    timeout = httpx2.Timeout(HTTP_RANGE.read_timeout_s, connect=HTTP_RANGE.connect_timeout_s)
-    limits = httpx2.Limits(max_connections=_MAX_CONNECTIONS, max_keepalive_connections=_MAX_CONNECTIONS)
-    return httpx2.AsyncClient(
-        timeout=timeout,
-        limits=limits,
-        follow_redirects=True,
-        max_redirects=_MAX_REDIRECTS,
-        verify=ssl_context(),
-        event_hooks={"response": [_check_redirect]},
+def new_client() -> aiohttp.ClientSession:
+    """Return a client, within an event loop, that keeps connections open and follows redirects."""
+    trace = aiohttp.TraceConfig()
+    trace.on_request_redirect.append(_check_redirect)
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=_MAX_CONNECTIONS, ssl=ssl_context()),
+        timeout=aiohttp.ClientTimeout(
+            total=None, sock_connect=HTTP_RANGE.connect_timeout_s, sock_read=HTTP_RANGE.read_timeout_s
+        ),
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        read_bufsize=_READ_AHEAD_BYTES,
+        trace_configs=[trace],
+        trust_env=True,  # proxies
     )
 
 
-async def _check_redirect(response: httpx2.Response) -> None:
+async def _check_redirect(
+    session: aiohttp.ClientSession, context: object, redirect: aiohttp.TraceRequestRedirectParams
+) -> None:
     """Refuse a redirect that leaves HTTP, or HTTPS for HTTP."""
-    if response.has_redirect_location:
-        target = response.url.join(response.headers["Location"])
-        if not may_redirect(response.url.scheme, target.scheme):
-            raise _UnreadableError(f"redirects from {response.url.scheme} to {target.scheme}, which is not followed")
+    source, target = redirect.response.url, redirect.response.headers.get("Location", "")
+    scheme = source.join(URL(target)).scheme
+    if not may_redirect(source.scheme, scheme):
+        raise _UnreadableError(f"redirects from {source.scheme} to {scheme}, which is not followed")
 
 
 def may_redirect(scheme: str, target: str) -> bool:

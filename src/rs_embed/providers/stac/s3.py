@@ -9,7 +9,7 @@ from functools import reduce
 from hashlib import sha256
 from urllib.parse import quote, urlsplit
 
-import httpx2
+import aiohttp
 
 from rs_embed import settings
 from rs_embed.errors import ProviderError
@@ -30,7 +30,7 @@ class S3Signer:
         """Advice for a refusal, the end of an error."""
         return ": check CDSE_S3_ACCESS_KEY and CDSE_S3_SECRET_KEY, and this machine's clock"
 
-    async def sign(self, client: httpx2.AsyncClient, url: str, *, refused: bool) -> SignedRequest:
+    async def sign(self, client: aiohttp.ClientSession, url: str, *, refused: bool) -> SignedRequest:
         """Return the address, with a signature where it lies in the storage."""
         is_own = url.startswith(f"{_storage()}/")
         return url, signed_headers(url, self.keys, datetime.now(UTC), _REGION) if is_own else {}

@@ -25,9 +25,9 @@ from benchmarks.bench_stac import JUNE
 from benchmarks.bench_throughput import local_provider, write_places
 from benchmarks.oracle import random_checkpoint
 from rs_embed import export_embeddings, pipeline
-from rs_embed.cli.draw import GREY, INK, PAPER, font
 from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
 from rs_embed.providers.archive import ArchiveProvider
+from rs_embed.search.draw import GREY, INK, PAPER, font
 
 COLOURS = {"fetch": "#2a788e", "prepare": "#7ad151", "network": "#c2410c"}
 PLACES = 256

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from rs_embed import RSEmbedError, SpecError
-from rs_embed.cli.draw import contact_sheet
 from rs_embed.cli.main import main
 from rs_embed.errors import visible
+from rs_embed.search.draw import contact_sheet
 from rs_embed.search.results import Hit, SearchResults
 from vector_dataset import write_vectors
 

@@ -19,7 +19,8 @@ from rs_embed import (
     list_samples,
 )
 from rs_embed.grid import place_geobox
-from rs_embed.inspection import inspect_array, quicklook, save_quicklook
+from rs_embed.inspection import inspect_array, save_quicklook
+from rs_embed.pictures import quicklook
 
 RNG = np.random.default_rng(0)
 GOOD = RNG.integers(200, 3000, (3, 60, 60)).astype(np.float32)

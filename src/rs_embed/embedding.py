@@ -13,21 +13,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rs_embed.arrays import FloatArray
+from rs_embed.arrays import AnyArray, FloatArray
 from rs_embed.errors import RSEmbedError, SpecError, missing_core
 from rs_embed.geotiff import write_geotiff
-from rs_embed.grid import epsg_of
+from rs_embed.grid import epsg_of, lonlat_text, map_url
+from rs_embed.html import Fact, Link, Picture, result_html
 from rs_embed.inspection import imagery_warnings, missing_warnings
 from rs_embed.patch import Patch
-from rs_embed.specs import InputPrep, OutputSpec, Place, SensorSpec, TemporalSpec
+from rs_embed.pictures import png_of, quicklook, side_by_side, token_colours
+from rs_embed.specs import BBox, InputPrep, OutputSpec, Place, PointBuffer, SensorSpec, TemporalSpec
 
 if TYPE_CHECKING:
     import xarray as xr
+    from PIL import Image
 
     from rs_embed.embedders.chips import Chips
     from rs_embed.embedders.onthefly_remoteclip import Encoded, RemoteClipEmbedder
 
 MUCH_CROPPED = 0.1
+_SHOWN_PX = 160
 
 CLIP_PREPROCESS = "clip: resize shorter side (bicubic), centre crop, normalise"
 GRID_NOTE = "ViT tokens, not georeferenced pixels: a token mixes in what lies around its footprint"
@@ -41,6 +45,8 @@ class Embedding:
     """`(d,)` float32 for a pooled output, a `(d, y, x)` DataArray for a token grid."""
     meta: dict[str, Any]
     """Request, provenance and warnings, JSON-ready."""
+    preview: AnyArray | None = None
+    """Pixels (3, y, x) of the quicklook, at most 128 a side; None in batches of more than 100 places."""
 
     @property
     def lacks_scenes(self) -> bool:
@@ -72,6 +78,36 @@ class Embedding:
             tags={"model": str(self.meta["model"]), "request_id": str(self.meta["request_id"]), "note": GRID_NOTE},
         )
 
+    def plot(self) -> Image.Image:
+        """Draw the quicklook, and beside it a token grid, coloured by its first three principal components.
+
+        Raises:
+            SpecError: for a vector of a batch of more than 100 places, which keeps no quicklook.
+        """
+        if not (images := self._pictures(512)):
+            raise SpecError("a vector of a batch of over 100 places has no quicklook: fetch_patch(place, …).plot()")
+        return side_by_side(*images)
+
+    def _pictures(self, side_px: int) -> list[Image.Image]:
+        images = [] if self.preview is None else [quicklook(self.preview, side_px=side_px)]
+        if self.data.ndim == 3:
+            images.append(token_colours(np.asarray(self.data, np.float32), side_px=side_px))
+        return images
+
+    def _repr_html_(self) -> str:
+        meta, shape = self.meta, " x ".join(map(str, self.data.shape))
+        facts: list[Fact] = [
+            ("place", place_fact(meta.get("spatial"))),
+            ("time", f"{meta['start']} to {meta['end']}" if meta.get("start") else None),
+            ("imagery", _imagery_text(meta)),
+            ("numbers", f"{shape} {self.data.dtype}, {meta.get('pooling') or 'patch tokens, row 0 north'}"),
+            ("model", f"{meta.get('model')}, {meta.get('precision')} on {meta.get('device')}"),
+            ("request", str(meta.get("request_id") or "")[:12]),
+        ]
+        title = "Vector of one place" if self.data.ndim == 1 else "Token grid of one place"
+        pictures = [Picture(png_of(image), _SHOWN_PX) for image in self._pictures(_SHOWN_PX)]
+        return result_html(title, facts, pictures, meta.get("warnings") or ())
+
     def __repr__(self) -> str:
         keys = ("model", "pooling", "start", "end", "backend", "n_scenes", "valid_frac")
         facts = ", ".join(f"{k}={self.meta[k]}" for k in keys if self.meta.get(k) is not None)
@@ -95,8 +131,30 @@ class EmbeddingFailure:
     def __repr__(self) -> str:
         return f"EmbeddingFailure({self.place}, {type(self.error).__name__}: {self.error})"
 
+    def _repr_html_(self) -> str:
+        return result_html("No embedding", [("place", place_fact(as_dict(self.place)))], remarks=[str(self.error)])
+
 
 Result = Embedding | EmbeddingFailure
+
+
+def place_fact(spatial: Mapping[str, Any] | None) -> Link | None:
+    """Return a place of metadata as a text with a link to the map."""
+    if spatial is None:
+        return None
+    values = {name: value for name, value in spatial.items() if name != "type"}
+    place: Place = PointBuffer(**values) if spatial["type"] == "PointBuffer" else BBox(**values)
+    size = f"{2 * place.buffer_m:,.0f} m a side" if isinstance(place, PointBuffer) else "a box"
+    return Link(f"{lonlat_text(*place.centre)}, {size}", map_url(*place.centre))
+
+
+def _imagery_text(meta: Mapping[str, Any]) -> str:
+    if meta.get("scenes") is None:
+        return "pixels that were passed"
+    days = sorted(scene["datetime"][:10] for scene in meta["scenes"])
+    when = f" ({', '.join(days[:3])}{', …' if len(days) > 3 else ''})" if days else ""
+    clear = "" if meta.get("clear_frac") is None else f", {meta['clear_frac']:.0%} clear"
+    return f"{meta['backend']}, {len(days)} scene(s){when}, {meta['valid_frac']:.0%} observed{clear}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +202,7 @@ def build_embedding(
     patch: Patch | None,
     encoded: Encoded,
     input_checks: Mapping[str, Any] | None,
+    preview: AnyArray | None = None,
 ) -> Embedding:
     """Return the embedding of one place with its metadata; `patch` is None where pixels were passed."""
     temporal, sensor, array = request.temporal, request.sensor, encoded.array
@@ -188,7 +247,8 @@ def build_embedding(
         "versions": versions(),
         "warnings": list(_warnings(patch, sensor, chips)),
     }
-    return Embedding(array if request.output.mode == "pooled" else token_grid(request, chips, patch, array), meta)
+    data = array if request.output.mode == "pooled" else token_grid(request, chips, patch, array)
+    return Embedding(data, meta, preview)
 
 
 def token_grid(request: Request, chips: Chips, patch: Patch | None, tokens: FloatArray) -> xr.DataArray:

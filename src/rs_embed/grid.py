@@ -69,6 +69,11 @@ def lonlat_text(lon: float, lat: float) -> str:
     return f"{abs(lat):.4f}°{'N' if lat >= 0 else 'S'} {abs(lon):.4f}°{'E' if lon >= 0 else 'W'}"
 
 
+def map_url(lon: float, lat: float) -> str:
+    """Return the address of a point on OpenStreetMap."""
+    return f"https://www.openstreetmap.org/?mlat={lat:.5f}&mlon={lon:.5f}#map=13/{lat:.5f}/{lon:.5f}"
+
+
 def epsg_of(geobox: GeoBox) -> int:
     """Return the EPSG code of a grid."""
     epsg = geobox.crs.epsg if geobox.crs is not None else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -13,9 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from rs_embed.arrays import AnyArray
+from rs_embed.arrays import AnyArray, observed
 from rs_embed.files import atomic_write, make_folder
-from rs_embed.patch import REFLECTANCE_MAX, Patch, observed
+from rs_embed.patch import REFLECTANCE_MAX, Patch
+from rs_embed.pictures import png_of, quicklook
 from rs_embed.specs import SensorSpec
 
 MIN_FINITE_FRAC = 0.999
@@ -26,7 +26,6 @@ HALF = 0.5
 """Share of pixels, clear or observed, under which a place is mostly something else than its ground."""
 LOW_FRAC = 0.8
 """Share under which a warning says so."""
-_QUICKLOOK_PX = 512
 THUMBNAIL_PX = 96
 _HISTOGRAM_BINS = 32
 _NOTE_PX = 13
@@ -176,24 +175,6 @@ def _histogram(bands: Sequence[AnyArray], value_range: tuple[float, float] | Non
     return {"edges": edges.tolist(), "counts": [np.histogram(band, edges)[0].tolist() for band in bands]}
 
 
-def quicklook(dn: AnyArray, *, side_px: int = _QUICKLOOK_PX) -> Image.Image:
-    """Return a picture of (3, y, x) DN, enlarged and stretched p2 to p98, hatched where not observed."""
-    valid = observed(dn)
-    seen = dn[:, valid]
-    low, high = np.percentile(seen.astype(np.float32), [2, 98]) if seen.size else (0.0, 1.0)
-    grey = (dn.astype(np.float32) - low) / max(float(high - low), 1e-6)
-    rgb = (np.clip(np.nan_to_num(grey), 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
-    rows, cols = np.indices(valid.shape)
-    hatch = np.where((rows + cols) // 3 % 2, 168, 208).astype(np.uint8)[..., None].repeat(3, axis=2)
-    image = Image.fromarray(np.where(valid[..., None], rgb, hatch))
-    zoom = side_px / max(image.size)
-    if zoom > 1:
-        width, height = (max(1, round(side * zoom)) for side in image.size)
-        return image.resize((width, height), Image.Resampling.NEAREST)
-    image.thumbnail((side_px * 2, side_px * 2), Image.Resampling.LANCZOS)
-    return image
-
-
 @dataclass(frozen=True, slots=True)
 class PatchSummary:
     """Thumbnail and colour of a patch, kept beside its vector."""
@@ -213,9 +194,7 @@ def summarise_patch(dn: AnyArray, *, thumbnail: bool = True) -> PatchSummary:
         return PatchSummary(None, means)
     image = quicklook(dn, side_px=THUMBNAIL_PX)
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return PatchSummary(stream.getvalue(), means)
+    return PatchSummary(png_of(image), means)
 
 
 def save_quicklook(dn: AnyArray, folder: str | Path, name: str, notes: Sequence[str] = ()) -> Path:

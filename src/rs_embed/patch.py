@@ -8,15 +8,22 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from rs_embed.arrays import AnyArray, BoolArray, FloatArray
+from rs_embed.arrays import AnyArray, BoolArray, FloatArray, observed
 from rs_embed.errors import ModelError, ProviderError
+from rs_embed.grid import epsg_of, lonlat_bounds, lonlat_text, map_url
+from rs_embed.html import Fact, Link, Picture, result_html
+from rs_embed.lonlat import middle
+from rs_embed.pictures import png_of, preview_of, quicklook
 from rs_embed.sentinel2 import RGB_BANDS
 
 REFLECTANCE_MAX = 2.0
 """Highest reflectance of Sentinel-2, with room for glint and snow on slopes: DN of a whole place are never that low."""
 
+_SHOWN_PX = 160
+
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
+    from PIL import Image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,23 +96,53 @@ class Patch:
         lost, scenes = self.lost, len(self.scenes) + len(self.dropped)
         return f"{len(lost)} of {scenes} scene(s) could not be read ({listed(lost)})"
 
+    def plot(self) -> Image.Image:
+        """Draw the first three bands as red, green and blue, stretched; hatched where nothing was observed."""
+        return quicklook(self._shown)
+
+    @property
+    def _shown(self) -> FloatArray:
+        return self.dn[:3] if len(self.dn) >= 3 else self.dn[:1].repeat(3, axis=0)
+
+    @property
+    def _pixels_text(self) -> str:
+        height, width = self.geobox.shape
+        size = f"{width} x {height} px of {self.geobox.resolution.x:g} m"
+        return f"{', '.join(self.bands)}, {size}, EPSG:{epsg_of(self.geobox)}"
+
+    def __repr__(self) -> str:
+        observed_pct = f"{self.valid.mean():.0%} observed"
+        return f"Patch({self._pixels_text}, {len(self.scenes)} scene(s) of {self.source}, {observed_pct})"
+
+    def _repr_html_(self) -> str:
+        lon, lat = middle(lonlat_bounds(self.geobox))
+        scenes = [f"{scene.datetime[:10]}{_cloud_text(scene.cloud_pct)}" for scene in self.scenes]
+        more = f", … {len(scenes) - 5} more" if len(scenes) > 5 else ""
+        facts: list[Fact] = [
+            ("place", Link(lonlat_text(lon, lat), map_url(lon, lat))),
+            ("pixels", self._pixels_text),
+            ("source", self.source),
+            ("scenes", ", ".join(scenes[:5]) + more),
+            ("observed", f"{self.valid.mean():.0%}"),
+            ("clear", None if self.shown_clear_frac is None else f"{self.shown_clear_frac:.0%} of what is shown"),
+        ]
+        picture = Picture(png_of(quicklook(preview_of(self._shown), side_px=_SHOWN_PX)), _SHOWN_PX)
+        remarks = [*self.warnings, *([self.lost_text] if self.lost else [])]
+        return result_html("Imagery of one place", facts, [picture], remarks)
+
     @property
     def valid(self) -> BoolArray:
         """Observed pixels (y, x), True where all bands were observed."""
         return observed(self.dn)
 
 
+def _cloud_text(cloud_pct: float | None) -> str:
+    return "" if cloud_pct is None else f" ({cloud_pct:.0f} % cloud)"
+
+
 def listed(dropped: Sequence[DroppedScene]) -> str:
     """Name the first dropped scenes with their reasons."""
     return "; ".join(f"{scene.id}: {scene.reason}" for scene in dropped[:3])
-
-
-def observed(dn: AnyArray) -> BoolArray:
-    """Return (y, x), True where no band of (bands, y, x) is NaN; integers are always observed."""
-    if not np.issubdtype(dn.dtype, np.floating):
-        return np.ones(dn.shape[1:], dtype=bool)
-    valid: BoolArray = np.logical_not(np.isnan(dn).any(axis=0))
-    return valid
 
 
 def check_input_chw(array: object, position: int | None = None) -> AnyArray:

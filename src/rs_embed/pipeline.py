@@ -27,6 +27,7 @@ from rs_embed.embedding import Embedding, EmbeddingFailure, Request, Result, bui
 from rs_embed.errors import ModelError, RSEmbedError
 from rs_embed.inspection import PatchSummary, inspect_array, inspect_patch, save_quicklook
 from rs_embed.patch import Patch
+from rs_embed.pictures import preview_of
 from rs_embed.progress import progress_bar
 from rs_embed.providers.base import FetchResult, FetchResults
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 K = TypeVar("K", bound=Hashable)
 """Key of a request: its position in a batch, or partition and row in an export."""
 
+_PREVIEWS = 100
+"""Largest batch whose results keep the pixels of their quicklooks, 0.2 MB each."""
 _log = logging.getLogger("rs_embed")
 
 
@@ -51,6 +54,8 @@ class PreparedPlace(Generic[K]):
     checks: dict[str, Any] | None
     """Report of `check_input`."""
     summary: PatchSummary | None
+    preview: AnyArray | None
+    """Pixels of the embedding's quicklook, where they were wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +94,10 @@ def embed_all(
     ahead = 0 if at_hand and embedder.device.type != "cuda" else step
     by_position = dict(enumerate(requests))
     results: list[Result | None] = [None] * len(requests)
-    with closing(prepare_all(embedder.preparation, by_position, arrivals, ahead=ahead, at_hand=at_hand)) as prepared:
+    few = len(requests) <= _PREVIEWS
+    with closing(
+        prepare_all(embedder.preparation, by_position, arrivals, ahead=ahead, at_hand=at_hand, preview=few)
+    ) as prepared:
         outcomes = embed_prepared(embedder, prepared, step=step, stop_on_error=stop_on_error)
         for outcome in _with_bar(outcomes, len(requests)) if progress else outcomes:
             results[outcome.position] = outcome.result
@@ -122,6 +130,7 @@ def prepare_all(
     summarise: Summarise | None = None,
     ahead: int = 0,
     at_hand: bool = False,
+    preview: bool = False,
 ) -> Generator[PreparedPlace[K] | Outcome[K], None, None]:
     """Prepare patches for the model in background threads, and yield them in the order of their arrival.
 
@@ -130,7 +139,7 @@ def prepare_all(
     """
     workers = min(os.cpu_count() or 1, len(requests)) if at_hand else max(1, (os.cpu_count() or 1) // 4)
     return map_in_background(
-        lambda arrival: _prepare(preparation, requests[arrival[0]], *arrival, summarise),
+        lambda arrival: _prepare(preparation, requests[arrival[0]], *arrival, summarise, preview),
         arrivals if at_hand else in_background(arrivals, limit=1),
         workers=workers,
         limit=max(workers, ahead),
@@ -171,7 +180,7 @@ def embed_prepared(
             embedded, finish = running.popleft()
             for place, encoded in zip(embedded, finish(), strict=True):
                 request, chips, patch, tokens = place.request, place.chips, place.patch, encoded.tokens
-                result = build_embedding(embedder, request, chips, patch, encoded, place.checks)
+                result = build_embedding(embedder, request, chips, patch, encoded, place.checks, place.preview)
                 grid = token_grid(request, chips, patch, tokens) if with_tokens and tokens is not None else None
                 yield Outcome(place.position, result, encoded.projected, place.summary, grid)
         if is_last:
@@ -184,6 +193,7 @@ def _prepare(
     position: K,
     pixels: FetchResult,
     summarise: Summarise | None,
+    preview: bool,
 ) -> PreparedPlace[K] | Outcome[K]:
     try:
         if isinstance(pixels, RSEmbedError):
@@ -205,6 +215,7 @@ def _prepare(
         patch=patch,
         checks=checks,
         summary=summarise(dn) if summarise else None,
+        preview=preview_of(dn) if preview else None,
     )
 
 

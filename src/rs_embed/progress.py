@@ -9,9 +9,14 @@ if TYPE_CHECKING:
 
 
 def progress_bar(*more: ProgressColumn, disable: bool = False, transient: bool = False) -> Progress:
-    """Return a progress bar on stderr, with `more` columns; one that is `transient` goes away in the end."""
+    """Return a progress bar on stderr or in a notebook, with `more` columns; a `transient` one goes away in the end."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *more)
-    return Progress(*columns, console=Console(stderr=True), disable=disable, transient=transient)
+    console = Console(stderr=True)
+    if console.is_jupyter:
+        from rs_embed.notebook import NotebookProgress
+
+        return NotebookProgress(*columns, disable=disable, transient=transient)
+    return Progress(*columns, console=console, disable=disable, transient=transient)

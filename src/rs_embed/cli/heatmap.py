@@ -32,7 +32,7 @@ def heatmap(
     as_json: options.Json = False,
 ) -> None:
     """Map the parts of one place that match some words."""
-    from rs_embed.cli.draw import heat_map_sheet
+    from rs_embed.search.draw import heat_map_sheet
     from rs_embed.search.heatmap import heat_map
 
     options.check_ending("--plot", plot, options.PICTURES)

@@ -78,14 +78,13 @@ def side_m(buffer_m: float | None, chip: float | None) -> float | None:
 
 def describe(place: Place) -> str:
     """Return `39.3638°N 8.2132°W · 1,200 m · UTM 29N · https://…`: zone and map link show swapped coordinates."""
-    from rs_embed.grid import lonlat_text, utm_epsg
+    from rs_embed.grid import lonlat_text, map_url, utm_epsg
 
     lon, lat = place.centre
     epsg = utm_epsg(lon, lat)
     zone = f"UTM {epsg % 100}{'N' if epsg < 32700 else 'S'}"
     size = f"{2 * place.buffer_m:,.0f} m" if isinstance(place, PointBuffer) else "box"
-    link = f"https://www.openstreetmap.org/?mlat={lat:.5f}&mlon={lon:.5f}#map=13/{lat:.5f}/{lon:.5f}"
-    return f"{lonlat_text(lon, lat)} · {size} · {zone} · {link}"
+    return f"{lonlat_text(lon, lat)} · {size} · {zone} · {map_url(lon, lat)}"
 
 
 def exit_on_failures(places: Sequence[NamedPlace], results: Sequence[Result]) -> None:

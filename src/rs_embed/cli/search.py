@@ -103,7 +103,7 @@ def search(
     if out is not None:
         _write_footprints(found, out)
     if plot is not None:
-        from rs_embed.cli.draw import contact_sheet
+        from rs_embed.search.draw import contact_sheet
 
         title = text or (f"concept {concept}" if concept else f"like {', '.join(like or ())}")
         contact_sheet(found, rows.thumbnails([hit.unique_id for hit in found.hits]), title).save(plot)

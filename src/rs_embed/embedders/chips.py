@@ -14,12 +14,11 @@ import numpy.typing as npt
 import torch
 from affine import Affine
 
-from rs_embed.arrays import AnyArray, BoolArray, GreyArray
+from rs_embed.arrays import AnyArray, BoolArray, GreyArray, observed
 from rs_embed.clip.device import pin
 from rs_embed.clip.preprocess import grey_histogram, resize_and_crop, to_uint8
 from rs_embed.clip.resample import centre_crop
 from rs_embed.errors import ModelError, NoImageryError
-from rs_embed.patch import observed
 from rs_embed.specs import InputPrep
 
 _MIN_CHIP_VALID = 0.5

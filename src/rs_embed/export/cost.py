@@ -16,6 +16,7 @@ from rs_embed.export.inputs import InputPlaces, InputRow, read_places
 from rs_embed.export.partitions import expand
 from rs_embed.export.regions import region_places
 from rs_embed.grid import place_geobox
+from rs_embed.html import Fact, result_html
 from rs_embed.outlines import polygon
 from rs_embed.providers.base import FetchPlan, PatchRequest, Provider
 from rs_embed.providers.gee.expressions import bytes_per_pixel
@@ -58,6 +59,27 @@ class ExportPlan:
     def partly_covered(self) -> int:
         """Number of places that the scenes' footprints cover in part."""
         return sum(0 < share < 0.99 for share in self.fetch.covered)
+
+    def __repr__(self) -> str:
+        bad = f", {len(self.bad_rows)} bad row(s)" if self.bad_rows else ""
+        return f"ExportPlan({self.fetch.places:,} places, {self._read_text}, {self.minutes:.1f} minutes{bad})"
+
+    @property
+    def _read_text(self) -> str:
+        return f"{self.fetch.read_bytes / 1e6:,.1f} MB of {self.fetch.scenes:,} scene(s)"
+
+    def _repr_html_(self) -> str:
+        without, partly = len(self.fetch.places_without_scene), self.partly_covered
+        facts: list[Fact] = [
+            ("places", f"{self.fetch.places:,}"),
+            ("to read", f"{self._read_text} in {self.fetch.requests:,} request(s)"),
+            ("duration", f"{self.minutes:,.1f} minutes at {self.mbit_s:g} Mbit/s, at least as long as the model takes"),
+            ("to write", f"{(self.write_bytes + self.grid_bytes) / 1e6:,.1f} MB"),
+        ]
+        facts += [(f"with {name}", f"{plan.read_bytes / 1e6:,.1f} MB") for name, plan in self.alternatives]
+        remarks = [f"{without:,} place(s) without a scene"] if without else []
+        remarks += [f"{partly:,} place(s) are covered in part"] if partly else []
+        return result_html("Plan of an export", facts, remarks=[*remarks, *self.bad_rows[:5]])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""

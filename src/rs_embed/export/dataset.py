@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
+from itertools import islice
 from operator import and_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,9 +18,10 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from rs_embed.errors import RSEmbedError, SpecError, import_extra
-from rs_embed.export.checks import MAKE_AGAIN, reading
+from rs_embed.export.checks import MAKE_AGAIN, reading, regular_file
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.request import ExportRequest
+from rs_embed.html import Fact, Picture, result_html
 from rs_embed.lonlat import meets
 from rs_embed.specs import BBoxLike, TemporalSpec, bounds_of
 
@@ -41,6 +43,40 @@ class EmbeddingDataset:
 
     def __repr__(self) -> str:
         return f"EmbeddingDataset({str(self.path)!r}, {len(self):,} rows, {self.request.model})"
+
+    def _repr_html_(self) -> str:
+        request, sensor = self.request, self.request.sensor
+        folder = DatasetFolder(self.path)
+        counts = list(folder.done().values())
+        lost = sum(c.failed + c.no_imagery for c in counts)
+        first, last = folder.time_range()
+        facts: list[Fact] = [
+            ("folder", self.path),
+            ("rows", f"{len(self):,}" + (" (filtered)" if self._filter is not None else "")),
+            ("without a vector", f"{lost:,}, see failures()" if lost else None),
+            ("time", f"{first} to {last}"),
+            ("imagery", f"{request.backend}, {sensor.composite} of scenes up to {sensor.cloudy_pct:g} % cloud"),
+            ("model", f"{request.model}, {request.output.pooling or 'mean'}, {request.precision}"),
+            ("columns", ", ".join(name for name, _ in request.columns)),
+        ]
+        pictures = [Picture(png, 88) for png in self._first_quicklooks(8)]
+        return result_html("Dataset of embeddings", facts, pictures, gallery=True)
+
+    def _first_quicklooks(self, count: int) -> list[bytes]:
+        """Return the PNG of the first rows, of one file, which is all that is read."""
+        rows = self._dataset("embeddings", self._filter)
+        if "unique_id" not in rows.schema.names:
+            return []
+        with reading(self.path):
+            batches = rows.scanner(["unique_id"], filter=self._filter).scan_batches()
+            some = next((batch for batch in batches if batch.record_batch.num_rows), None)
+            file = None if some is None else self.path / "thumbnails" / Path(some.fragment.path).name
+            if some is None or file is None or not file.exists():
+                return []
+            table = pq.read_table(regular_file(self.path, file), columns=["unique_id", "thumbnail"])
+        pngs = dict(zip(table["unique_id"].to_pylist(), table["thumbnail"].to_pylist(), strict=True))
+        found = map(pngs.get, some.record_batch["unique_id"].to_pylist())
+        return [png for png in islice(found, count) if isinstance(png, bytes)]
 
     def __len__(self) -> int:
         with reading(self.path / "embeddings"):

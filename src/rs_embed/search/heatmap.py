@@ -20,9 +20,11 @@ from rs_embed.embedders.text import check_texts, load_text_embedder, unit
 from rs_embed.embedding import Embedding
 from rs_embed.errors import ModelError, NoImageryError, SpecError
 from rs_embed.geotiff import write_geotiff
-from rs_embed.grid import epsg_of, place_geobox, transformer
+from rs_embed.grid import epsg_of, lonlat_text, map_url, place_geobox, transformer
+from rs_embed.html import Fact, Link, Picture, result_html
 from rs_embed.inspection import LOW_FRAC, inspect_patch, save_quicklook
 from rs_embed.patch import Patch
+from rs_embed.pictures import png_of, quicklook
 from rs_embed.providers.base import Provider
 from rs_embed.providers.registry import resolve
 from rs_embed.search.query import word_probabilities, word_query
@@ -31,9 +33,11 @@ from rs_embed.specs import OutputSpec, Place, SensorSpec, TemporalSpec
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
+    from PIL import Image
 
 WINDOW_M = 640.0
 """Side of a window: the size that the bundled model was trained on, and the smallest that shows it a shape."""
+_SHOWN_PX = 220
 _STEPS_PER_WINDOW = 4
 """With steps of half a window the best pixel is right less often (96 % against 98)."""
 _MIN_OBSERVED = 0.75
@@ -74,6 +78,35 @@ class HeatMap:
     def likely_frac(self) -> float:
         """Share of the observed pixels where the words are likely."""
         return float((self.probability[~np.isnan(self.probability)] >= LIKELY).mean())
+
+    def plot(self) -> Image.Image:
+        """Draw the imagery, and beside it the same under the probability."""
+        from rs_embed.search.draw import heat_map_sheet
+
+        return heat_map_sheet(self).image
+
+    def __repr__(self) -> str:
+        lon, lat, probability = self.best
+        height, width = self.geobox.shape
+        best = f"best {probability:.0%} at {lonlat_text(lon, lat)}"
+        return f"HeatMap({self.meta['text']}, {width} x {height} px, {best}, {self.meta['model']})"
+
+    def _repr_html_(self) -> str:
+        from rs_embed.search.draw import overlaid
+
+        lon, lat, probability = self.best
+        base = quicklook(self.dn, side_px=_SHOWN_PX)
+        base.thumbnail((_SHOWN_PX, _SHOWN_PX))
+        facts: list[Fact] = [
+            ("likeliest", Link(f"{probability:.0%} at {lonlat_text(lon, lat)}", map_url(lon, lat))),
+            ("likely area", f"{self.likely_frac:.0%} of what was observed"),
+            ("windows", f"{self.meta['windows']} of {self.meta['window_m']:g} m"),
+            ("imagery", f"{self.meta['backend']}, {len(self.meta['scenes'])} scene(s)"),
+            ("model", self.meta["model"]),
+        ]
+        pictures = [Picture(png_of(image), _SHOWN_PX) for image in (base, overlaid(base, self.probability))]
+        remarks = [*([self.notice] if self.notice else []), *self.meta["warnings"]]
+        return result_html(f"Where is “{', '.join(self.meta['text'])}”?", facts, pictures, remarks)
 
     def to_geotiff(self, path: str | Path) -> Path:
         """Write `probability` and `score` as the two float32 bands of a GeoTIFF with nodata NaN, atomically.

@@ -208,6 +208,7 @@ class EmbeddingIndex:
             searched=len(rows) if candidates is None else len(candidates),
             exact=found.exact,
             recall=None if found.exact else rows.file.header.get("recall"),
+            quicklooks=self.thumbnails,
         )
 
     def train(
@@ -292,7 +293,8 @@ class EmbeddingIndex:
         else:
             encoded = QueryEncoder(self.request, self.concepts, rows, self.weights).encode(query)
             scored = rows.file.compare(encoded.vector, page)
-        return SearchResults(hits=rows.hits(scored, None, limit, every_window=True), searched=len(positions))
+        hits = rows.hits(scored, None, limit, every_window=True)
+        return SearchResults(hits=hits, searched=len(positions), quicklooks=self.thumbnails)
 
 
 def _warn_of(problems: Iterable[str]) -> None:

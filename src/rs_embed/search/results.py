@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,16 @@ import shapely
 
 from rs_embed.arrays import FloatArray
 from rs_embed.errors import import_extra
-from rs_embed.grid import transformer, utm_epsg
+from rs_embed.grid import lonlat_text, map_url, transformer, utm_epsg
+from rs_embed.html import Fact, Link, Picture, result_html
 from rs_embed.outlines import box_of, split
 
 if TYPE_CHECKING:
     import geopandas
+    from PIL import Image
+
+Quicklooks = Callable[[Sequence[str]], dict[str, bytes]]
+_SHOWN_HITS = 12
 
 NOTICE_HITS = 20
 """Number of best rows whose mean probability tells whether the dataset holds what was asked for."""
@@ -53,6 +58,12 @@ class Hit:
     status: str
     scene_ids: tuple[str, ...]
 
+    def caption(self) -> list[str | Link]:
+        """Return the lines that go below the row's quicklook on a page."""
+        likely = "" if self.probability is None else f" · {self.probability:.0%} likely"
+        place = Link(lonlat_text(self.lon, self.lat), map_url(self.lon, self.lat))
+        return [f"{self.rank}{likely}", place, self.id]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchResults:
@@ -66,11 +77,47 @@ class SearchResults:
     exact: bool = True
     recall: float | None = None
     """Share of the true best rows that approximate results hold, measured at the build; None for exact results."""
+    quicklooks: Quicklooks | None = field(default=None, repr=False, compare=False)
+    """Reader of the PNG quicklooks of rows by `unique_id`; results that were pickled have none."""
+
+    def __repr__(self) -> str:
+        best = f", best {self.hits[0].id!r}" if self.hits else ""
+        said = f", notice={self.notice!r}" if self.notice else ""
+        return f"SearchResults({len(self.hits)} hit(s) of {self.searched:,} rows{best}{said})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "quicklooks": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+
+    def plot(self, title: str = "") -> Image.Image:
+        """Draw a contact sheet of the quicklooks, best first.
+
+        Args:
+            title: the words that were searched for, or another title.
+        """
+        from rs_embed.search.draw import contact_sheet
+
+        return contact_sheet(self, self._pngs(self.hits), title).image
+
+    def _pngs(self, hits: Sequence[Hit]) -> dict[str, bytes]:
+        return {} if self.quicklooks is None else self.quicklooks([hit.unique_id for hit in hits])
+
+    def _repr_html_(self) -> str:
+        shown = self.hits[:_SHOWN_HITS]
+        pngs = self._pngs(shown)
+        how = "" if self.exact else f", by sign bits: recall {self.recall or 0:.2f}"
+        more = f", the first {len(shown)} shown" if len(shown) < len(self.hits) else ""
+        facts: list[Fact] = [("hits", f"{len(self.hits)} of {self.searched:,} rows{how}{more}")]
+        pictures = [Picture(pngs.get(hit.unique_id), 112, hit.caption()) for hit in shown]
+        return result_html("Search results", facts, pictures, [self.notice] if self.notice else [], gallery=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the results as JSON-ready values."""
-        values = asdict(self)
-        return {"results": list(values.pop("hits")), **values}
+        names = [f.name for f in fields(self) if f.name not in ("hits", "quicklooks")]
+        return {"results": [asdict(hit) for hit in self.hits], **{name: getattr(self, name) for name in names}}
 
     def to_geojson(self) -> dict[str, Any]:
         """Return the footprints as a GeoJSON FeatureCollection."""

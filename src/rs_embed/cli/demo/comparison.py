@@ -12,12 +12,12 @@ from PIL import Image
 
 from rs_embed.api import get_embeddings_batch
 from rs_embed.arrays import FloatArray
-from rs_embed.cli.draw import GAP, GREY, LEFT, Sheet
 from rs_embed.embedders.text import unit
 from rs_embed.embedding import Embedding
-from rs_embed.inspection import quicklook
 from rs_embed.patch import Patch
+from rs_embed.pictures import quicklook
 from rs_embed.providers.sample import Sample
+from rs_embed.search.draw import GAP, GREY, LEFT, Sheet
 from rs_embed.search.query import text_query
 from rs_embed.specs import OutputSpec
 from rs_embed.texts import zero_shot

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -14,9 +15,11 @@ from PIL import Image, ImageDraw, ImageFont
 from rs_embed.arrays import FloatArray
 from rs_embed.errors import visible
 from rs_embed.files import atomic_write, make_folder
-from rs_embed.inspection import quicklook
-from rs_embed.search.heatmap import HeatMap
-from rs_embed.search.results import SearchResults
+from rs_embed.pictures import quicklook
+
+if TYPE_CHECKING:
+    from rs_embed.search.heatmap import HeatMap
+    from rs_embed.search.results import SearchResults
 
 INK, GREY, PAPER = "#1b1f24", "#5b6470", "#ffffff"
 GAP = LEFT = 24
@@ -72,11 +75,13 @@ class Sheet:
         return next((t for t in (text, *shorter) if self.pen.textlength(t, font=font(size)) <= width), "…")
 
 
-def contact_sheet(found: SearchResults, thumbnails: Mapping[str, bytes], title: str) -> Sheet:
+def contact_sheet(found: SearchResults, thumbnails: Mapping[str, bytes], title: str = "") -> Sheet:
     """Draw the thumbnails of search results, the best first, each with its rank and place."""
     step, rows = _TILE + 16, -(-max(len(found.hits), 1) // _COLUMNS)
     size = LEFT + _COLUMNS * step + 8, 90 + rows * (_TILE + _CAPTION)
-    sheet = Sheet.titled(size, f"“{title}”", found.notice or f"the best of {found.searched:,}")
+    sheet = Sheet.titled(
+        size, f"“{title}”" if title else "Search results", found.notice or f"the best of {found.searched:,}"
+    )
     for number, hit in enumerate(found.hits):
         x, y = LEFT + number % _COLUMNS * step, 90 + number // _COLUMNS * (_TILE + _CAPTION)
         if (look := _picture(thumbnails.get(hit.unique_id, b""))) is not None:
@@ -108,7 +113,7 @@ def heat_map_sheet(heat: HeatMap) -> Sheet:
     subtitle = f"{found}  |  windows of {heat.meta['window_m']:g} m, {heat.meta['model']}"
     sheet = Sheet.titled((right + _MAP_SIDE + LEFT, bottom + _LEGEND), title, subtitle)
     sheet.image.paste(base, (LEFT, _MAP_TOP))
-    sheet.image.paste(_overlaid(base, heat.probability), (right, _MAP_TOP))
+    sheet.image.paste(overlaid(base, heat.probability), (right, _MAP_TOP))
     sheet.image.paste(_legend(), (right, bottom + 14))
     if heat.meta["warnings"]:
         kinds = "; ".join(dict.fromkeys(text.partition(":")[0] for text in heat.meta["warnings"]))
@@ -118,7 +123,7 @@ def heat_map_sheet(heat: HeatMap) -> Sheet:
     return sheet
 
 
-def _overlaid(base: Image.Image, probability: FloatArray) -> Image.Image:
+def overlaid(base: Image.Image, probability: FloatArray) -> Image.Image:
     """Return the imagery in pale colours, painted with the probability where it is known."""
     pale = Image.blend(base, base.convert("L").convert("RGB"), 0.8)
     known = Image.fromarray(np.nan_to_num(probability)).resize(base.size, Image.Resampling.BILINEAR)

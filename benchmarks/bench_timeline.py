@@ -26,7 +26,7 @@ from benchmarks.bench_throughput import local_provider, write_places
 from benchmarks.oracle import random_checkpoint
 from rs_embed import export_embeddings, pipeline
 from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
-from rs_embed.providers.archive import ArchiveProvider
+from rs_embed.providers.stac.cog import Cog
 from rs_embed.search.draw import GREY, INK, PAPER, font
 
 COLOURS = {"fetch": "#2a788e", "prepare": "#7ad151", "network": "#c2410c"}
@@ -45,6 +45,16 @@ class Recorder:
             started = time.perf_counter()
             try:
                 return function(*arguments, **named)
+            finally:
+                self.spans.append((stage, threading.get_ident(), started, time.perf_counter()))
+
+        return timed
+
+    def around_coroutine(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        async def timed(*arguments: Any, **named: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return await function(*arguments, **named)
             finally:
                 self.spans.append((stage, threading.get_ident(), started, time.perf_counter()))
 
@@ -93,7 +103,7 @@ def report(picture: Path | None = None) -> list[str]:
     recorder, weights = Recorder(), random_checkpoint()
     with tempfile.TemporaryDirectory() as root:
         patches = (
-            mock.patch.object(ArchiveProvider, "_fetch_one", recorder.around("fetch", ArchiveProvider._fetch_one)),
+            mock.patch.object(Cog, "fetch_blocks", recorder.around_coroutine("fetch", Cog.fetch_blocks)),
             mock.patch.object(pipeline, "_prepare", recorder.around("prepare", pipeline._prepare)),
             mock.patch.object(RemoteClipEmbedder, "start", recorder.around("network", RemoteClipEmbedder.start)),
         )

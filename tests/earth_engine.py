@@ -30,10 +30,10 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from shapely.geometry import Polygon, box, mapping
 
+from local_archive import read_onto
 from rs_embed.outlines import split
-from rs_embed.providers.archive import harmonise
+from rs_embed.providers.compositing import harmonise
 from rs_embed.providers.local.provider import LocalProvider
-from rs_embed.providers.raster import read_onto
 from rs_embed.providers.scenes import Scene
 from rs_embed.sentinel2 import processing_baseline
 
@@ -205,7 +205,7 @@ class Service:
                 400, f"Image.select: Band pattern '{name}' did not match any bands. Available: {list(scene.files)}"
             )
         file = scene.files[name]
-        read = read_onto(file.path, [file.index], grid)
+        read = read_onto(file.path, file.index, grid)
         if name == "SCL":
             return Band(read.values[0].astype(np.float64), (read.valid & (read.values[0] > 0)).astype(np.float64))
         rule = scene.radiometry(name, read.scale, read.offset)  # the collection is harmonised

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 from affine import Affine
+from odc.geo.geobox import GeoBox
 
 from fakes import write_raster
-from rs_embed import LocalProvider, ProviderError
+from rs_embed import LocalProvider, ProviderError, SensorSpec, TemporalSpec
 from rs_embed.grid import transformer
 from rs_embed.patch import Patch
 from rs_embed.providers.base import PatchRequest
+from rs_embed.providers.blocks import PlaceLayers, read_places
+from rs_embed.providers.raster import RasterPixels
+from rs_embed.providers.scenes import BandFile, Scene
 
 LEFT, TOP, SIDE_PX = 500_000, 5_320_000, 600
 DAYS = ("03", "13", "23")
@@ -40,6 +45,17 @@ def write_places(path: Path, n: int, *, seed: int = 0) -> Path:
     lines = [f"p{seed}-{i},{a:.7f},{b:.7f},{i % 3}" for i, (a, b) in enumerate(zip(lon, lat, strict=True))]
     path.write_text("\n".join(["id,lon,lat,label", *lines]) + "\n")
     return path
+
+
+def read_onto(path: Path | str, index: int, geobox: GeoBox) -> RasterPixels:
+    """The pixels of one band of a file on a grid, as a sweep reads them; an error is raised."""
+    files = {"B4": BandFile(str(path), index)}
+    scene = Scene(id="scene", acquired=datetime(2022, 6, 3, tzinfo=UTC), bounds=(-180, -90, 180, 90), files=files)
+    june = TemporalSpec.range("2022-06-01", "2022-07-01")
+    [place] = read_places([PlaceLayers(0, PatchRequest(geobox, june, SensorSpec(bands=("B4",))), [scene])], 4, None, {})
+    if place.faults:
+        raise ProviderError(place.faults[0])
+    return place.take_pixels(0)[0]
 
 
 def fetch_local(path: Path, request: PatchRequest) -> Patch:

@@ -7,9 +7,10 @@ from affine import Affine
 from pyproj import Transformer
 
 from fakes import write_raster
+from local_archive import read_onto
 from rs_embed import PointBuffer, ProviderError
 from rs_embed.grid import place_geobox
-from rs_embed.providers.raster import read_header, read_onto
+from rs_embed.providers.raster import read_header
 
 PLACE = PointBuffer(15.0, 48.0, 300)  # on the central meridian of zone 33
 GEOBOX = place_geobox(PLACE, 10)
@@ -38,7 +39,7 @@ def by_rasterio(path, geobox, index: int = 1) -> np.ndarray:
 
 
 def read(path, geobox=GEOBOX, index: int = 1) -> np.ndarray:
-    pixels = read_onto(str(path), [index], geobox)
+    pixels = read_onto(path, index, geobox)
     return np.where(pixels.valid, pixels.values[0].astype(float), np.nan)
 
 
@@ -115,7 +116,7 @@ def test_no_data_is_what_the_file_declares(tmp_path, dtype, nodata, empty):
     path = write_raster(
         tmp_path / "a.tif", stored, transform=Affine(10, 0, LEFT - 200, 0, -10, TOP + 200), nodata=nodata
     )
-    valid = read_onto(str(path), [1], GEOBOX).valid
+    valid = read_onto(path, 1, GEOBOX).valid
     expected = np.ones((60, 60), bool)
     expected[10:20, 10:30] = False
     np.testing.assert_array_equal(valid, expected)
@@ -127,7 +128,7 @@ def test_zero_is_empty_also_where_another_no_data_is_declared(tmp_path):
     path = write_raster(
         tmp_path / "a.tif", stored, transform=Affine(10, 0, LEFT - 200, 0, -10, TOP + 200), nodata=65_535
     )
-    valid = read_onto(str(path), [1], GEOBOX).valid
+    valid = read_onto(path, 1, GEOBOX).valid
     assert not valid[10, 10]
     assert valid.sum() == valid.size - 1
 
@@ -136,7 +137,7 @@ def test_an_internal_mask_is_honoured(tmp_path):
     mask = np.full((100, 100), 255, np.uint8)
     mask[30:40, 30:50] = 0
     path = write_raster(tmp_path / "a.tif", values(), transform=Affine(10, 0, LEFT - 200, 0, -10, TOP + 200), mask=mask)
-    valid = read_onto(str(path), [1], GEOBOX).valid
+    valid = read_onto(path, 1, GEOBOX).valid
     assert not valid[10:20, 10:30].any()
     assert valid.sum() == 60 * 60 - 10 * 20
 
@@ -149,7 +150,7 @@ def test_scale_and_offset_tags_are_told(tmp_path):
         scale=0.0001,
         offset=-0.1,
     )
-    pixels = read_onto(str(path), [1], GEOBOX)
+    pixels = read_onto(path, 1, GEOBOX)
     assert (pixels.scale, pixels.offset) == (0.0001, -0.1)
 
 
@@ -169,7 +170,7 @@ def test_a_place_that_takes_gigabytes_of_a_file_is_refused_before_they_are_read(
     lon, lat = Transformer.from_crs(32633, 4326, always_xy=True).transform(501_000, 5_299_000)
     geobox = place_geobox(PointBuffer(lon, lat, 300), 10)
     with pytest.raises(ProviderError, match=r"200000 x 200000 px, and the place would take 6,\d+ MB of it"):
-        read_onto(str(path), [1], geobox)
+        read_onto(path, 1, geobox)
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -186,14 +187,14 @@ def test_a_file_that_is_no_raster_is_refused_by_name(tmp_path, content):
     path = tmp_path / "broken.tif"
     path.write_bytes(content)
     with pytest.raises(ProviderError, match=r"broken\.tif"):
-        read_onto(str(path), [1], GEOBOX)
+        read_onto(path, 1, GEOBOX)
 
 
 def test_a_file_cut_short_is_an_error_not_black_pixels(tmp_path):
     path = write_raster(tmp_path / "cut.tif", values(), transform=Affine(10, 0, LEFT - 200, 0, -10, TOP + 200))
     path.write_bytes(path.read_bytes()[:9000])
     with pytest.raises(ProviderError, match=r"cut\.tif"):
-        read_onto(str(path), [1], GEOBOX)
+        read_onto(path, 1, GEOBOX)
 
 
 def test_a_header_tells_bands_and_bounds(tmp_path):

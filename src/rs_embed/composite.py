@@ -23,6 +23,7 @@ DnArray = npt.NDArray[Any]
 
 _STRIP_BYTES = 1 << 20
 """Work on strips that stay in the processor's cache."""
+_IS_CLEAR = np.isin(np.arange(256), CLEAR_SCL)  # by class: ten times as fast as `isin` of a small place
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class SceneImage:
     @property
     def clear(self) -> BoolArray | None:
         """Clear pixels (y, x), True where the ground is seen; None without a scene classification."""
-        return None if self.scl is None else np.isin(self.scl, CLEAR_SCL) & self.valid
+        return None if self.scl is None else _IS_CLEAR[self.scl] & self.valid
 
     def masked(self) -> SceneImage:
         """Return the image with pixels that are not clear marked as not observed."""

@@ -1,27 +1,34 @@
-"""Blocks of files, each read once for all places on it, in map order: memory holds the front of the sweep alone."""
+"""Blocks of files, each read once for all places on it, in map order: memory holds the front of the sweep alone.
+
+Files lie behind HTTP addresses, or on this machine.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from collections import defaultdict
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Iterator, MutableMapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import chain, count
+from typing import TYPE_CHECKING
 
 import numpy as np
-from odc.geo.geobox import GeoBox
 
-from rs_embed.arrays import AnyArray, BoolArray, IndexArray
+from rs_embed.arrays import AnyArray, BoolArray
 from rs_embed.background import Channel
 from rs_embed.providers.base import PatchRequest
 from rs_embed.providers.block_files import BlockFile, open_block_file
-from rs_embed.providers.http import FetchError, RangeReader, Signer, new_client
-from rs_embed.providers.raster import BlockGrid, RasterPixels, has_value, is_separable
+from rs_embed.providers.ranges import ByteReader, FetchError, is_remote
+from rs_embed.providers.raster import RasterPixels, has_value
 from rs_embed.providers.scenes import Scene
 from rs_embed.providers.stac.offsets import DarkPixels
 
-_BLOCKS_PER_REQUEST = 4
+if TYPE_CHECKING:
+    from rs_embed.providers.http import Signer
+
+_PLACE_BYTES = 1 << 30  # of a file that is finer than the place's grid, decoded
 _POLL_S = 0.01
 
 
@@ -93,14 +100,15 @@ class _Target:
         """True until the scene has failed."""
         return self.scene not in self.place.faults
 
-    def fill(self, block: AnyArray | FetchError | None, file: BlockFile, row: int, col: int) -> None:
+    def fill(self, block: AnyArray | FetchError | None, run: _BlockRun, col: int) -> None:
         """Copy the pixels of one block that lie on the place to the layer; an error drops the scene."""
         if isinstance(block, FetchError):
             self.place.drop_scene(self.scene, str(block))
         elif block is not None:
-            where, rows, cols = _window(self.place.request.geobox, file.grid, row, col)
-            layer = self.place.layer(self.scene, self.band, block.dtype, file.nodata)
-            layer.values[where] = block[self.file_band][rows, cols]
+            layer = self.place.layer(self.scene, self.band, block.dtype, run.file.nodata)
+            values = block[run.bands.index(self.file_band)]
+            for rows, where, source in run.file.grid.windows(self.place.request.geobox, run.row, col):
+                layer.values[rows][where] = values[source]
 
     def start(self, file: BlockFile) -> bool:
         """Take what the file's header says of the band; False where the file has no such band."""
@@ -109,8 +117,24 @@ class _Target:
                 self.scene, f"its file has {file.count} band(s), and none has number {self.file_band + 1}"
             )
             return False
+        reason = self._why_too_fine(file)
+        if reason is not None:
+            self.place.drop_scene(self.scene, reason)
+            return False
         self.place.scale_and_offset[self.scene, self.band] = file.scale_and_offset(self.file_band)
         return True
+
+    def _why_too_fine(self, file: BlockFile) -> str | None:
+        """Return the reason why a file has too many pixels within the place; None for one that has not."""
+        grid, blocks = file.grid, file.grid.blocks_under(self.place.request.geobox)
+        high, wide = (max(n) - min(n) + 1 for n in zip(*blocks, strict=True)) if blocks else (0, 0)
+        size = high * grid.block_height * wide * grid.block_width * file.value_bytes
+        if len(blocks) == 1 or size <= _PLACE_BYTES:
+            return None
+        return (
+            f"{file.name} is {grid.width} x {grid.height} px, and the place would take {size >> 20:,} MB of it: "
+            "resample it to 10 m"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +144,7 @@ class _BlockRun:
     file: BlockFile
     row: int
     cols: tuple[int, ...]
+    bands: tuple[int, ...]
     targets: tuple[Sequence[_Target], ...]  # layers to fill, for each block
 
     @property
@@ -165,8 +190,7 @@ class _Sweep:
         targets = _targets_by_file(places)
         for place in places:
             await self._count_down(place, by=0)
-        async with new_client() as client:
-            reader = RangeReader(client, asyncio.Semaphore(self.in_flight), self.signer)
+        async with self._reader(remote=any(map(is_remote, chain.from_iterable(targets)))) as reader:
             worker_count = self.in_flight + (os.cpu_count() or 1)  # some decode while others fetch
             workers = [asyncio.create_task(self._work()) for _ in range(worker_count)]
             await asyncio.gather(*(self._open(where, waiting, reader) for where, waiting in targets.items()))
@@ -174,7 +198,18 @@ class _Sweep:
                 self._runs.put_nowait((_LAST, next(self._numbers), None))
             await asyncio.gather(*workers)
 
-    async def _open(self, addresses: _Addresses, targets: Sequence[_Target], reader: RangeReader) -> None:
+    @asynccontextmanager
+    async def _reader(self, *, remote: bool) -> AsyncIterator[ByteReader | None]:
+        """Yield the reader of HTTP addresses; None where all files are local."""
+        if not remote:
+            yield None
+            return
+        from rs_embed.providers.http import RangeReader, new_client  # a tenth of a second, which local files save
+
+        async with new_client() as client:
+            yield RangeReader(client, asyncio.Semaphore(self.in_flight), self.signer)
+
+    async def _open(self, addresses: _Addresses, targets: Sequence[_Target], reader: ByteReader | None) -> None:
         """Fetch a file's header, and queue the blocks that its places need."""
         if self.done.is_closed:
             return
@@ -193,7 +228,7 @@ class _Sweep:
         for target in targets:
             await self._count_down(target.place)
 
-    async def _open_first(self, addresses: _Addresses, reader: RangeReader, *, with_overview: bool) -> BlockFile:
+    async def _open_first(self, addresses: _Addresses, reader: ByteReader | None, *, with_overview: bool) -> BlockFile:
         """Open a file at the first of its addresses where it can be read."""
         faults = []
         for address in addresses:
@@ -210,11 +245,11 @@ class _Sweep:
             if run is None:
                 return
             if any(target.is_wanted for target in chain.from_iterable(run.targets)):
-                blocks = await run.file.fetch_blocks(run.row, run.cols)
+                blocks = await run.file.fetch_blocks(run.row, run.cols, run.bands)
                 for col, block, targets in zip(run.cols, blocks, run.targets, strict=True):
                     for target in targets:
                         if target.is_wanted:
-                            target.fill(block, run.file, run.row, col)
+                            target.fill(block, run, col)
             for target in chain.from_iterable(run.targets):
                 await self._count_down(target.place)
 
@@ -247,24 +282,14 @@ def _block_runs(file: BlockFile, targets: Sequence[_Target]) -> Iterator[_BlockR
     runs: list[list[tuple[int, int]]] = []
     for row, col in sorted(needed):
         last = runs[-1] if runs else [(-1, -1)]
-        if last[-1] == (row, col - 1) and len(last) < _BLOCKS_PER_REQUEST and file.is_contiguous(row, col - 1):
+        if last[-1] == (row, col - 1) and len(last) < file.blocks_at_once and file.is_contiguous(row, col - 1):
             last.append((row, col))
         else:
             runs.append([(row, col)])
     for run in runs:
-        yield _BlockRun(file, run[0][0], tuple(col for _, col in run), tuple(needed[block] for block in run))
-
-
-def _window(
-    geobox: GeoBox, grid: BlockGrid, row: int, col: int
-) -> tuple[tuple[IndexArray, ...], IndexArray, IndexArray]:
-    """Return the pixels of a place that lie on a block, and the block's rows and columns under them."""
-    rows, cols = grid.pixels_under(geobox)
-    top, left = row * grid.block_height, col * grid.block_width
-    bottom, right = min(top + grid.block_height, grid.height), min(left + grid.block_width, grid.width)
-    in_rows, in_cols = (rows >= top) & (rows < bottom), (cols >= left) & (cols < right)
-    if is_separable(rows, cols):
-        y, x = np.flatnonzero(in_rows), np.flatnonzero(in_cols)
-        return np.ix_(y, x), rows[y] - top, cols[:, x] - left
-    where = np.nonzero(in_rows & in_cols)
-    return where, rows[where] - top, cols[where] - left
+        waiting = [needed[block] for block in run]
+        bands = sorted({target.file_band for target in chain.from_iterable(waiting)})
+        for start in range(0, len(bands), file.bands_at_once):
+            part = tuple(bands[start : start + file.bands_at_once])
+            chosen = tuple([target for target in of_block if target.file_band in part] for of_block in waiting)
+            yield _BlockRun(file, run[0][0], tuple(col for _, col in run), part, chosen)

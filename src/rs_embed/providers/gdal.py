@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
@@ -24,8 +21,9 @@ from rasterio.transform import from_gcps
 from rasterio.windows import Window
 
 from rs_embed.arrays import AnyArray
-from rs_embed.providers.http import FetchError, RangeReader
-from rs_embed.providers.raster import BlockGrid
+from rs_embed.providers.gdal_stream import Content
+from rs_embed.providers.ranges import ByteReader, FetchError, file_name
+from rs_embed.providers.raster import BlockGrid, driver_by_name
 from rs_embed.providers.stac.offsets import DarkPixels, dark_pixels
 from rs_embed.retry import COG_BLOCK
 
@@ -33,6 +31,8 @@ BLOCK_LIMIT_BYTES = 1 << 28  # largest block when decoded; a whole Sentinel-2 ba
 MAX_OVERVIEW_PX = 1400  # largest side of an overview that is read for a histogram
 JPEG2000_MAGIC = (b"\x00\x00\x00\x0cjP  ", b"\xff\x4f\xff\x51")
 _STRIP_PX = 1 << 20  # strips are joined to blocks of about this many pixels
+_MOST_BLOCKS = 64  # small ones that one opening of the file serves
+_RUN_VALUES = 1 << 24  # values that it reads: a time series of years would fill the memory
 _GCP_TOLERANCE_PX = 0.5  # largest distance of a control point from the affine transform through all of them
 _HEADER_PIECE_BYTES = 1 << 18
 _PEEK_BYTES = 64
@@ -45,13 +45,31 @@ _CLOSED = {
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class GdalFile:
-    """A raster that GDAL reads: the slow way, and the one that knows every variant of TIFF, and JPEG 2000."""
+    """A raster that GDAL reads: the slow way, and the one that knows every variant of TIFF, JPEG 2000 and netCDF."""
 
     source: _Source
     grid: BlockGrid
     count: int
     nodata: float | None
+    value_bytes: int
     tags: Sequence[tuple[float, float]]
+    is_planar: bool  # True where a band is read without the others
+
+    @property
+    def name(self) -> str:
+        """Name of the file, for errors."""
+        return self.source.name
+
+    @property
+    def blocks_at_once(self) -> int:
+        """Largest number of blocks of one row that are best read together."""
+        return min(max(4, _STRIP_PX // (self.grid.block_height * self.grid.block_width)), _MOST_BLOCKS)
+
+    @property
+    def bands_at_once(self) -> int:
+        """Largest number of bands that are best read together."""
+        values = self.grid.block_height * self.grid.block_width * self.blocks_at_once
+        return max(1, _RUN_VALUES // values) if self.is_planar else self.count
 
     def scale_and_offset(self, band: int) -> tuple[float, float]:
         """Return the tags of a band (from 0): reflectance = value * scale + offset."""
@@ -61,21 +79,23 @@ class GdalFile:
         """Return True: each opening of the file serves several blocks."""
         return True
 
-    async def fetch_blocks(self, row: int, cols: Sequence[int]) -> list[AnyArray | FetchError | None]:
+    async def fetch_blocks(
+        self, row: int, cols: Sequence[int], bands: Sequence[int] | None = None
+    ) -> list[AnyArray | FetchError | None]:
         """Read adjacent blocks (bands, y, x) of one row; an error stands in for a block that cannot be read."""
-        return await asyncio.to_thread(self._read_blocks, row, cols)
+        return await asyncio.to_thread(self._read_blocks, row, cols, range(self.count) if bands is None else bands)
 
     async def fetch_dark_pixels(self) -> DarkPixels | None:
         """Return the dark end of the first band's histogram, from the coarsest overview; None without one."""
         return await asyncio.to_thread(self._read_dark_pixels)
 
-    def _read_blocks(self, row: int, cols: Sequence[int]) -> list[AnyArray | FetchError | None]:
+    def _read_blocks(self, row: int, cols: Sequence[int], bands: Sequence[int]) -> list[AnyArray | FetchError | None]:
         blocks: dict[int, AnyArray | FetchError] = {}
         missing = list(cols)
         for _ in range(self.source.attempts):
             try:
                 with self.source.opened() as dataset:
-                    blocks |= {col: self._read_block(dataset, row, col) for col in missing}
+                    blocks |= {col: self._read_block(dataset, row, col, bands) for col in missing}
             except FetchError as error:
                 return [b if isinstance(b := blocks.get(col), np.ndarray) else error for col in cols]
             except RasterioError as error:
@@ -85,12 +105,12 @@ class GdalFile:
                 break
         return [blocks[col] for col in cols]
 
-    def _read_block(self, dataset: DatasetReader, row: int, col: int) -> AnyArray | FetchError:
+    def _read_block(self, dataset: DatasetReader, row: int, col: int, bands: Sequence[int]) -> AnyArray | FetchError:
         grid = self.grid
         top, left = row * grid.block_height, col * grid.block_width
         height, width = min(grid.block_height, grid.height - top), min(grid.block_width, grid.width - left)
         try:
-            return _read_window(dataset, Window(left, top, width, height))
+            return _read_window(dataset, Window(left, top, width, height), bands)
         except RasterioError as error:
             return FetchError(f"{self.source.name}: block {row},{col} is corrupt ({_detail(error)})")
 
@@ -98,7 +118,7 @@ class GdalFile:
         try:
             with self.source.opened() as dataset:
                 factors = [f for f in dataset.overviews(1) if dataset.width <= f * MAX_OVERVIEW_PX]
-                if not factors or self.source.is_jpeg2000:  # whose overviews are spread over the whole file
+                if not factors or self.source.driver == "JP2OpenJPEG":  # whose overviews are spread over the whole file
                     return None
                 shape = (-(-dataset.height // max(factors)), -(-dataset.width // max(factors)))
                 return dark_pixels(dataset.read(1, out_shape=shape), self.nodata)
@@ -106,7 +126,7 @@ class GdalFile:
             return None  # the check is optional; the bands themselves are read with all care
 
 
-async def open_gdal(path: str, reader: RangeReader | None = None) -> GdalFile:
+async def open_gdal(path: str, reader: ByteReader | None = None) -> GdalFile:
     """Read the header of a raster by GDAL: an HTTP address, whose bytes `reader` fetches, or a local file.
 
     The `beginnings` of the reader may hold the first bytes. A file that cannot be read or has no georeference is a
@@ -118,17 +138,20 @@ async def open_gdal(path: str, reader: RangeReader | None = None) -> GdalFile:
 
 def _read_header(source: _Source) -> GdalFile:
     fault = ""
-    source.is_jpeg2000 = source.first_bytes().startswith(JPEG2000_MAGIC)
+    source.driver = source.find_driver()
     for _ in range(source.attempts):
         try:
             with source.opened(keep_header=True) as dataset:
                 grid = _grid(dataset)
                 tags = [(float(s), float(o)) for s, o in zip(dataset.scales, dataset.offsets, strict=True)]
                 nodata = None if dataset.nodata is None else float(dataset.nodata)
-                return GdalFile(source=source, grid=grid, count=dataset.count, nodata=nodata, tags=tags)
+                is_planar = dataset.interleaving != Interleaving.pixel
+                value_bytes = np.dtype(dataset.dtypes[0]).itemsize
+                layout = {"count": dataset.count, "value_bytes": value_bytes, "is_planar": is_planar}
+                return GdalFile(source=source, grid=grid, nodata=nodata, tags=tags, **layout)
         except RasterioError as error:
             fault = _detail(error)
-    raise FetchError(f"its header cannot be read ({fault})")
+    raise FetchError(f"{source.name}: its header cannot be read ({fault})")
 
 
 def _grid(dataset: DatasetReader) -> BlockGrid:
@@ -165,12 +188,15 @@ def _georeference(dataset: DatasetReader) -> tuple[Affine, int | str]:
     return transform, crs.to_epsg() or crs.to_wkt()
 
 
-def _read_window(dataset: DatasetReader, window: Window) -> AnyArray:
-    """Read all bands of a window (bands, y, x), 0 where the file's mask says that there is nothing."""
-    values: AnyArray = dataset.read(window=window)
-    for band, flags in enumerate(dataset.mask_flag_enums):
-        if MaskFlags.per_dataset in flags:  # a mask or an alpha band; nodata is told by its value
-            values[band][dataset.read_masks(band + 1, window=window) == 0] = 0
+def _read_window(dataset: DatasetReader, window: Window, bands: Sequence[int]) -> AnyArray:
+    """Read bands of a window (bands, y, x), 0 where the file's mask says that there is nothing."""
+    values: AnyArray = dataset.read([band + 1 for band in bands], window=window)
+    flags, nodata = dataset.mask_flag_enums, dataset.nodatavals
+    for plane, band in zip(values, bands, strict=True):
+        if MaskFlags.per_dataset in flags[band]:  # a mask or an alpha band; nodata is told by its value
+            plane[dataset.read_masks(band + 1, window=window) == 0] = 0
+        if nodata[band] != nodata[0]:
+            plane[plane == nodata[band]] = 0
     return values
 
 
@@ -179,18 +205,24 @@ class _Source:
     """The place of a raster, and the way to its bytes."""
 
     path: str
-    reader: RangeReader | None  # None for a local file
+    reader: ByteReader | None  # None for a local file
     loop: asyncio.AbstractEventLoop
-    is_jpeg2000: bool = False
+    driver: str = "GTiff"
     header: list[tuple[int, bytes]] = field(default_factory=list)  # pieces of the file that its opening needs
 
     @property
     def name(self) -> str:
         """Name of the file, for errors."""
-        return PurePosixPath(self.path.partition("?")[0]).name
+        return file_name(self.path)
 
-    def first_bytes(self) -> bytes:
-        """Return the beginning of the file, which tells its format."""
+    def find_driver(self) -> str:
+        """Return the one driver that may read the file, by its first bytes, or its name where they do not tell it."""
+        named = "GTiff" if self.reader is not None else driver_by_name(self.path)
+        if named not in ("GTiff", "JP2OpenJPEG") or self.path.startswith("/vsizip/"):
+            return named
+        return "JP2OpenJPEG" if self._first_bytes().startswith(JPEG2000_MAGIC) else "GTiff"
+
+    def _first_bytes(self) -> bytes:
         if self.reader is not None:
             return self.reader.beginnings.get(self.path) or self._fetch(0, _PEEK_BYTES)
         try:
@@ -207,17 +239,16 @@ class _Source:
     @contextmanager
     def opened(self, *, keep_header: bool = False) -> Iterator[DatasetReader]:
         """Open the raster with the one driver that may read it; a request that failed is a FetchError."""
-        driver = "JP2OpenJPEG" if self.is_jpeg2000 else "GTiff"
-        content: _Content | None = None
+        content: Content | None = None
         path, opener = self.path, None
         if self.reader is not None:
-            content = _Content(self._fetch, self.reader.sizes.get(self.path, 0), deque(self._beginning(), maxlen=16))
+            content = Content(self._fetch, self.reader.sizes.get(self.path, 0), deque(self._beginning(), maxlen=16))
             path = f"{uuid4().hex}/{self.name}"  # GDAL's handles to one file must not share a name
             opener = content.opener(path)
         try:
             with (
                 rasterio.Env(**({} if content is None else _CLOSED)),
-                rasterio.open(path, driver=driver, sharing=False, opener=opener) as dataset,
+                rasterio.open(path, driver=self.driver, sharing=False, opener=opener) as dataset,
             ):
                 yield dataset
                 if content is not None and keep_header:
@@ -235,84 +266,6 @@ class _Source:
             raise ValueError(f"{self.path} is not read over HTTP")
         request = self.reader.get_range_async(self.path, start=start, end=stop)
         return asyncio.run_coroutine_threadsafe(request, self.loop).result()
-
-
-@dataclass(slots=True)
-class _Content:
-    """Bytes of one file over HTTP, fetched as GDAL asks for them; what is read in sequence is read ahead."""
-
-    fetch: Callable[[int, int], bytes]
-    size: int
-    pieces: deque[tuple[int, bytes]]  # start and bytes of what was fetched, the oldest first
-    fault: str | None = None
-    _ahead_bytes: int = 1 << 15
-
-    def opener(self, name: str) -> Callable[..., io.RawIOBase]:
-        """Return a function that opens the file by this name, and no file beside it."""
-
-        def open_stream(path: str, mode: str = "rb") -> io.RawIOBase:
-            if not path.endswith(name) or not mode.startswith("r"):
-                raise FileNotFoundError(path)
-            return _Stream(self)
-
-        return open_stream
-
-    def read(self, start: int, stop: int) -> bytes:
-        """Return bytes of the file; fewer when a request fails, whose error is kept in `fault`."""
-        parts = []
-        while start < min(stop, self.size) and self.fault is None:
-            first, data = self._piece_at(start) or self._fetch_piece(start, stop)
-            part = data[start - first : stop - first]
-            parts.append(part)
-            start += len(part)
-        return b"".join(parts)
-
-    def _piece_at(self, start: int) -> tuple[int, bytes] | None:
-        return next((piece for piece in reversed(self.pieces) if piece[0] <= start < piece[0] + len(piece[1])), None)
-
-    def _fetch_piece(self, start: int, stop: int) -> tuple[int, bytes]:
-        in_sequence = bool(self.pieces) and sum((self.pieces[-1][0], len(self.pieces[-1][1]))) == start
-        self._ahead_bytes = min(2 * self._ahead_bytes, 1 << 21) if in_sequence else 1 << 15
-        data = b""
-        try:
-            data = self.fetch(start, min(max(stop, start + self._ahead_bytes), self.size))
-        except (FetchError, RuntimeError, CancelledError) as error:  # the others when the sweep is closed
-            self.fault = str(error) or type(error).__name__
-        if not data and self.fault is None:
-            self.fault = "the file is shorter than its server says"
-        self.pieces.append((start, data))
-        return start, data
-
-
-class _Stream(io.RawIOBase):
-    """One handle of GDAL to a file, with a position of its own."""
-
-    def __init__(self, content: _Content) -> None:
-        self._content, self._position = content, 0
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def tell(self) -> int:
-        """Return the position."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move the position."""
-        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position}.get(whence, self._content.size)
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        """Return the next bytes."""
-        stop = self._content.size if size < 0 else self._position + size
-        data = self._content.read(self._position, stop)
-        self._position += len(data)
-        return data
 
 
 def _detail(error: BaseException) -> str:

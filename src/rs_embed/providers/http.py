@@ -18,7 +18,7 @@ import aiohttp
 from yarl import URL
 
 from rs_embed.certificates import ssl_context, untrusted
-from rs_embed.errors import ProviderError
+from rs_embed.providers.ranges import JOIN_GAP_BYTES, FetchError
 from rs_embed.retry import HTTP_RANGE, retry_after_s
 
 _MAX_CONNECTIONS = 64
@@ -28,11 +28,6 @@ _TOKEN_BYTES = 1 << 16  # longest answer of a service that issues tokens
 _LEAST_BYTES_A_S = 8192  # an answer that comes more slowly is given up once the time limit has passed
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 _READ_AHEAD_BYTES = 1 << 20  # of one answer, before its connection is made to wait
-JOIN_GAP_BYTES = 4096  # largest gap between two ranges that are fetched with one request
-
-
-class FetchError(ProviderError):
-    """A request that failed; its text names the host and the file, never the query of an address."""
 
 
 @dataclass(frozen=True, slots=True)

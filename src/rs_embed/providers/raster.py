@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import PurePath
 
 import numpy as np
@@ -12,9 +13,7 @@ import rasterio
 from affine import Affine
 from odc.geo.geobox import GeoBox
 from pyproj import CRS, Transformer
-from rasterio.enums import MaskFlags
 from rasterio.io import DatasetReader
-from rasterio.windows import Window
 
 from rs_embed.arrays import AnyArray, BoolArray, IndexArray
 from rs_embed.errors import ProviderError
@@ -23,9 +22,8 @@ from rs_embed.lonlat import Box, wrap
 
 _EDGE_PX = 1e-6  # a target centre this close to a source pixel's edge belongs to the pixel right of or below it
 _DRIVERS = {".jp2": "JP2OpenJPEG", ".img": "HFA", ".nc": "netCDF"}  # a VRT under another name may lead to any host
-_WINDOW_BYTES = 1 << 30  # of a file that is finer than the place's grid, decoded
 _FILL_VALUE_BELOW = -1001  # DN 0 with the offset of 2022 taken off is -1000
-_STRIP_PX = 1 << 22  # pixels of a strip: the coordinates of a large grid would fill the memory
+_STRIP_PX = 1 << 18  # pixels of a strip: the coordinates of a large grid in another CRS would fill the memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,43 +58,14 @@ def read_header(path: str) -> RasterHeader:
         return RasterHeader(dataset.count, tuple(dataset.descriptions), tuple(dataset.dtypes), bounds, resolution)
 
 
-def read_onto(path: str, indexes: Sequence[int], geobox: GeoBox) -> RasterPixels:
-    """Read bands `indexes` (from 1) of a file: each pixel of `geobox` takes the source pixel under its centre."""
-    height, width = geobox.shape
-    step = max(1, _STRIP_PX // width)
-    with _open(path) as dataset:
-        tags = float(dataset.scales[indexes[0] - 1]), float(dataset.offsets[indexes[0] - 1])
-        strips = [geobox[top : min(top + step, height), :] for top in range(0, height, step)]
-        values, valid = zip(*(_read_strip(dataset, indexes, strip) for strip in strips), strict=True)
-    return RasterPixels(np.concatenate(values, axis=1), np.concatenate(valid), *tags)
-
-
-def _read_strip(dataset: DatasetReader, indexes: Sequence[int], geobox: GeoBox) -> tuple[AnyArray, BoolArray]:
-    rows, cols = source_pixels(dataset.transform, _crs(dataset.crs.to_wkt()), geobox)
-    inside = (rows >= 0) & (rows < dataset.height) & (cols >= 0) & (cols < dataset.width)
-    if not inside.any():
-        return np.zeros((len(indexes), *geobox.shape), np.dtype(dataset.dtypes[indexes[0] - 1])), inside
-    rows, cols = (np.clip(v, 0, n - 1) for v, n in ((rows, dataset.height), (cols, dataset.width)))
-    top, left = int(rows.min()), int(cols.min())
-    window = Window(left, top, int(cols.max()) - left + 1, int(rows.max()) - top + 1)
-    size = window.width * window.height * len(indexes) * np.dtype(dataset.dtypes[indexes[0] - 1]).itemsize
-    if size > _WINDOW_BYTES:
-        raise ProviderError(
-            f"{dataset.name} is {dataset.width} x {dataset.height} px, and the place would take {size >> 20:,} MB of "
-            "it: resample it to 10 m"
-        )
-    try:
-        values = dataset.read(list(indexes), window=window)
-        valid = _valid(dataset, indexes, values, window)
-    except rasterio.errors.RasterioIOError as error:
-        raise ProviderError(f"{dataset.name} cannot be read: {error}") from error
-    return values[:, rows - top, cols - left], valid[rows - top, cols - left] & inside
+def driver_by_name(path: str) -> str:
+    """Return the one driver that may read a local file, by its name."""
+    return "netCDF" if path.startswith("netcdf:") else _DRIVERS.get(PurePath(path).suffix.lower(), "GTiff")
 
 
 def _open(path: str) -> DatasetReader:
-    driver = "netCDF" if path.startswith("netcdf:") else _DRIVERS.get(PurePath(path).suffix.lower(), "GTiff")
     try:
-        dataset = rasterio.open(path, driver=driver)
+        dataset = rasterio.open(path, driver=driver_by_name(path))
     except rasterio.errors.RasterioIOError as error:
         raise ProviderError(f"{path} cannot be opened as a raster: {error}") from error
     if dataset.crs is None or dataset.transform == Affine.identity():
@@ -111,17 +80,23 @@ def source_pixels(transform: Affine, crs: CRS, geobox: GeoBox) -> tuple[IndexArr
     target = _crs(str(geobox.crs))
     to_source, to_target = ~transform, geobox.affine
     if crs == target and transform.is_rectilinear:
-        mapping = to_source * to_target  # both north-up: rows depend on y alone, columns on x alone
-        col = (mapping.c + mapping.a * (np.arange(width) + 0.5))[None, :]
-        row = (mapping.f + mapping.e * (np.arange(height) + 0.5))[:, None]
-    else:
-        x, y = to_target * np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-        if crs != target:
-            x, y = _between(target, crs).transform(x, y)
-        col, row = to_source * (x, y)
+        rows, cols = _in_line(transform, (height, width), to_target)
+        return rows[:, None], cols[None, :]
+    x, y = to_target * np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    if crs != target:
+        x, y = _between(target, crs).transform(x, y)
+    col, row = to_source * (x, y)
     finite = (np.where(np.isfinite(v), v, -1.0) for v in (row, col))  # a point that the CRS cannot represent is outside
     rows, cols = (np.floor(position + _EDGE_PX).astype(np.intp) for position in finite)
     return rows, cols
+
+
+def _in_line(transform: Affine, shape: tuple[int, int], affine: Affine) -> tuple[IndexArray, IndexArray]:
+    """Return the row under each row of a grid, and the column under each column, where both are in line."""
+    mapping = ~transform * affine
+    row = mapping.f + mapping.e * (np.arange(shape[0]) + 0.5)
+    col = mapping.c + mapping.a * (np.arange(shape[1]) + 0.5)
+    return np.floor(row + _EDGE_PX).astype(np.intp), np.floor(col + _EDGE_PX).astype(np.intp)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,16 +110,24 @@ class BlockGrid:
     block_height: int = 1024
     block_width: int = 1024
 
-    def pixels_under(self, geobox: GeoBox) -> tuple[IndexArray, IndexArray]:
-        """Return row and column of the pixel under each pixel's centre of another grid, as `source_pixels` does."""
-        return _source_pixels(_key(geobox), self.transform, self.crs)
-
     def blocks_under(self, geobox: GeoBox) -> tuple[tuple[int, int], ...]:
         """Return row and column of each block that another grid needs."""
         return _blocks_under(self, _key(geobox))
 
+    def windows(self, geobox: GeoBox, row: int, col: int) -> Iterator[tuple[slice, Index, Index]]:
+        """Yield rows of another grid, the pixels within them that lie on a block, and the block's pixels under these.
+
+        The pixel under another's centre is that of `source_pixels`.
+        """
+        for rows, windows in _strips(self, _key(geobox)):
+            window = windows.get((row, col))
+            if window is not None:
+                yield rows, *window
+
 
 _GridKey = tuple[tuple[int, int], Affine, int]  # shape, affine, EPSG: a GeoBox formats its CRS each time it is hashed
+Index = tuple[slice | IndexArray, slice | IndexArray]  # of (y, x)
+_Windows = dict[tuple[int, int], tuple[Index, Index]]  # by block
 
 
 def _key(geobox: GeoBox) -> _GridKey:
@@ -152,28 +135,77 @@ def _key(geobox: GeoBox) -> _GridKey:
     return (height, width), geobox.affine, epsg_of(geobox)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=8192)
 def _blocks_under(grid: BlockGrid, key: _GridKey) -> tuple[tuple[int, int], ...]:
-    rows, cols = _source_pixels(key, grid.transform, grid.crs)
-    in_rows, in_cols = (rows >= 0) & (rows < grid.height), (cols >= 0) & (cols < grid.width)
-    if is_separable(rows, cols):
-        block_rows = np.unique(rows[in_rows] // grid.block_height)
-        block_cols = np.unique(cols[in_cols] // grid.block_width)
-        return tuple((int(r), int(c)) for r in block_rows for c in block_cols)
-    inside = in_rows & in_cols
-    pairs = np.stack([rows[inside] // grid.block_height, cols[inside] // grid.block_width], axis=1)
-    return tuple((int(r), int(c)) for r, c in np.unique(pairs, axis=0))
+    return tuple(sorted({block for _, windows in _strips(grid, key) for block in windows}))
 
 
-def is_separable(rows: IndexArray, cols: IndexArray) -> bool:
-    """Return True where rows depend on y alone and columns on x alone: same CRS, both north-up."""
-    return bool(rows.shape[1] == 1 and cols.shape[0] == 1)
+def _strips(grid: BlockGrid, key: _GridKey) -> Iterator[tuple[slice, _Windows]]:
+    """Yield the windows of a grid in parts of its rows, or of all rows where both grids are in line."""
+    (height, width), affine, epsg = key
+    if epsg == grid.crs and grid.transform.is_rectilinear:
+        yield slice(0, height), _windows_in_line(grid, key)
+        return
+    step = max(1, _STRIP_PX // width)
+    for top in range(0, height, step):
+        shape = min(step, height - top), width
+        strip = shape, affine * Affine.translation(0, top) if top else affine, epsg
+        yield slice(top, top + shape[0]), _windows_apart(grid, strip)
 
 
-@lru_cache(maxsize=64)
-def _source_pixels(key: _GridKey, transform: Affine, crs: int | str) -> tuple[IndexArray, IndexArray]:
-    shape, affine, target = key
-    return source_pixels(transform, _crs(crs), GeoBox(shape, affine, f"EPSG:{target}"))
+@lru_cache(maxsize=8192)
+def _windows_in_line(grid: BlockGrid, key: _GridKey) -> _Windows:
+    """Return the pixels of another grid that lie on each block, and the block's pixels under them."""
+    shape, affine, _ = key
+    rows, cols = _in_line(grid.transform, shape, affine)
+    down = list(_axis_windows(rows, grid.height, grid.block_height))
+    across = list(_axis_windows(cols, grid.width, grid.block_width))
+    return {(r, c): ((y, x), _outer(i, j)) for r, y, i in down for c, x, j in across}
+
+
+@lru_cache(maxsize=128)
+def _windows_apart(grid: BlockGrid, key: _GridKey) -> _Windows:
+    """Return the same where the grids differ in more than position and scale."""
+    shape, affine, epsg = key
+    rows, cols = source_pixels(grid.transform, _crs(grid.crs), GeoBox(shape, affine, f"EPSG:{epsg}"))
+    y, x = np.nonzero((rows >= 0) & (rows < grid.height) & (cols >= 0) & (cols < grid.width))
+    row, col = rows[y, x], cols[y, x]
+    across_blocks = -(-grid.width // grid.block_width)
+    block = row // grid.block_height * across_blocks + col // grid.block_width
+    order = np.argsort(block, kind="stable")
+    found, starts = np.unique(block[order], return_index=True)
+    parts = np.split(order, starts[1:]) if len(found) else []
+    of_block = zip((divmod(int(b), across_blocks) for b in found), parts, strict=True)
+    small = np.int32
+    return {
+        (r, c): (
+            (y[at].astype(small), x[at].astype(small)),
+            ((row[at] - r * grid.block_height).astype(small), (col[at] - c * grid.block_width).astype(small)),
+        )
+        for (r, c), at in of_block
+    }
+
+
+def _axis_windows(positions: IndexArray, size: int, block: int) -> Iterator[tuple[int, slice, slice | IndexArray]]:
+    """Yield, of one axis, each block's number, the target's pixels on it, and the block's pixels under these."""
+    inside = np.flatnonzero((positions >= 0) & (positions < size))
+    if not inside.size:
+        return
+    begin, end = int(inside[0]), int(inside[-1]) + 1  # positions only rise, or only fall
+    numbers = positions[begin:end] // block
+    edges = [begin, *(np.flatnonzero(np.diff(numbers)) + begin + 1).tolist(), end]
+    for start, stop in pairwise(edges):
+        number = int(numbers[start - begin])
+        source = positions[start:stop] - number * block
+        first, last = int(source[0]), int(source[-1])
+        is_same = last - first == stop - start - 1 and bool((np.diff(source) == 1).all())
+        yield number, slice(start, stop), slice(first, last + 1) if is_same else source
+
+
+def _outer(rows: slice | IndexArray, cols: slice | IndexArray) -> Index:
+    """Return the index of all pairs of rows and columns."""
+    both = not isinstance(rows, slice) and not isinstance(cols, slice)
+    return (rows[:, None], cols) if both else (rows, cols)  # type: ignore[index]
 
 
 @lru_cache(maxsize=64)
@@ -197,14 +229,4 @@ def has_value(values: AnyArray, nodata: float | None) -> BoolArray:
         valid &= values != nodata
     if values.dtype.kind == "f":
         valid &= np.isfinite(values) & np.greater(values, _FILL_VALUE_BELOW)
-    return valid
-
-
-def _valid(dataset: DatasetReader, indexes: Sequence[int], values: AnyArray, window: Window) -> BoolArray:
-    """Return (y, x), True where each band has a value by the file's mask, its nodata, and `has_value`."""
-    valid: BoolArray = np.ones(values.shape[1:], bool)
-    for value, index in zip(values, indexes, strict=True):
-        valid &= has_value(value, None)
-        if MaskFlags.all_valid not in dataset.mask_flag_enums[index - 1]:
-            valid &= dataset.read_masks(index, window=window) > 0
     return valid

@@ -16,8 +16,8 @@ from rs_embed import settings
 from rs_embed.errors import NoImageryError, ProviderError
 from rs_embed.grid import epsg_of
 from rs_embed.patch import DroppedScene, Patch
-from rs_embed.providers.archive import NO_VALID_PIXEL
 from rs_embed.providers.base import FetchPlan, PatchRequest, in_threads
+from rs_embed.providers.compositing import NO_VALID_PIXEL
 from rs_embed.providers.gee.expressions import (
     CompositePixels,
     bytes_per_pixel,

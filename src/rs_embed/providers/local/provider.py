@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import replace
 from datetime import time
 from pathlib import Path
 
 from rasterio.errors import NotGeoreferencedWarning
 
 from rs_embed.errors import ProviderError
-from rs_embed.patch import Patch
 from rs_embed.providers.archive import ArchiveProvider
-from rs_embed.providers.base import PatchRequest
 from rs_embed.providers.local.named import find_named
 from rs_embed.providers.local.safe import find_products
 from rs_embed.providers.local.series import find_series
@@ -56,22 +53,16 @@ class LocalProvider(ArchiveProvider):
             )
         for problem in (*found.left_out, *found.unread):
             _log.warning("local:%s: left out: %s", path, problem)
-        super().__init__("local", f"local:{root.name}", sorted(_each_once(found.scenes), key=lambda s: s.id))
+        source, names = f"local:{root.name}", "; ".join(found.left_out[:2])
+        note = f"{source} leaves out {len(found.left_out)} product(s) or file(s): {names}"
+        scenes = sorted(_each_once(found.scenes), key=lambda s: s.id)
+        super().__init__("local", source, scenes, (note,) if found.left_out else ())
         self.path = root
         self.left_out = tuple(found.left_out)
         """Imagery that is no scene, with the reason."""
 
     def __repr__(self) -> str:
         return f"LocalProvider({str(self.path)!r})"
-
-    def _fetch_one(self, request: PatchRequest) -> Patch | ProviderError:
-        result = super()._fetch_one(request)
-        if isinstance(result, Patch) and self.left_out:
-            text = (
-                f"{self.source} leaves out {len(self.left_out)} product(s) or file(s): {'; '.join(self.left_out[:2])}"
-            )
-            return replace(result, warnings=(*result.warnings, text))
-        return result
 
 
 def _find(root: Path) -> Found:

@@ -1,4 +1,4 @@
-"""One COG over HTTP: its header, its blocks, and the histogram of its coarsest overview."""
+"""One tiled TIFF, over HTTP or from disk: its header, its blocks, and the histogram of its coarsest overview."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from urllib.parse import urlsplit
 
 import numpy as np
 from affine import Affine
@@ -15,13 +14,14 @@ from async_tiff.enums import ExtraSamples
 
 from rs_embed.arrays import AnyArray
 from rs_embed.providers.gdal import JPEG2000_MAGIC, MAX_OVERVIEW_PX
-from rs_embed.providers.http import JOIN_GAP_BYTES, FetchError, RangeReader
+from rs_embed.providers.ranges import JOIN_GAP_BYTES, ByteReader, FetchError, file_name
 from rs_embed.providers.raster import BlockGrid
 from rs_embed.providers.stac.decoding import block_bytes, decode, is_planar, why_not_decodable
 from rs_embed.providers.stac.offsets import DarkPixels, dark_pixels
 from rs_embed.providers.stac.tiff_header import MAGIC, ImpossibleHeaderError, check_header
 from rs_embed.retry import COG_BLOCK
 
+_BLOCKS_PER_REQUEST = 4
 _STORED_SLACK = 1 << 16  # bytes that a block may have beyond twice its decoded size
 _HEADER_BYTES = 32_768
 _OVERVIEW_BYTES = 786_432  # length of a file's beginning that holds its header and its coarsest overview
@@ -38,10 +38,10 @@ class NotFastError(FetchError):
 
 @dataclass(frozen=True, kw_only=True)
 class Cog:
-    """The header of a COG, and the reader of its bytes."""
+    """The header of a tiled TIFF, and the reader of its bytes."""
 
     url: str
-    reader: RangeReader
+    reader: ByteReader
     tiff: TIFF
     grid: BlockGrid
     count: int
@@ -60,8 +60,24 @@ class Cog:
         return directory.tile_offsets or [], directory.tile_byte_counts or []
 
     @property
-    def _name(self) -> str:
-        return urlsplit(self.url).path.rpartition("/")[2]
+    def name(self) -> str:
+        """Name of the file, for errors."""
+        return file_name(self.url)
+
+    @property
+    def value_bytes(self) -> int:
+        """Size of one value when decoded."""
+        return -(-self.tiff.ifds[0].bits_per_sample[0] // 8)
+
+    @property
+    def blocks_at_once(self) -> int:
+        """Largest number of blocks of one row that are best fetched together."""
+        return _BLOCKS_PER_REQUEST
+
+    @property
+    def bands_at_once(self) -> int:
+        """Number of bands, which each block is decoded for."""
+        return self.count
 
     def _index(self, row: int, col: int) -> int:
         return row * -(-self.grid.width // self.grid.block_width) + col
@@ -74,13 +90,15 @@ class Cog:
             return False
         return 0 <= offsets[index + 1] - (offsets[index] + counts[index]) <= JOIN_GAP_BYTES
 
-    async def fetch_blocks(self, row: int, cols: Sequence[int]) -> list[AnyArray | FetchError | None]:
+    async def fetch_blocks(
+        self, row: int, cols: Sequence[int], bands: Sequence[int] | None = None
+    ) -> list[AnyArray | FetchError | None]:
         """Fetch adjacent blocks (bands, y, x) of one row: an error for a bad one, None for one that is left out."""
         stored_bytes = {col: self._byte_ranges[1][self._index(row, col)] for col in cols}
         too_long = [n for n in stored_bytes.values() if n > 2 * self.block_bytes + _STORED_SLACK]
         if too_long:
             what = f"has {too_long[0]} bytes, {self.block_bytes} when decoded"
-            return [FetchError(f"{self._name}: a block of row {row} {what}")] * len(cols)
+            return [FetchError(f"{self.name}: a block of row {row} {what}")] * len(cols)
         stored = [col for col, n in stored_bytes.items() if n > 0]
         if not stored:
             return [None] * len(cols)
@@ -92,7 +110,8 @@ class Cog:
             if self.url in self.reader.faults:
                 return [FetchError(self.reader.faults[self.url])] * len(cols)
         blocks = {col: await self._decode(row, col, tile) for col, tile in zip(stored, tiles, strict=True)}
-        return [blocks.get(col) for col in cols]
+        wanted = slice(None) if bands is None or len(bands) == self.count else list(bands)
+        return [block[wanted] if isinstance(block := blocks.get(col), np.ndarray) else block for col in cols]
 
     async def _decode(self, row: int, col: int, tile: Tile | None) -> AnyArray | FetchError:
         """Decode one block, and fetch it again while it is missing or corrupt."""
@@ -106,7 +125,7 @@ class Cog:
                 if self.url in self.reader.faults:
                     return FetchError(self.reader.faults[self.url])
                 fault, tile = str(error), None
-        return FetchError(f"{self._name}: block {row},{col} is corrupt ({fault})")
+        return FetchError(f"{self.name}: block {row},{col} is corrupt ({fault})")
 
     async def fetch_dark_pixels(self) -> DarkPixels | None:
         """Return the dark end of the first band's histogram, from the coarsest overview; None without one."""
@@ -134,7 +153,7 @@ class Cog:
         return dark_pixels(np.concatenate(parts), self.nodata) if parts else None
 
 
-async def open_cog(reader: RangeReader, url: str, *, with_overview: bool = False) -> Cog:
+async def open_cog(reader: ByteReader, url: str, *, with_overview: bool = False) -> Cog:
     """Fetch a COG's header, and with the same request its coarsest overview if wanted: it comes first in a COG.
 
     The bytes stay in the reader's `beginnings`. A raster that needs GDAL is a NotFastError.
@@ -158,10 +177,10 @@ async def open_cog(reader: RangeReader, url: str, *, with_overview: bool = False
             fault, is_possible = str(error), not isinstance(error, ImpossibleHeaderError)
     if beginning.startswith(MAGIC) and is_possible:
         raise NotFastError(f"its header is not understood ({fault})")
-    raise FetchError(f"its header cannot be read ({fault})")
+    raise FetchError(f"{file_name(url)}: its header cannot be read ({fault})")
 
 
-def _read_header(url: str, tiff: TIFF, reader: RangeReader) -> Cog:
+def _read_header(url: str, tiff: TIFF, reader: ByteReader) -> Cog:
     reason = _why_not_fast(tiff)
     if reason is not None:
         raise NotFastError(reason)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Literal
 
-from rs_embed import settings
 from rs_embed.errors import ProviderError
 from rs_embed.patch import Patch
-from rs_embed.providers.archive import CompositeBuilder
 from rs_embed.providers.base import FetchPlan, PatchRequest
 from rs_embed.providers.block_files import fetch_dark_pixels
-from rs_embed.providers.blocks import PlaceLayers, read_places
+from rs_embed.providers.compositing import CompositeBuilder
 from rs_embed.providers.http import SasTokens, Signer
 from rs_embed.providers.listings import group_by_search
 from rs_embed.providers.scenes import BandFile, Scene
@@ -23,9 +20,9 @@ from rs_embed.providers.stac.catalogs import StacCatalog, find_catalog
 from rs_embed.providers.stac.offsets import MANY_TOO_DARK, DarkPixels, check_offset
 from rs_embed.providers.stac.s3 import new_signer
 from rs_embed.providers.stac.search import Searcher
+from rs_embed.providers.sweep import fetch_swept, layer_bytes, sweeps
 from rs_embed.sentinel2 import OFFSET_2022, Radiometry, may_carry_offset
 
-_PLACES_PER_SWEEP = 500
 _DARK_BAND, _SECOND_BAND = "B2", "B4"  # the darkest, and one with bright sand: their overviews show the offset of 2022
 _TYPICAL_BLOCK_PX = 1024
 _SCL_BYTES_PER_PIXEL = 0.1
@@ -89,26 +86,23 @@ class StacProvider:
         if self.catalog.has_s3_files:
             self._signer = new_signer()
         selections = self._select_scenes(requests)
-        for positions in _sweeps(requests):
-            by_composite: dict[str, dict[int, CompositeBuilder]] = {"median": {}, "mosaic": {}}
-            for position in positions:
-                selection = selections[position]
-                try:
-                    selection.check(self.name)
-                except ProviderError as error:
-                    yield position, error
-                else:
-                    source = f"{self.name}: {', '.join(sorted({s.collection or '?' for s in selection.scenes}))}"
-                    builder = CompositeBuilder(self.name, source, selection, self._check_offset)
-                    by_composite[selection.request.sensor.composite][position] = builder
-            yield from self._read(by_composite["median"], scenes_per_round=sys.maxsize)
-            yield from self._read(by_composite["mosaic"], scenes_per_round=1)
+
+        def start(position: int) -> CompositeBuilder:
+            selection = selections[position]
+            selection.check(self.name)
+            for url in _files_to_check(selection):
+                self._dark_pixels.setdefault(url, None)
+            source = f"{self.name}: {', '.join(sorted({s.collection or '?' for s in selection.scenes}))}"
+            return CompositeBuilder(self.name, source, selection, self._check_offset)
+
+        yield from fetch_swept(requests, start, self._signer, self._dark_pixels)
 
     def plan(self, requests: Sequence[PatchRequest]) -> FetchPlan:
         """Count scenes, blocks and bytes from the catalog alone."""
         selections = self._select_scenes(requests)
-        sweeps = [_sweep_cost([selections[i] for i in positions]) for positions in _sweeps(requests)]
-        files, blocks, read_bytes = (sum(values) for values in zip((0, 0, 0.0), *sweeps, strict=True))
+        grouped = sweeps(requests, lambda position: layer_bytes(selections[position]))
+        costs = [_sweep_cost([selections[i] for i in positions]) for positions in grouped]
+        files, blocks, read_bytes = (sum(values) for values in zip((0, 0, 0.0), *costs, strict=True))
         return FetchPlan(
             scenes_of=tuple(len(s.scenes) for s in selections),
             covered=tuple(s.covered for s in selections),
@@ -123,27 +117,6 @@ class StacProvider:
             scenes = self._searcher.search(search)
             selections |= {i: select_scenes(scenes, requests[i]) for i in positions}
         return [selections[i] for i in range(len(requests))]
-
-    def _read(
-        self, pending: dict[int, CompositeBuilder], scenes_per_round: int
-    ) -> Iterator[tuple[int, Patch | ProviderError]]:
-        """Read scenes in rounds, newest first, until all are read or no pixel of a mosaic is left open."""
-        start = 0
-        while pending:
-            stop = start + scenes_per_round
-            places = [PlaceLayers(i, b.selection.request, b.selection.scenes[start:stop]) for i, b in pending.items()]
-            for url in _files_to_check(places):
-                self._dark_pixels.setdefault(url, None)
-            for place in read_places(places, settings.fetch_workers(), self._signer, self._dark_pixels):
-                builder = pending[place.position]
-                for number, scene in enumerate(place.scenes):
-                    if number in place.faults:
-                        builder.drop(scene, place.faults[number])
-                    else:
-                        builder.add(scene, place.take_pixels(number))
-                if stop >= len(builder.selection.scenes) or builder.is_full:
-                    yield place.position, pending.pop(place.position).build()
-            start = stop
 
     def _check_offset(self, scene: Scene, stated: Radiometry) -> tuple[Radiometry, str | None]:
         """Check the offset that an item states against the pixels of the whole scene."""
@@ -160,11 +133,12 @@ class StacProvider:
         return check_offset(stated, bands, pixels_decide=self.offset == "pixels")
 
 
-def _files_to_check(places: Sequence[PlaceLayers]) -> list[str]:
+def _files_to_check(selection: Selection) -> list[str]:
     """Return the blue file of each scene that may carry the offset of 2022."""
-    asked = [place for place in places if _DARK_BAND in place.request.sensor.bands]
-    scenes = {scene.id: scene for place in asked for scene in place.scenes if _DARK_BAND in scene.files}
-    suspects = (s for s in scenes.values() if may_carry_offset(s.properties, s.product_names, s.acquired))
+    if _DARK_BAND not in selection.request.sensor.bands:
+        return []
+    scenes = [scene for scene in selection.scenes if _DARK_BAND in scene.files]
+    suspects = (s for s in scenes if may_carry_offset(s.properties, s.product_names, s.acquired))
     return [scene.files[_DARK_BAND].path for scene in suspects]
 
 
@@ -196,11 +170,3 @@ def _block_bytes(band: str, file: BandFile) -> float:
         return _TYPICAL_BLOCK_PX**2 * (_SCL_BYTES_PER_PIXEL if band == "SCL" else _BAND_BYTES_PER_PIXEL)
     pixels = file.grid.height * file.grid.width * _WITH_OVERVIEWS
     return file.size_bytes / pixels * file.grid.block_height * file.grid.block_width
-
-
-def _sweeps(requests: Sequence[PatchRequest]) -> Iterator[list[int]]:
-    """Yield positions of the requests of each sweep, neighbours on the map together."""
-    grids = [request.geobox for request in requests]
-    order = sorted(range(len(grids)), key=lambda i: (str(grids[i].crs), -grids[i].affine.f, grids[i].affine.c))
-    for start in range(0, len(order), _PLACES_PER_SWEEP):
-        yield order[start : start + _PLACES_PER_SWEEP]

@@ -53,5 +53,6 @@ $(READY): pyproject.toml constraints.txt hatch_build.py web/package-lock.json
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=…"; exit 1; }
 	@echo "Setting up .venv (a few minutes, once) …"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,test]'
+	@# Modules are compiled when they are used: to compile all of them takes two minutes.
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[all,test]'
 	@touch $(READY)

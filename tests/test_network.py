@@ -77,6 +77,7 @@ def earth_engine(network: Network, archive: Path, host: str = "127.0.0.1") -> Pa
     with serving(archive / "items.json") as engine, serve_tls(network, engine.url) as port:
         engine.url = f"https://{host}:{port}"
         session._prepare_session(ee)
+        ee.data.setMaxRetries(0)  # its pauses sum up to half a minute
         try:
             ee.Initialize(AnonymousCredentials(), project="test", url=engine.url)
             return fetch_patch(**ASKED, backend="gee:test")

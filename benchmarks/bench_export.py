@@ -25,9 +25,10 @@ from rs_embed.export.card import write_card
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.formats import ReadOptions
 from rs_embed.export.inputs import read_places
-from rs_embed.export.partitions import PARTITION_SIZE, expand, plan_rows
+from rs_embed.export.partitions import PARTITION_SIZE, plan_tables
 from rs_embed.export.progress import Progress
 from rs_embed.export.request import ExportRequest, VectorLengths
+from rs_embed.export.schedule import schedule
 from rs_embed.export.workers import Runner
 from rs_embed.patch import Patch, SceneRecord
 from rs_embed.providers.base import FetchPlan, PatchRequest
@@ -127,9 +128,8 @@ def run_one(n: int, root: Path) -> dict[str, float]:
         grid=False,
         columns=(("label", "int64"),),
     )
-    folder.add_plan(
-        request, plan_rows(found, list(expand(found, JUNE, None)), request, set()), PARTITION_SIZE, versions()
-    )
+    tables = plan_tables(found, schedule(found, JUNE, None), request, folder.planned_keys())
+    folder.add_plan(request, tables, PARTITION_SIZE, versions())
     lap("plan")
     Runner(folder, request, embedder, _Provider(), LENGTHS).run(
         list(folder.partitions()), Progress(n), lambda event: None
@@ -137,8 +137,8 @@ def run_one(n: int, root: Path) -> dict[str, float]:
     write_card(folder, request, LENGTHS)
     lap("run and write")
     again = read_places(file, ReadOptions(chip_m=320))
-    left = plan_rows(again, list(expand(again, JUNE, None)), request, folder.planned_ids())
-    assert left.num_rows == 0
+    left = plan_tables(again, schedule(again, JUNE, None), request, folder.planned_keys())
+    assert sum(table.num_rows for table in left) == 0
     assert len(folder.done()) == len(folder.partitions())
     lap("resume")
     return seconds

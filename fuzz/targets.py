@@ -59,7 +59,7 @@ def _content(name: str) -> Any:
 def _use(folder: Path) -> None:
     """Read and search a dataset in every way that needs no weights; each way may refuse it by itself."""
     ways: tuple[Callable[[], object], ...] = (
-        lambda: DatasetFolder(folder).planned_ids(),
+        lambda: DatasetFolder(folder).planned_keys(),
         lambda: [DatasetFolder(folder).rows(number) for number in list(DatasetFolder(folder).partitions())[:3]],
         lambda: DatasetFolder(folder).done(),
         lambda: open_dataset(folder).to_table(),

@@ -35,8 +35,7 @@ from rs_embed import (
     outlines,
 )
 from rs_embed.cli.main import main
-from rs_embed.export.cost import find_places
-from rs_embed.export.regions import region_places
+from rs_embed.export.regions import as_region, region_places
 from rs_embed.grid import lonlat_bounds, place_geobox, utm_epsg
 from rs_embed.patch import Patch
 from rs_embed.providers.base import PatchRequest
@@ -235,7 +234,7 @@ def test_regions_across_180_have_chips_on_both_sides_once():
             region_places(cut, 640),
             region_places(shapely.box(179.9, -17.1, 180.1, -17), 640),
             region_places(jumping, 640),
-            find_places(BBox(179.9, -17.1, -179.9, -17), 640, None),
+            region_places(as_region(BBox(179.9, -17.1, -179.9, -17)), 640),
         )
     ]
     assert found[0] == found[1] == found[2] == found[3]

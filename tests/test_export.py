@@ -16,11 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import shapely
 from PIL import Image
 
 from fakes import NO_IMAGERY, FakeProvider, patch_of
 from local_archive import write_archive, write_places
 from rs_embed import (
+    BBox,
     OutputSpec,
     PointBuffer,
     ProviderError,
@@ -37,7 +39,8 @@ from rs_embed.embedders.cards import find_card
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.formats import ReadOptions
 from rs_embed.export.inputs import read_places
-from rs_embed.export.partitions import hilbert, windows
+from rs_embed.export.partitions import parse_place, plan_tables
+from rs_embed.export.schedule import hilbert, schedule, windows
 from rs_embed.providers.base import FetchPlan, PatchRequest
 
 MODEL = "clip_eurosat_s2rgb"
@@ -334,7 +337,7 @@ def test_bad_rows_are_failures_with_their_line(tmp_path):
         assert (summary.places, summary.done, summary.failed) == (3, 2, 1)
         assert summary.bad_rows == ("line 3: lon='x', lat='48' are no numbers: write them as 13.72 and -8.21",)
         [row] = open_dataset(tmp_path / "ds").failures().to_pylist()
-        assert (row["id"], row["input_row"], row["error"]) == ("b", 1, "line 3: lon='x', lat='48' are no numbers")
+        assert (row["id"], row["input_row"], row["error"]) == ("b", 1, summary.bad_rows[0])
 
 
 def test_a_folder_without_one_good_place_is_still_a_dataset(tmp_path):
@@ -366,9 +369,35 @@ def test_bad_requests_are_refused_before_anything_is_written(tmp_path, how, says
     assert not (tmp_path / "ds").exists()
 
 
-def test_a_row_without_a_time_range_is_a_bad_row(tmp_path):
-    export(places(2), tmp_path / "ds", backend=FakeProvider(), temporal=None)
-    assert "no time range" in open_dataset(tmp_path / "ds").failures()["error"][0].as_py()
+def test_an_input_of_which_no_row_can_be_asked_for_is_one_error_before_anything_is_written(tmp_path):
+    file = tmp_path / "p.csv"
+    file.write_text("lon,lat\n500000,5316300\n500640,5316300\n")
+    big, small = PointBuffer(15, 48, 60_000), PointBuffer(15, 48, 640)
+    for where, how, says in (
+        (places(2), {"temporal": None}, r"none of the 2 row\(s\).*no time range: give --start and --end"),
+        (file, {}, r"line 2: longitude 500000 lies outside.*the name of their CRS: --crs EPSG"),
+        ([big, big], {}, r"place 0: it is 12000 x 12000 px, and at most 8192"),
+        ([BBox(15, 48, 17, 49)], {}, r"place 0: .* px at scale_m=10"),
+        ([small], {"input_prep": "tile"}, r"place 0: it is 128 x 128 px, and input_prep='tile' needs at least 224 px"),
+        ([], {}, r"the input has no places: it needs at least one row"),
+    ):
+        with pytest.raises(SpecError, match=says):
+            export(where, tmp_path / "ds", backend=FakeProvider(), **how)
+        assert not (tmp_path / "ds").exists()
+
+
+def test_a_region_is_counted_before_it_is_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(shapely, "contains_xy", lambda *points: pytest.fail("the region was cut"))
+    province = BBox(13.4, 48.0, 14.2, 48.6)
+    with pytest.raises(SpecError, match=r"1 px a side.*--chip of at least 320 m, or --allow-small"):
+        export(province, tmp_path / "ds", backend=FakeProvider(), chip_m=10)
+    with pytest.raises(
+        SpecError, match=r"chips of 10 m from this region make about 39,[0-9]{3},[0-9]{3} rows: 23 days"
+    ):
+        export(province, tmp_path / "ds", backend=FakeProvider(), chip_m=10, allow_small=True)
+    with pytest.raises(SpecError, match=r"lift the limit of 1,000 rows with --yes"):
+        export(province, tmp_path / "ds", backend=FakeProvider(), read=ReadOptions(max_places=1000), every="month")
+    assert not (tmp_path / "ds").exists()
 
 
 def test_shards_share_the_partitions_of_one_folder(tmp_path):
@@ -610,17 +639,26 @@ def test_neighbours_on_the_curve_are_neighbours_on_the_ground():
 def test_partitions_are_compact_and_the_same_every_time(tmp_path):
     rng = np.random.default_rng(0)
     scattered = [PointBuffer(15 + a, 47 + b, 320) for a, b in rng.random((200, 2))]
-    for name in ("one", "two"):
-        export(scattered, tmp_path / name, backend=FakeProvider(), partition_size=20)
-    folders = [DatasetFolder(tmp_path / name) for name in ("one", "two")]
-    assert folders[0].request.sha256() == folders[1].request.sha256()
-    areas = []
-    for number in folders[0].partitions():
-        one, two = (f.rows(number) for f in folders)
-        assert one.equals(two)
-        spread = np.ptp(np.array(one["place"].to_pylist()), axis=0)
-        areas.append(spread[0] * spread[1])
-    assert np.mean(areas) < 0.3  # of 1 square degree; 20 places at random would span 0.8 of it
+    found = read_places(scattered, ReadOptions())
+    orders = [schedule(found, JUNE, None).place_of for _ in range(2)]
+    assert np.array_equal(*orders)
+    assert sorted(orders[0]) == list(range(200))
+    spreads = [np.ptp(np.stack([found.lon[part], found.lat[part]]), axis=1) for part in orders[0].reshape(10, 20)]
+    assert np.mean(np.prod(spreads, axis=1)) < 0.3  # of 1 square degree; 20 places at random would span 0.8 of it
+
+
+def test_a_plan_has_the_ids_of_single_requests_and_keeps_rows_apart_by_them(tmp_path):
+    mixed = [*places(3), BBox(15, 48, 15.1, 48.1), PointBuffer(-70.123456789, -33.4, 333.3)]
+    found = read_places(mixed, ReadOptions())
+    rows = schedule(found, TemporalSpec.range("2022-06-01", "2022-08-01"), "month")
+    export(mixed[:1], tmp_path / "ds", backend=FakeProvider())
+    request = DatasetFolder(tmp_path / "ds").request
+    [table] = plan_tables(found, rows, request, DatasetFolder(tmp_path / "ds").planned_keys())
+    assert table.num_rows == len(rows) - 1 == 9  # all but the one that is planned
+    for row in table.to_pylist():
+        place, time = mixed[row["input_row"]], TemporalSpec.range(row["start"], row["end"])
+        assert parse_place(row["place"]) == place
+        assert row["request_id"] == request.for_place(place, time).id()
 
 
 def test_a_plan_says_what_it_would_cost_and_what_would_cost_less(archive):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +11,7 @@ from pyproj.aoi import AreaOfInterest
 from pyproj.database import query_utm_crs_info
 
 from rs_embed import BBox, PointBuffer, SpecError
-from rs_embed.grid import lonlat_bounds, place_geobox, utm_epsg
+from rs_embed.grid import lonlat_bounds, place_geobox, utm_epsg, utm_epsgs
 
 
 @given(st.integers(-17_999, 17_998), st.integers(-7_990, 8_389))
@@ -108,3 +109,8 @@ def test_a_grid_on_the_antimeridian_does_not_span_the_globe(place, west, east):
     assert (found[2] - east + 180) % 360 - 180 == pytest.approx(0, abs=0.003)
     assert 0.02 < (found[2] - found[0]) % 360 < 0.03
     assert all(-180 <= lon <= 180 for lon in found[::2])
+
+
+def test_zones_of_many_points_are_those_of_each():
+    lon, lat = (axis.ravel() for axis in np.meshgrid(np.arange(-180, 181, 1.5), np.arange(-80, 84.1, 2)))
+    assert utm_epsgs(lon, lat).tolist() == [utm_epsg(*point) for point in zip(lon.tolist(), lat.tolist(), strict=True)]

@@ -98,12 +98,12 @@ def test_a_manifest_that_is_none_is_one_error(folder, damage, says):
 def test_a_plan_that_is_none_is_one_error(folder, change):
     manifest(lambda m: change(m["plans"][0]))(folder)
     with pytest.raises(RSEmbedError, match=r"manifest.json is damaged"):
-        DatasetFolder(folder).planned_ids()
+        DatasetFolder(folder).planned_keys()
 
 
 def test_a_damaged_plan_is_one_error(folder):
     (folder / ".rs-embed" / "plan-000.parquet").write_bytes(b"PAR1 no")
-    for read in (DatasetFolder.planned_ids, DatasetFolder.time_range, lambda f: f.rows(0), lambda f: f.rows_in(0)):
+    for read in (DatasetFolder.planned_keys, DatasetFolder.time_range, lambda f: f.rows(0), lambda f: f.rows_in(0)):
         with pytest.raises(RSEmbedError, match=r"plan-000.parquet is damaged"):
             read(DatasetFolder(folder))
 

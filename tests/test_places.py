@@ -13,13 +13,21 @@ import pytest
 import shapely
 from pyproj import Transformer
 
-from rs_embed import BBox, PointBuffer, RSEmbedError, SpecError, TemporalSpec, export_embeddings, open_dataset
-from rs_embed.export.cost import find_places
+from rs_embed import (
+    BBox,
+    PointBuffer,
+    RSEmbedError,
+    SpecError,
+    TemporalSpec,
+    export_embeddings,
+    open_dataset,
+    plan_export,
+)
 from rs_embed.export.formats import ReadOptions
 from rs_embed.export.inputs import read_places
 from rs_embed.export.land import on_land
-from rs_embed.export.partitions import expand
 from rs_embed.export.regions import read_region, region_places
+from rs_embed.export.schedule import schedule
 from rs_embed.grid import place_geobox, utm_epsg
 
 CHIP = ReadOptions(chip_m=640)
@@ -233,7 +241,7 @@ def test_a_region_from_a_file_and_one_that_holds_no_chip(tmp_path):
     with pytest.raises(SpecError, match="has no polygon"):
         read_region(write_csv(tmp_path / "x.geojson", "{}"))
     with pytest.raises(SpecError, match="needs the size of its chips"):
-        find_places(BBox(15, 48, 15.1, 48.1), None, None)
+        plan_export(BBox(15, 48, 15.1, 48.1), backend="sample")
 
 
 # --- places as they are found in the world ------------------------------------------------------------
@@ -347,17 +355,16 @@ def test_a_day_without_the_other_takes_it_from_the_run_and_a_bad_one_costs_its_r
     text = "id,lon,lat,start\na,13.7,48.2,2022-06-01\nb,13.7,48.2,June\nc,13.7,48.2,2023-01-01\nd,13.7,48.2,\n"
     found = read_places(write_csv(tmp_path / "p.csv", text), CHIP)
     assert [row.error is None for row in found.rows] == [True, False, True, True]
-    rows = list(expand(found, TemporalSpec.range("2022-05-01", "2022-07-01"), None))
-    assert [(row.start, row.end) for row in rows] == [
-        ("2022-06-01", "2022-07-01"),
-        (None, None),
-        (None, None),
-        ("2022-05-01", "2022-07-01"),
-    ]
-    assert "line 3: start must be a day as YYYY-MM-DD, got 'June'" in rows[1].error
-    assert "line 4: the time range 2023-01-01 to 2022-07-01 is reversed" in rows[2].error
-    alone = list(expand(found, None, None))
-    assert all("no time range" in row.error for row in (alone[0], alone[2], alone[3]))
+    rows = schedule(found, TemporalSpec.range("2022-05-01", "2022-07-01"), None)
+    times = {int(place): rows.windows[window] for place, window in zip(rows.place_of, rows.window_of, strict=True)}
+    assert {place: (time.start, time.end) for place, time in times.items()} == {
+        0: ("2022-06-01", "2022-07-01"),
+        3: ("2022-05-01", "2022-07-01"),
+    }
+    assert rows.faults[1] == "start must be a day as YYYY-MM-DD, got 'June'"
+    assert "the time range 2023-01-01 to 2022-07-01 is reversed" in rows.faults[2]
+    with pytest.raises(SpecError, match=r"none of the 4 row\(s\).*line 3: start must be a day"):
+        schedule(found, None, None)
 
 
 def test_a_region_in_metres_is_that_in_degrees(tmp_path):

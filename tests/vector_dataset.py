@@ -14,10 +14,10 @@ import shapely
 from rs_embed import OutputSpec, SensorSpec
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.formats import ReadOptions
-from rs_embed.export.inputs import InputRow, read_places
-from rs_embed.export.partitions import plan_rows
+from rs_embed.export.inputs import read_places
+from rs_embed.export.partitions import plan_table
 from rs_embed.export.request import ExportRequest
-from rs_embed.specs import PointBuffer
+from rs_embed.specs import PointBuffer, TemporalSpec
 
 _DAYS = ("datetime_start", datetime(2022, 6, 1, tzinfo=UTC)), ("datetime_end", datetime(2022, 7, 1, tzinfo=UTC))
 
@@ -42,8 +42,8 @@ def write_vectors(folder: Path, vectors: np.ndarray, ids: Sequence[str] | None =
     target = DatasetFolder(folder)
     if not target.exists:
         places = read_places([PointBuffer(0, 0, 320)], ReadOptions())
-        rows = [InputRow(number=0, where="row 0", id="0", place=None, error="made by hand")]
-        target.add_plan(request, plan_rows(places, rows, request, set()), 1, {})
+        june = TemporalSpec.range("2022-06-01", "2022-07-01")
+        target.add_plan(request, [plan_table(places, np.array([0]), [june], request)], 1, {})
     number = len(list((folder / "embeddings").glob("*.parquet")))
     names = list(ids) if ids is not None else [f"v{number}-{i}" for i in range(len(vectors))]
     lon = np.linspace(0, 10, len(vectors))

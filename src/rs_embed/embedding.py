@@ -177,14 +177,17 @@ class Request:
 
     def id(self) -> str:
         """Return the sha256 of the canonical request, the same in every process and on every machine."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()
+
+    def canonical(self) -> str:
+        """Return everything that determines the vector, as JSON with sorted keys."""
         facts = {name: getattr(self, name) for name in self.__slots__}
         for name in ("place", "temporal", "sensor", "output"):
             facts[name] = as_dict(facts[name])
         facts["sensor"] = {k: v for k, v in facts["sensor"].items() if not k.startswith("check_")}
         if isinstance(self.weights_sha256, Future):
             facts["weights_sha256"] = self.weights_sha256.result()
-        text = json.dumps(facts, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return json.dumps(facts, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def as_dict(value: Any) -> Any:

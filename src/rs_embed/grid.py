@@ -9,8 +9,11 @@ import math
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 from affine import Affine
 
+from rs_embed.arrays import CoordinateArray
 from rs_embed.errors import SpecError
 from rs_embed.lonlat import Box
 from rs_embed.specs import BBox, Place
@@ -33,6 +36,15 @@ def utm_epsg(lon: float, lat: float) -> int:
     elif 72 <= lat <= 84 and 0 <= lon < 42:
         zone = next(z for east, z in ((9, 31), (21, 33), (33, 35), (42, 37)) if lon < east)
     return (32600 if lat >= 0 else 32700) + zone
+
+
+def utm_epsgs(lon: CoordinateArray, lat: CoordinateArray) -> npt.NDArray[np.int32]:
+    """Return `utm_epsg` of many points."""
+    zone = np.minimum(np.floor((lon + 180) / 6).astype(np.int32) + 1, 60)
+    zone[(lat >= 56) & (lat < 64) & (lon >= 3) & (lon < 12)] = 32
+    wide = (lat >= 72) & (lat <= 84) & (lon >= 0) & (lon < 42)
+    zone[wide] = 31 + 2 * np.searchsorted((9, 21, 33), lon[wide], side="right")
+    return zone + np.where(lat >= 0, 32600, 32700).astype(np.int32)
 
 
 def place_geobox(place: Place, scale_m: float) -> GeoBox:

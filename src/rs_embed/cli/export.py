@@ -58,11 +58,12 @@ class RowOptions:
         """Side of each place in metres, or None where the rows have boxes."""
         return side_m(self.buffer_m, self.chip)
 
-    def reading(self) -> ReadOptions:
-        """Return the names of the columns."""
-        from rs_embed.export.formats import ReadOptions
+    def reading(self, *, unlimited: bool = False) -> ReadOptions:
+        """Return the names of the columns, and the limit on the number of rows."""
+        from rs_embed.export.formats import MAX_PLACES, ReadOptions
 
-        return ReadOptions(crs=self.crs, id_column=self.id, lon_column=self.lon, lat_column=self.lat)
+        most = None if unlimited else MAX_PLACES
+        return ReadOptions(crs=self.crs, id_column=self.id, lon_column=self.lon, lat_column=self.lat, max_places=most)
 
 
 def plan(
@@ -99,18 +100,17 @@ def plan(
 
 def plan_lines(plan: ExportPlan) -> Iterator[str]:
     """Yield the cost of an export, for a person."""
-    from rs_embed.export.cost import minutes_of
-
     fetch = plan.fetch
-    yield f"{fetch.places:,} place(s), {fetch.scenes:,} scene(s) to read for them"
+    about = f"about, from a sample of {fetch.places:,}: " if plan.share > 1 else ""
+    yield f"{about}{plan.rows:,} place(s), {plan.all('scenes'):,} scene(s) to read for them"
     yield f"{'':<46}{'blocks':>10}{'requests':>10}{'GB in':>9}{'minutes':>9}"
-    for name, found in (("as asked", fetch), *plan.alternatives):
-        minutes = minutes_of(found, plan.mbit_s)
-        yield f"{name:<46}{found.blocks:>10,}{found.requests:>10,}{found.read_bytes / 1e9:>9.2f}{minutes:>9.1f}"
+    for title, found in (("as asked", fetch), *plan.alternatives):
+        blocks, requests, read_bytes = (plan.all(name, found) for name in ("blocks", "requests", "read_bytes"))
+        yield f"{title:<46}{blocks:>10,}{requests:>10,}{read_bytes / 1e9:>9.2f}{plan.minutes_of(found):>9.1f}"
     yield f"minutes of the network at {plan.mbit_s:g} Mbit/s; with the model on two cores {plan.minutes:,.1f}"
     grids = f", token grids {plan.grid_bytes / 1e9:.2f} GB" if plan.grid_bytes else ""
     yield f"written: {plan.write_bytes / 1e9:.2f} GB{grids}"
-    missing, partly = len(fetch.places_without_scene), plan.partly_covered
+    missing, partly = round(plan.share * len(fetch.places_without_scene)), plan.partly_covered
     if missing or partly:
         yield f"gaps: {missing:,} place(s) without any scene, {partly:,} only partly covered"
     if plan.bad_rows:
@@ -130,6 +130,7 @@ def export(
     thumbnails: Annotated[bool, Option(help="Write quicklooks of 96 px.")] = True,
     grid: Grid = False,
     allow_small: Annotated[bool, Option("--allow-small", help="Accept places under 32 px a side.")] = False,
+    yes: Annotated[bool, Option("--yes", help="Embed more than 200,000 places.")] = False,
     shard: Annotated[str | None, Option(metavar="I/N", help="Do only each N-th partition.")] = None,
     on_lost_scene: options.LostScene = "keep",
     retry_failed: Annotated[
@@ -165,7 +166,7 @@ def export(
             checkpoint=model.checkpoint,
             chip_m=rows.chip_m,
             every=rows.every,
-            read=rows.reading(),
+            read=rows.reading(unlimited=yes),
             dtype=dtype,
             normalise=normalise,
             thumbnails=thumbnails,
@@ -178,6 +179,11 @@ def export(
             partition_size=partition_size,
             report=report,
         )
+    _print_summary(summary, as_json)
+
+
+def _print_summary(summary: ExportSummary, as_json: bool) -> None:
+    """Print the result; the exit code is 1 where a place failed, or none was embedded."""
     typer.echo(json.dumps(_summary_facts(summary)) if as_json else "\n".join(summary_lines(summary)))
     if summary.failed or not summary.done:
         raise typer.Exit(1)

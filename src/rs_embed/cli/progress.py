@@ -32,9 +32,12 @@ def export_progress(as_json: bool) -> Iterator[ProgressListener]:
             if event["event"] == "waiting":
                 bar.update(task, facts=f"waiting for {len(event['partitions'])} partition(s): {event['why']}")
                 return
+            if event["event"] in ("cutting", "planning"):
+                bar.update(task, description=event["event"], total=event["total"], completed=event["done"])
+                return
             finished = event["done"] + event["failed"] + event["no_imagery"]
             slowest = f", most time in {event['bottleneck']}" if "bottleneck" in event else ""
             facts = f"{event['per_s']:.1f}/s, {event['failed']} failed{slowest}"
-            bar.update(task, total=event["total"], completed=finished, facts=facts)
+            bar.update(task, description="embedding", total=event["total"], completed=finished, facts=facts)
 
         yield show

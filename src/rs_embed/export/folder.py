@@ -3,6 +3,7 @@
 ```
 DATASET/embeddings/part-000012.parquet    rows with vectors, nothing else
         failures/part-000012.parquet      rows without, and their errors
+        failures/input.parquet            rows of the last command's input that are not places
         thumbnails/part-000012.parquet    quicklooks
         .rs-embed/manifest.json           the request and its plans
         .rs-embed/plan-000.parquet        rows to embed, one row group a partition
@@ -15,43 +16,30 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock
 
 from rs_embed.errors import RSEmbedError
 from rs_embed.export.checks import RESTORE, check_counts, inside, reading, regular_file
+from rs_embed.export.plans import PLAN_PARTITIONS, Keys, PlanFile, keys_of, read_plans, regroup
 from rs_embed.export.request import ExportRequest, differences
 from rs_embed.files import atomic_write, cannot_write, make_folder, read_json
 
 FORMAT = 1
-_PLAN = re.compile(r"plan-[0-9]{3,9}\.parquet")
 _MARK = re.compile(r"[0-9]{6,9}\.json")
 _FOLDERS = ("embeddings", "failures", "thumbnails", "grids.zarr", "concepts")
 _STATE_FOLDERS = ("index", "done", "locks", "parts")
 _log = logging.getLogger("rs_embed")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanFile:
-    """Rows that were planned together; invalid values are a ValueError."""
-
-    name: str
-    first: int  # number of its first partition
-    partitions: int
-    places: int
-
-    def __post_init__(self) -> None:
-        if not (isinstance(self.name, str) and _PLAN.fullmatch(self.name)):
-            raise ValueError(f"{self.name!r:.60} is no name of a plan")
-        check_counts(asdict(self), "first", "partitions", "places")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +106,12 @@ class DatasetFolder:
         """Return the plans in the order in which they were added."""
         if not self.exists:
             return []
-        return list(_plans(self._manifest, self._manifest.stat().st_mtime_ns))
+        return list(read_plans(self._manifest, self._manifest.stat().st_mtime_ns))
 
     def partitions(self) -> range:
         """Return the numbers of all partitions."""
         plans = self.plans()
-        return range(plans[-1].first + plans[-1].partitions if plans else 0)
+        return range(plans[0].first, plans[-1].first + plans[-1].partitions) if plans else range(0)
 
     def check_request(self, request: ExportRequest) -> None:
         """Check that a request is that of the folder."""
@@ -136,19 +124,39 @@ class DatasetFolder:
                 "can be added; take another --out"
             )
 
-    def add_plan(self, request: ExportRequest, rows: pa.Table, size: int, versions: Mapping[str, str]) -> None:
-        """Append rows as new partitions of `size` rows; the manifest, written last, makes them count."""
-        plans = self.plans()
-        name, first = f"plan-{len(plans):03d}.parquet", len(self.partitions())
-        with self.writing(self._state / name) as part:
-            pq.write_table(rows, part, row_group_size=size, compression="zstd")
-        added = PlanFile(name=name, first=first, partitions=-(-rows.num_rows // size), places=rows.num_rows)
+    def add_plan(
+        self, request: ExportRequest, tables: Iterable[pa.Table], size: int, versions: Mapping[str, str]
+    ) -> int:
+        """Append rows as new partitions of `size` rows, and return their number.
+
+        The manifest, written last, makes them count. A plan has a limited number of partitions: each reader of one
+        partition reads the footer of all.
+        """
+        plans, rows = self.plans(), 0
+        for table in regroup(tables, size * PLAN_PARTITIONS):
+            last = plans[-1] if plans else PlanFile(name="plan-000.parquet", first=0, partitions=0, places=0)
+            number = int(last.name[5:-8]) + 1 if plans else 0
+            added = PlanFile(
+                name=f"plan-{number:03d}.parquet",
+                first=last.first + last.partitions,
+                partitions=-(-table.num_rows // size),
+                places=table.num_rows,
+            )
+            with self.writing(self._state / added.name) as part:
+                pq.write_table(table, part, row_group_size=size, compression="zstd")
+            plans, rows = [*plans, added], rows + table.num_rows
+        if rows:
+            self._write_manifest(request, plans, versions)
+        return rows
+
+    def _write_manifest(self, request: ExportRequest, plans: Sequence[PlanFile], versions: Mapping[str, str]) -> None:
         manifest = {
             "format": FORMAT,
             "request": request.to_dict(),
             "request_sha256": request.sha256(),
             "versions": dict(versions),
-            "plans": [asdict(plan) for plan in (*plans, added)],
+            "first_partition": plans[0].first,
+            "plans": [asdict(plan) for plan in plans],
         }
         self.write_text(self._manifest, json.dumps(manifest, indent=1))
 
@@ -170,23 +178,30 @@ class DatasetFolder:
 
     def time_range(self) -> tuple[str, str]:
         """Return the first day of all planned rows, and the day after the last."""
-        starts, ends = (filter(None, self._planned(column)) for column in ("start", "end"))
-        return min(starts, default="1970-01-01"), max(ends, default="1970-01-02")
+        days = [[pc.min_max(column).as_py() for column in self._planned(name)] for name in ("start", "end")]
+        starts, ends = ([day[extreme] for day in found] for found, extreme in zip(days, ("min", "max"), strict=True))
+        return min(filter(None, starts), default="1970-01-01"), max(filter(None, ends), default="1970-01-02")
 
-    def planned_ids(self) -> set[str]:
-        """Return the `unique_id` of every planned row."""
-        return set(self._planned("unique_id"))
+    def planned_keys(self) -> Keys:
+        """Return the keys of every planned row, sorted."""
+        found = [keys_of(column) for column in self._planned("unique_id")]
+        return np.sort(np.concatenate(found)) if found else keys_of(pa.chunked_array([], pa.string()))
 
-    def _planned(self, column: str) -> Iterator[Any]:
+    def _planned(self, column: str) -> Iterator[pa.ChunkedArray]:
+        """Yield a column of each plan."""
         for plan in self.plans():
             file = regular_file(self.path, self._state / plan.name)
             with reading(file, RESTORE):
-                values = pq.read_table(file, columns=[column])[column].to_pylist()
-            yield from values
+                yield pq.read_table(file, columns=[column])[column]
 
     def part(self, kind: str, number: int) -> Path:
         """Return the path of a partition's file: its "embeddings", "failures" or "thumbnails"."""
         return self.path / kind / f"part-{number:06d}.parquet"
+
+    @property
+    def bad_rows(self) -> Path:
+        """File of the rows that the last command's input has and that cannot be asked for."""
+        return self.path / "failures" / "input.parquet"
 
     def grids(self, number: int | None = None) -> Path:
         """Return the path of the Zarr group of all token grids, or of one partition."""
@@ -226,13 +241,16 @@ class DatasetFolder:
     def finish(self, number: int, tables: Mapping[str, pa.Table], counts: PartitionCounts) -> None:
         """Write a partition's tables by kind, then its mark. An empty table leaves no file."""
         for kind in ("thumbnails", "failures", "embeddings"):
-            table = tables.get(kind)
-            if table is not None and table.num_rows:
-                with self.writing(self.part(kind, number)) as part:
-                    pq.write_table(table, part, compression="zstd", use_dictionary=_dictionary_columns(table.schema))
-            else:
-                self.part(kind, number).unlink(missing_ok=True)
+            self.write_table(self.part(kind, number), tables.get(kind))
         self.write_text(self._mark(number), json.dumps(asdict(counts)))
+
+    def write_table(self, path: Path, table: pa.Table | None) -> None:
+        """Write a table atomically; an empty one leaves no file."""
+        if table is not None and table.num_rows:
+            with self.writing(path) as part:
+                pq.write_table(table, part, compression="zstd", use_dictionary=_dictionary_columns(table.schema))
+        else:
+            path.unlink(missing_ok=True)
 
     def forget_index(self) -> None:
         """Make the next search build its index anew: it would keep vectors that were replaced."""
@@ -259,16 +277,6 @@ class DatasetFolder:
         make_folder(path.parent)
         with atomic_write(path, scratch=make_folder(self.scratch), durable=True) as part:
             yield part
-
-
-@lru_cache(maxsize=8)
-def _plans(manifest: Path, changed_ns: int) -> tuple[PlanFile, ...]:
-    """Parse the plans of a manifest, once for each change, because a run asks for every partition."""
-    with reading(manifest, RESTORE):
-        plans = tuple(PlanFile(**plan) for plan in read_json(manifest)["plans"])
-        if any(plan.first != sum(p.partitions for p in plans[:i]) for i, plan in enumerate(plans)):
-            raise ValueError("its plans do not follow each other")
-        return plans
 
 
 def _checked(manifest: object, path: Path) -> dict[str, Any]:

@@ -28,6 +28,8 @@ from rs_embed.errors import SpecError, import_extra
 _DEGREES = (("lon", "longitude", "lng", "long", "x"), ("lat", "latitude", "y"))
 _METRES = (("x", "easting", "lon", "longitude"), ("y", "northing", "lat", "latitude"))
 _log = logging.getLogger("rs_embed")
+MAX_PLACES = 200_000
+"""Rows that an export takes without being asked twice: three hours of ViT-B/32 on two cores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,8 @@ class ReadOptions:
     lon_column: str | None = None
     lat_column: str | None = None
     """Column of latitude or y, found by its usual names when None."""
+    max_places: int | None = MAX_PLACES
+    """Number of rows that an export refuses to exceed, with what they would cost; None for any number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

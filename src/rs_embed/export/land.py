@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 
@@ -33,9 +32,9 @@ def on_land(lon: npt.ArrayLike, lat: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     return np.where(inside, found, False)
 
 
-def warn_if_swapped(places: Sequence[tuple[float, float]], source: object) -> None:
+def warn_if_swapped(places: npt.ArrayLike, source: object) -> None:
     """Log a warning if no place (longitude, latitude) lies on land, and all would with the two swapped."""
-    x, y = np.array(places, float).reshape(-1, 2).T
+    x, y = np.asarray(places, float).reshape(-1, 2).T
     if x.size and not on_land(x, y).any() and on_land(y, x).all():
         message = "%s: %s would lie on land with longitude and latitude swapped, and in the sea as given: are they?"
         first = f"longitude {x[0]:g}, latitude {y[0]:g}"

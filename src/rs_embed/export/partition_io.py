@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from rs_embed.embedding import Embedding, EmbeddingFailure, Request, has_fault
 from rs_embed.errors import SpecError
 from rs_embed.export.folder import DatasetFolder, PartitionCounts
 from rs_embed.export.grids import read_grid, write_grids
+from rs_embed.export.inputs import InputPlaces
 from rs_embed.export.partitions import PLAN_COLUMNS, parse_place
 from rs_embed.export.progress import Progress
 from rs_embed.export.request import ExportRequest, VectorLengths
@@ -78,10 +80,8 @@ def open_partition(folder: DatasetFolder, request: ExportRequest, number: int, *
         had_vector=frozenset(i for i, name in enumerate(table["unique_id"].to_pylist()) if name in known),
     )
     for row, planned in enumerate(table.select(PLAN_COLUMNS).to_pylist()):
-        place = parse_place(planned["place"]) if planned["place"] else None
+        place = parse_place(planned["place"])
         try:
-            if place is None or planned["error"] is not None:
-                raise SpecError(planned["error"])
             temporal = TemporalSpec.range(planned["start"], planned["end"])
             geobox = place_geobox(place, request.sensor.scale_m)
             partition.patches[row] = PatchRequest(geobox, temporal, request.sensor)
@@ -145,6 +145,26 @@ def write_partition(
     folder.finish(partition.number, tables, _count(tables))
     if replaces_vectors:
         folder.forget_index()
+
+
+def write_bad_rows(
+    folder: DatasetFolder,
+    request: ExportRequest,
+    places: InputPlaces,
+    faults: Mapping[int, str],
+    lengths: VectorLengths,
+) -> None:
+    """Write the rows of the input that cannot be asked for; the next command writes its own in their place."""
+    rows = []
+    for number, fault in sorted(faults.items()):
+        name = places.ids[number].as_py()
+        planned = dict.fromkeys(PLAN_COLUMNS) | {"input_row": number, "id": name}
+        planned["unique_id"] = hashlib.sha256(f"bad\n{name}\n{number}".encode()).hexdigest()
+        failure = EmbeddingFailure(None, SpecError(f"{places.where(number)}: {fault}"))
+        rows.append(ExportedRow(planned, None, Outcome(number, failure)))
+    user = places.columns.take(pa.array([row.planned["input_row"] for row in rows], pa.int64()))
+    user = user.rename_columns([f"user_{name}" for name in user.column_names])
+    folder.write_table(folder.bad_rows, partition_tables(rows, user, request, lengths)["failures"])
 
 
 def _write_grids(folder: DatasetFolder, partition: Partition, rows: Sequence[ExportedRow]) -> None:

@@ -44,7 +44,15 @@ class WaitingEvent(TypedDict):
     why: str
 
 
-ExportEvent = ProgressEvent | WaitingEvent
+class PlanningEvent(TypedDict):
+    """State of the work before the first place: chips that are cut, or rows that are planned."""
+
+    event: Literal["cutting", "planning"]
+    done: int
+    total: int
+
+
+ExportEvent = ProgressEvent | WaitingEvent | PlanningEvent
 ProgressListener = Callable[[ExportEvent], None]
 
 

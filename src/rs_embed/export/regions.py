@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import shapely
 from pyproj import CRS, Transformer
 from shapely.geometry.base import BaseGeometry
 
+from rs_embed.arrays import CoordinateArray, IndexArray
 from rs_embed.errors import SpecError
 from rs_embed.export.formats import is_lonlat, parse_shape, read_geojson_document, table_of
-from rs_embed.export.inputs import InputPlaces, InputRow
-from rs_embed.grid import transformer, utm_epsg
-from rs_embed.outlines import box_of, split
-from rs_embed.specs import NORTH, SOUTH, PointBuffer
+from rs_embed.export.inputs import InputPlaces
+from rs_embed.grid import transformer, utm_epsg, utm_epsgs
+from rs_embed.outlines import box_of, polygon, split
+from rs_embed.specs import NORTH, SOUTH, BBox
 
 _SEGMENTS = 100
+_EARTH_RADIUS_M = 6_371_007.2  # of the sphere with the surface of WGS 84
+_BLOCK = 1 << 19  # chips that are cut at once
+_SQUARE = 16  # a partition's 256 places as a square
+_PRIMES = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 _log = logging.getLogger("rs_embed")
 
 
@@ -53,23 +62,108 @@ def _to_degrees(polygon: BaseGeometry, crs: CRS, file: Path) -> BaseGeometry:
     return split(polygon)
 
 
-def region_places(region: BaseGeometry, chip_m: float) -> InputPlaces:
+def as_region(places: object) -> BaseGeometry | None:
+    """Return a box or a shapely geometry as a region in degrees; None for anything else."""
+    if isinstance(places, BBox):
+        return polygon(places.bounds)
+    return places if isinstance(places, BaseGeometry) else None
+
+
+def count_chips(region: BaseGeometry, chip_m: float) -> int:
+    """Return about how many chips a region has, from its area alone."""
+    equal_area = shapely.transform(
+        region, lambda xy: np.column_stack((np.radians(xy[:, 0]), np.sin(np.radians(xy[:, 1])))) * _EARTH_RADIUS_M
+    )
+    return round(float(equal_area.area) / chip_m**2)
+
+
+def region_places(
+    region: BaseGeometry, chip_m: float, *, every_nth: int = 1, report: Callable[[int, int], None] | None = None
+) -> InputPlaces:
     """Cut a region (longitude and latitude) into chips on multiples of their size, each in the UTM zone of its centre.
 
     A chip belongs to the region that has its centre: later runs and neighbouring regions align.
+
+    Args:
+        region: polygons in degrees.
+        chip_m: side of the chips.
+        every_nth: cut only every n-th square of 16 x 16 chips, to estimate a cost.
+        report: called with the numbers of squares looked at and of all that may lie in the region.
     """
     region = _within_utm(split(region if region.is_valid else shapely.make_valid(region)))
-    rows: list[InputRow] = []
-    for epsg, bounds in _zones(region):
-        for x, y, lon, lat in _centres(region, bounds, epsg, chip_m):
-            name = f"{epsg % 100:02d}{'N' if epsg < 32700 else 'S'}_{round(x - chip_m / 2)}_{round(y - chip_m / 2)}"
-            place = PointBuffer(lon, lat, chip_m / 2)
-            rows.append(InputRow(number=len(rows), where=f"chip {name}", id=name, place=place))
-    if not rows:
+    shapely.prepare(region)
+    zones = [_Zone(epsg, chip_m, *_zone_box(bounds, epsg, chip_m)) for epsg, bounds in _zones(region)]
+    found, seen, total = [], 0, sum(zone.candidates for zone in zones)
+    for zone in zones:
+        for column, row in zone.blocks():
+            found.append(zone.inside(region, column, row, every_nth))
+            seen += len(column) * len(row)
+            if report is not None:
+                report(seen, total)
+    chips = [block for block in found if len(block.lon)]
+    if not chips and every_nth == 1:
         raise SpecError(
             f"the region {box_of(region)} holds the centre of no chip of {chip_m:g} m: take a smaller --chip"
         )
-    return InputPlaces(tuple(rows), table_of({}, len(rows)))
+    lon, lat = (np.concatenate([[], *(getattr(block, axis) for block in chips)]) for axis in ("lon", "lat"))
+    ids = pa.chunked_array([block.ids for block in chips], pa.string()).combine_chunks()
+    return InputPlaces(
+        lon=lon,
+        lat=lat,
+        half_m=np.broadcast_to(chip_m / 2, len(lon)),
+        ids=ids,
+        where=lambda i: f"chip {ids[i]}",
+        columns=table_of({}, len(lon)),
+        chip_m=chip_m,
+    )
+
+
+class _Chips(NamedTuple):
+    """Centres of some chips, and their ids."""
+
+    lon: CoordinateArray
+    lat: CoordinateArray
+    ids: pa.Array
+
+
+@dataclass(frozen=True, slots=True)
+class _Zone:
+    """Chips of one UTM zone that may lie in a region, by their columns and rows: multiples of the chip's side."""
+
+    epsg: int
+    chip_m: float
+    left: int
+    bottom: int
+    right: int
+    top: int
+
+    @property
+    def candidates(self) -> int:
+        """Number of chips in the zone's box."""
+        return (self.right - self.left) * (self.top - self.bottom)
+
+    def blocks(self) -> Iterator[tuple[IndexArray, IndexArray]]:
+        """Yield columns and rows of strips of chips, north to south, so that a country takes no memory at once."""
+        columns = np.arange(self.left, self.right)
+        step = max(1, _BLOCK // max(len(columns), 1))
+        for top in range(self.top, self.bottom, -step):
+            yield columns, np.arange(top - 1, max(top - step, self.bottom) - 1, -1)
+
+    def inside(self, region: BaseGeometry, columns: IndexArray, rows: IndexArray, every_nth: int) -> _Chips:
+        """Return the chips whose centre lies in a region and in this zone, north to south, west to east."""
+        row, column = (axis.ravel() for axis in np.meshgrid(rows, columns, indexing="ij"))
+        if every_nth > 1:  # a hash, since every n-th square of a line would follow its pattern
+            across, down = ((axis // _SQUARE).astype(np.uint64) for axis in (column, row))
+            keep = (across * _PRIMES[0] + down * _PRIMES[1] >> np.uint64(20)) % np.uint64(every_nth) == 0
+            row, column = row[keep], column[keep]
+        x, y = (column + 0.5) * self.chip_m, (row + 0.5) * self.chip_m
+        lon, lat = transformer(self.epsg, 4326).transform(x, y)
+        keep = shapely.contains_xy(region, lon, lat)
+        keep[keep] = utm_epsgs(lon[keep], lat[keep]) == self.epsg
+        west, south = (pa.array(np.rint(axis[keep] * self.chip_m).astype(np.int64)) for axis in (column, row))
+        zone = f"{self.epsg % 100:02d}{'N' if self.epsg < 32700 else 'S'}"
+        ids = pc.binary_join_element_wise(zone, west.cast(pa.string()), south.cast(pa.string()), "_")
+        return _Chips(lon[keep], lat[keep], ids)
 
 
 def _within_utm(region: BaseGeometry) -> BaseGeometry:
@@ -96,21 +190,13 @@ def _zones(region: BaseGeometry) -> list[tuple[int, tuple[float, ...]]]:
     return [(epsg, tuple(shapely.total_bounds(parts).tolist())) for epsg, parts in sorted(found.items())]
 
 
-def _centres(
-    region: BaseGeometry, bounds: tuple[float, ...], epsg: int, chip_m: float
-) -> Iterator[tuple[float, float, float, float]]:
-    """Yield the centres (x, y, longitude, latitude) of the chips of one zone, north to south, west to east."""
+def _zone_box(bounds: tuple[float, ...], epsg: int, chip_m: float) -> tuple[int, int, int, int]:
+    """Return left, bottom, right and top of a region's box in a zone, in chips."""
     x, y = transformer(4326, epsg).transform(*_outline(bounds, epsg))
-    left, right = math.floor(np.nanmin(x) / chip_m), math.ceil(np.nanmax(x) / chip_m)
-    bottom, top = math.floor(np.nanmin(y) / chip_m), math.ceil(np.nanmax(y) / chip_m)
-    shapely.prepare(region)
-    xs = (np.arange(left, right) + 0.5) * chip_m
-    for row in range(top, bottom, -1):
-        ys = np.full_like(xs, (row - 0.5) * chip_m)
-        lon, lat = transformer(epsg, 4326).transform(xs, ys)
-        for k in np.flatnonzero(shapely.contains_xy(region, lon, lat)):
-            if utm_epsg(float(lon[k]), float(lat[k])) == epsg:
-                yield float(xs[k]), float(ys[k]), float(lon[k]), float(lat[k])
+    low, high = ((extreme(x), extreme(y)) for extreme in (np.nanmin, np.nanmax))
+    left, bottom = (math.floor(value / chip_m) for value in low)
+    right, top = (math.ceil(value / chip_m) for value in high)
+    return left, bottom, right, top
 
 
 def _outline(bounds: tuple[float, ...], epsg: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -37,6 +37,7 @@ class ExportRequest:
     thumbnails: bool
     grid: bool
     columns: tuple[tuple[str, str], ...]  # names and types of the user's columns
+    chip_m: float | None = None  # side of all places; None for boxes, and squares of several sizes
 
     def __post_init__(self) -> None:
         if self.output.mode == "grid":
@@ -90,6 +91,7 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("model", "backend", "precision"), _TEXT),
     **dict.fromkeys(("checkpoint", "weights_sha256"), _OPTIONAL),
     **dict.fromkeys(("normalise", "thumbnails", "grid"), (bool,)),
+    "chip_m": (float, int, type(None)),
 }
 """Types of the values that a manifest may hold."""
 

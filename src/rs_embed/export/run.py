@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
 from rs_embed.embedding import versions
 from rs_embed.errors import SpecError, import_extra
 from rs_embed.export.card import write_card
-from rs_embed.export.cost import find_places, patch_requests
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.formats import ReadOptions
 from rs_embed.export.grids import write_root
-from rs_embed.export.inputs import InputPlaces, InputRow
-from rs_embed.export.partitions import PARTITION_SIZE, expand, plan_rows
+from rs_embed.export.limits import Limits
+from rs_embed.export.partition_io import write_bad_rows
+from rs_embed.export.partitions import PARTITION_SIZE, plan_tables
 from rs_embed.export.progress import Progress, ProgressListener
 from rs_embed.export.ray import RayRunner
 from rs_embed.export.request import ExportRequest
-from rs_embed.export.workers import Runner, vector_lengths
-from rs_embed.grid import place_geobox
+from rs_embed.export.rows import CutListener, Rows, RowsWanted
+from rs_embed.export.workers import REPORT_EVERY_S, Runner, vector_lengths
 from rs_embed.models import check_model, load_model
 from rs_embed.providers.base import Provider
 from rs_embed.providers.registry import resolve
@@ -32,14 +33,12 @@ from rs_embed.specs import (
     InputPrep,
     OnLostScene,
     OutputSpec,
-    PointBuffer,
     SensorSpec,
     TemporalSpec,
     VectorType,
     check_choice,
 )
 
-_SMALLEST_PX = 32
 _LARGE_GB = 1.0
 _log = logging.getLogger("rs_embed")
 
@@ -110,7 +109,7 @@ def export_embeddings(
         precision: see there.
         chip_m: side of the square on each point or centroid, or of a region's chips, ground metres.
         every: cut time ranges at "month", "quarter" or "year".
-        read: names of a file's columns; `chip_m` overrides its own.
+        read: names of a file's columns, and the most rows to take; `chip_m` overrides its own.
         dtype: number type of the column `embedding`.
         normalise: divide `embedding` by its L2 norm, which is kept in `norm`.
         thumbnails: write quicklooks of 96 px.
@@ -130,15 +129,15 @@ def export_embeddings(
         RSEmbedError: if the folder holds a dataset of another request.
     """
     card, sensor = check_model(model, sensor)
-    _check_run(Path(out), shard, engine, partition_size, grid)
-    check_choice("on_lost_scene", on_lost_scene, ("keep", "fail"))
-    provider, inputs = resolve(backend), find_places(places, chip_m, read)
-    rows = list(expand(inputs, temporal, every))
-    _check_sizes(inputs, sensor.scale_m, allow_small)
+    _check_run(Path(out), shard, engine, partition_size, grid, on_lost_scene)
+    provider, listener = resolve(backend), report or (lambda event: None)
     reference = _loadable(sensor.checkpoint if checkpoint is None else checkpoint)
-    wanted, first = OutputSpec.grid() if grid else output, patch_requests(rows[:1], sensor)
+    limits = Limits(card=card, scale_m=sensor.scale_m, output=output, prep=input_prep, allow_small=allow_small)
+    wanted = RowsWanted(source=places, chip_m=chip_m, read=read or ReadOptions(), temporal=temporal, every=every)
+    rows = wanted.find(limits, report=_planning(listener, "cutting"))
+    kind, first = OutputSpec.grid() if grid else output, rows.patch_requests(sensor, [0])
     embedder = load_model(
-        card, sensor, wanted, checkpoint=reference, device=device, precision=precision, provider=provider, patches=first
+        card, sensor, kind, checkpoint=reference, device=device, precision=precision, provider=provider, patches=first
     )
     request = ExportRequest(
         model=card.name,
@@ -153,29 +152,47 @@ def export_embeddings(
         normalise=normalise,
         thumbnails=thumbnails,
         grid=grid,
-        columns=tuple((field.name, str(field.type)) for field in inputs.columns.schema),
+        columns=rows.places.column_types,
+        chip_m=rows.places.chip_m,
     )
-    folder = DatasetFolder(Path(out))
-    _add_rows(folder, request, embedder, inputs, rows, partition_size)
-    local = Runner(folder, request, embedder, provider, vector_lengths(embedder, output), on_lost_scene)
+    lengths = vector_lengths(embedder, output)
+    local = Runner(DatasetFolder(Path(out)), request, embedder, provider, lengths, on_lost_scene)
     main = local if engine == "local" else RayRunner(local, backend)
-    numbers = folder.partitions()[slice(shard[0], None, shard[1]) if shard else slice(None)]
-    return _summary(folder, _run(main, local, numbers, report or (lambda event: None), retry_failed), inputs)
+    _add_rows(local, rows, partition_size, _planning(listener, "planning"))
+    return _run_all(main, local, rows, shard, listener, retry_failed)
 
 
-def _check_run(out: Path, shard: tuple[int, int] | None, engine: str, partition_size: int, grid: bool) -> None:
+def _run_all(
+    main: Runner | RayRunner,
+    local: Runner,
+    rows: Rows,
+    shard: tuple[int, int] | None,
+    listener: ProgressListener,
+    retry_failed: bool,
+) -> ExportSummary:
+    """Run the partitions of a shard, and return what became of the rows; the first shard counts the bad ones."""
+    numbers = local.folder.partitions()[slice(shard[0], None, shard[1]) if shard else slice(None)]
+    bad_rows = rows.bad_rows
+    counted = len(bad_rows) if shard is None or shard[0] == 0 else 0
+    return _summary(local.folder, _run(main, local, numbers, listener, retry_failed, counted), bad_rows)
+
+
+def _check_run(
+    out: Path, shard: tuple[int, int] | None, engine: str, partition_size: int, grid: bool, on_lost_scene: str
+) -> None:
     if file := next((path for path in (out, *out.parents) if path.exists() and not path.is_dir()), None):
         raise SpecError(f"--out {out}: {file} is a file; name a folder for the dataset")
     if shard is not None and not 0 <= shard[0] < shard[1]:
         raise SpecError(f"shard {shard[0]}/{shard[1]} must be I/N with 0 <= I < N")
     check_choice("engine", engine, ("local", "ray"))
+    check_choice("on_lost_scene", on_lost_scene, ("keep", "fail"))
     if partition_size < 1:
         raise SpecError(f"partition_size must be at least 1, got {partition_size}")
     if grid:
         import_extra("zarr", extra="zarr")
 
 
-def _summary(folder: DatasetFolder, progress: Progress, inputs: InputPlaces) -> ExportSummary:
+def _summary(folder: DatasetFolder, progress: Progress, bad_rows: tuple[str, ...]) -> ExportSummary:
     return ExportSummary(
         folder=folder.path,
         places=progress.total,
@@ -186,38 +203,51 @@ def _summary(folder: DatasetFolder, progress: Progress, inputs: InputPlaces) -> 
         seconds=round(progress.seconds, 1),
         slowest=tuple(progress.slowest),
         failures=tuple(progress.failures),
-        bad_rows=tuple(f"{row.where}: {row.error}" for row in inputs.bad),
+        bad_rows=bad_rows,
     )
 
 
-def _add_rows(
-    folder: DatasetFolder,
-    request: ExportRequest,
-    embedder: RemoteClipEmbedder,
-    inputs: InputPlaces,
-    rows: list[InputRow],
-    partition_size: int,
-) -> None:
+def _planning(listener: ProgressListener, what: Literal["cutting", "planning"]) -> CutListener:
+    """Return a callback that reports the work before the first place, about once a second."""
+    last = time.perf_counter()
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        if time.perf_counter() - last > REPORT_EVERY_S:
+            last = time.perf_counter()
+            listener({"event": what, "done": done, "total": total})
+
+    return report
+
+
+def _add_rows(local: Runner, rows: Rows, partition_size: int, report: CutListener) -> None:
     """Plan the rows that are not planned yet; another request than the folder's is refused."""
+    folder, request, embedder, total = local.folder, local.request, local.embedder, len(rows.schedule)
     dim = vector_lengths(embedder, OutputSpec.pooled()).embedding if request.grid else 0
     if request.grid:
-        _warn_of_size(len(rows), embedder.size.grid**2 * dim)
+        _warn_of_size(total, embedder.size.grid**2 * dim)
     with folder.lock("plan"):
         folder.check_request(request)
-        table = plan_rows(inputs, rows, request, folder.planned_ids())
-        if table.num_rows:
-            folder.add_plan(request, table, partition_size, versions())
+        known = folder.planned_keys()
+        tables = plan_tables(rows.places, rows.schedule, request, known, lambda done: report(done, total))
+        folder.add_plan(request, tables, partition_size, versions())
+        write_bad_rows(folder, request, rows.places, rows.schedule.faults, local.lengths)
     if request.grid:
         write_root(folder.grids(), request, dim)
 
 
 def _run(
-    main: Runner | RayRunner, local: Runner, numbers: Sequence[int], listener: ProgressListener, retry_failed: bool
+    main: Runner | RayRunner,
+    local: Runner,
+    numbers: Sequence[int],
+    listener: ProgressListener,
+    retry_failed: bool,
+    bad_rows: int,
 ) -> Progress:
     """Run the partitions that are not done, then, if wanted, the failures of the others."""
     done = {n: counts for n, counts in local.folder.done().items() if n in numbers}
     failed = [n for n, counts in done.items() if counts.failed or counts.lost] if retry_failed else []
-    progress = Progress(total=sum(map(local.folder.rows_in, numbers)))
+    progress = Progress(total=sum(map(local.folder.rows_in, numbers)) + bad_rows, failed=bad_rows)
     for counts in done.values():
         progress.count_partition(counts)
     progress.failed -= sum(done[n].failed for n in failed)
@@ -248,18 +278,3 @@ def _loadable(checkpoint: object | None) -> str | None:
         return str(checkpoint)
     kind = type(checkpoint).__qualname__
     raise SpecError(f"an export needs a checkpoint that a later run can load again: a path or hub repo, got a {kind}")
-
-
-def _check_sizes(inputs: InputPlaces, scale_m: float, allow_small: bool) -> None:
-    """Check that places are not too small for the model, nor the largest one too large for any backend."""
-    places = [row.place for row in inputs.rows if isinstance(row.place, PointBuffer)]
-    if not places:
-        return
-    smallest, largest = (extreme(places, key=lambda place: place.buffer_m) for extreme in (min, max))
-    side_px = 2 * smallest.buffer_m / scale_m
-    if not allow_small and side_px < _SMALLEST_PX:
-        raise SpecError(
-            f"places of {side_px:g} px a side tell a model of 224 px next to nothing: take a --chip of at least "
-            f"{_SMALLEST_PX * scale_m:g} m, or --allow-small"
-        )
-    place_geobox(largest, scale_m)

@@ -28,7 +28,7 @@ from rs_embed.providers.base import FetchResult, Provider
 from rs_embed.specs import OnLostScene, OutputSpec
 
 _RETRY_LOCKS_AFTER_S = 1.0
-_REPORT_EVERY_S = 1.0
+REPORT_EVERY_S = 1.0
 
 RowKey = tuple[int, int]  # numbers of a partition and of a row in it
 
@@ -85,7 +85,7 @@ class Runner:
                     state.partitions[number][0].add(row, outcome, progress)
                     del state.requests[outcome.position]
                     self._write_complete(state, progress)
-                    if time.perf_counter() - last > _REPORT_EVERY_S:
+                    if time.perf_counter() - last > REPORT_EVERY_S:
                         last = time.perf_counter()
                         listener(progress.event())
             self._write_complete(state, progress)  # partitions of bad rows alone have no outcome

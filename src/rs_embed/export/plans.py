@@ -1,0 +1,73 @@
+"""Plans of a dataset: files of rows to embed, one row group a partition, and the keys of their rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rs_embed.export.checks import RESTORE, check_counts, reading
+from rs_embed.files import read_json
+
+PLAN_PARTITIONS = 4096
+"""Partitions of one plan, at most: each reader of one of them reads a footer that lists all."""
+_PLAN = re.compile(r"plan-[0-9]{3,9}\.parquet")
+_KEY_BYTES = 16
+Keys = npt.NDArray[np.bytes_]
+"""Keys of rows: as texts, ten million `unique_id` would fill the memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanFile:
+    """Rows that were planned together; invalid values are a ValueError."""
+
+    name: str
+    first: int  # number of its first partition
+    partitions: int
+    places: int
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.name, str) and _PLAN.fullmatch(self.name)):
+            raise ValueError(f"{self.name!r:.60} is no name of a plan")
+        check_counts(asdict(self), "first", "partitions", "places")
+
+
+def regroup(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """Yield the same rows in tables of so many rows."""
+    waiting: list[pa.Table] = []
+    for table in tables:
+        waiting.append(table)
+        while sum(map(len, waiting)) >= rows:
+            joined = pa.concat_tables(waiting)
+            yield joined.slice(0, rows)
+            waiting = [joined.slice(rows)]
+    if sum(map(len, waiting)):
+        yield pa.concat_tables(waiting)
+
+
+def keys_of(unique_ids: pa.ChunkedArray) -> Keys:
+    """Return the first 128 of the 256 bits of each `unique_id`; a ValueError refuses texts that are none."""
+    texts = "".join(pc.utf8_slice_codeunits(unique_ids, 0, 2 * _KEY_BYTES).to_pylist())
+    if len(texts) != 2 * _KEY_BYTES * len(unique_ids):
+        raise ValueError("it holds a unique_id that is no digest")
+    return np.frombuffer(bytes.fromhex(texts), f"S{_KEY_BYTES}")
+
+
+@lru_cache(maxsize=8)
+def read_plans(manifest: Path, changed_ns: int) -> tuple[PlanFile, ...]:
+    """Parse the plans of a manifest, once for each change, because a run asks for every partition."""
+    with reading(manifest, RESTORE):
+        values = read_json(manifest)
+        plans = tuple(PlanFile(**plan) for plan in values["plans"])
+        before = list(accumulate((plan.partitions for plan in plans), initial=values.get("first_partition", 0)))
+        if [plan.first for plan in plans] != before[:-1]:
+            raise ValueError("its plans do not follow each other")
+        return plans

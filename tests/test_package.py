@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from importlib import resources
+from pathlib import Path
 
 import pytest
 
@@ -120,3 +122,28 @@ def test_the_command_line_says_it_too():
     assert done.stderr.startswith("error: ")
     assert "pip install rs-embed-remoteclip" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_third_party_files_of_the_page_are_those_that_the_build_names():
+    root = Path(__file__).parent.parent
+    page_files = runpy.run_path(str(root / "web" / "page_files.py"))
+    assert page_files["is_made"](), "python web/page_files.py makes them anew"
+    vendor = page_files["TARGET"]
+    sizes = {file.relative_to(vendor).as_posix(): file.stat().st_size for file in vendor.rglob("*") if file.is_file()}
+    assert {"maplibre-gl/LICENSE.txt", "topojson-client/LICENSE", "world-atlas/LICENSE"} < set(sizes)
+    assert sizes["world-atlas/countries-50m.json"] < 1e6
+    assert sizes["towns.tsv.xz"] < 1.5e6
+
+
+def test_a_town_has_the_names_that_people_type():
+    lines = runpy.run_path(str(Path(__file__).parent.parent / "web" / "page_files.py"))["town_lines"]
+    names = ["Wien", "wien", "VIENNA", "VIE", "Vídeň", "Videň", "Вена", "a|b"]
+    town = {"geonameid": 1, "countrycode": "AT", "admin1code": "09", "latitude": 48.20849, "longitude": 16.37208}
+    large = town | {"name": "Vienna", "population": 1_691_468, "alternatenames": names}
+    medium = town | {"name": "Graz", "population": 300_000, "admin1code": "ST", "alternatenames": ["Gradec", "Грац"]}
+    small = town | {"name": "Tulln", "population": 12_421, "alternatenames": ["Tulln an der Donau"]}
+    assert list(lines([small, medium, large])) == [
+        "Vienna\tAT\t\t48.2085\t16.3721\t1691468\tWien|Vídeň|Вена\n",
+        "Graz\tAT\tST\t48.2085\t16.3721\t300000\tGradec\n",
+        "Tulln\tAT\t\t48.2085\t16.3721\t12421\t\n",
+    ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
+import lzma
 import os
 import re
 import shutil
@@ -21,14 +23,20 @@ import pytest
 import requests
 from fastapi.testclient import TestClient
 from PIL import Image
+from pyproj import Geod
 
 from rs_embed import EmbeddingIndex, RSEmbedError, TemporalSpec, export_embeddings, list_samples
 from rs_embed.export.folder import DatasetFolder
+from rs_embed.search.results import NOTHING_LIKE_IT
+from rs_embed.web import server
+from rs_embed.web.gazetteer import Gazetteer
 from rs_embed.web.server import create_app, listen
+from rs_embed.web.tables import csv_of
 from vector_dataset import write_vectors
 from web_server import serving
 
 MODEL = "clip_eurosat_s2rgb"
+TOWNS = Path(server.__file__).parent / "page" / "vendor" / "towns.tsv.xz"
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +92,76 @@ def test_places_similar_ones_and_thumbnails(url):
     assert "/api/search" in requests.get(f"{url}/openapi.json").json()["paths"]
 
 
+def test_suggestions_occur_in_the_dataset_and_show_different_places(url, folder):
+    found = requests.get(f"{url}/api/suggestions").json()["suggestions"]
+    assert len(found) <= 8
+    assert len({each["id"] for each in found}) == len(found)
+    index = EmbeddingIndex(folder)
+    for each in found:
+        results = index.search(each["text"])
+        assert results.hits[0].unique_id == each["id"]
+        assert NOTHING_LIKE_IT not in (results.notice or "")
+
+
+def test_hits_tell_places_apart_by_the_nearest_town(url, folder):
+    hits = EmbeddingIndex(folder).search("forest", k=18).hits
+    rows = requests.get(f"{url}/api/search", params={"text": "forest", "k": 18}).json()["results"]
+    towns = [line.split("\t") for line in lzma.decompress(TOWNS.read_bytes()).decode().splitlines()]
+    lons, lats = (np.array([float(town[column]) for town in towns]) for column in (4, 3))
+    for hit, row in zip(hits, rows, strict=True):
+        azimuths, _, metres = Geod(ellps="WGS84").inv(
+            lons, lats, *(np.full(len(lons), at) for at in (hit.lon, hit.lat))
+        )
+        nearest = metres.argmin()
+        direction = ["N", "NE", "E", "SE", "S", "SW", "W", "NW"][round(azimuths[nearest] / 45) % 8]
+        assert row["near"] == f"{metres[nearest] / 1000:.1f} km {direction} of {towns[nearest][0]}"
+
+
+def test_towns_are_found_by_name_in_any_language_and_in_a_box(url):
+    def names(**asked: object) -> list[str]:
+        return [town["name"] for town in requests.get(f"{url}/api/gazetteer", params=asked).json()["towns"]]
+
+    assert names(name="WIEN")[0] == names(name="Vídeň")[0] == "Vienna"
+    assert names(name="sankt p") == names(name="Sankt-P")
+    assert "Sankt Pölten" in names(name="sankt polten")
+    paris = requests.get(f"{url}/api/gazetteer?name=paris").json()["towns"]
+    assert (paris[0]["country"], paris[0]["region"]) == ("FR", "")
+    assert ("US", "TX") in [(town["country"], town["region"]) for town in paris]
+    assert names(name="zzzz") == names(name=" ") == []
+    assert names(bbox="15.9,48.2,16.2,48.4", limit=1) == ["Tulln"]
+    assert "Suva" in names(bbox="177,-20,-178,-15")  # across 180°
+    near = requests.get(f"{url}/api/gazetteer/near", params={"lon": 16.02, "lat": 48.35}).json()
+    assert near == {"near": "3.7 km NW of Tulln"}
+
+
+def test_an_installation_without_towns_names_none():
+    empty = Gazetteer([])
+    assert (empty.near([1.0], [2.0]), empty.named("wien", 5), empty.within((-180, -90, 180, 90), 5)) == ([None], [], [])
+
+
+def test_a_table_holds_the_hits_and_no_formula(url):
+    asked = {"text": "forest", "k": 5}
+    rows = requests.get(f"{url}/api/search", params=asked).json()["results"]
+    answer = requests.get(f"{url}/api/search.csv", params=asked)
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    assert answer.headers["content-disposition"] == 'attachment; filename="hits.csv"'
+    table = list(csv.DictReader(answer.content.decode("utf-8-sig").splitlines()))
+    names = ("id", "near", "unique_id", "start", "end")
+    assert [[row[name] for name in names] for row in table] == [[row[name] for name in names] for row in rows]
+    assert [(float(r["lon"]), float(r["west"])) for r in table] == [(r["lon"], r["bounds"][0]) for r in rows]
+    for name in ("=1+2", "@SUM(A1)", "-2+3", "+1", "\t=1"):
+        [row] = csv.DictReader(csv_of([rows[0] | {"id": name}]).decode("utf-8-sig").splitlines())
+        assert row["id"] == f"'{name}"
+
+
+def test_a_map_opens_where_most_places_lie_together(url, tmp_path):
+    west, south, east, north = requests.get(f"{url}/api/dataset").json()["dense_extent"]
+    assert east - west < 0.05
+    near = requests.get(f"{url}/api/places", params={"bbox": f"{west},{south},{east},{north}"}).json()
+    assert near["searched"] == 3  # one of the six places, with its chips
+    assert EmbeddingIndex(write_vectors(tmp_path / "ds", np.empty((0, 64), np.float32))).dense_extent is None
+
+
 @pytest.mark.parametrize(
     ("route", "status"),
     [
@@ -122,6 +200,16 @@ def test_places_similar_ones_and_thumbnails(url):
         ("/api/search?concept=" + quote("𒀀" * 63), 400),
         ("/api/search?negative=a", 400),
         ("/api/search.geojson?text=a&bbox=nan,nan,nan,nan", 400),
+        ("/api/search.csv?text=a&bbox=nan,nan,nan,nan", 400),
+        ("/api/gazetteer?name=" + "x" * 10_000, 422),
+        ("/api/gazetteer?bbox=1,2,3", 422),
+        ("/api/gazetteer?bbox=nan,nan,nan,nan", 400),
+        ("/api/gazetteer?limit=1000", 422),
+        ("/api/gazetteer/near?lon=nan&lat=0", 422),
+        ("/api/gazetteer/near?lon=0&lat=91", 422),
+        ("/api/concept?name=x", 400),
+        ("/api/concept?name=x&id=nobody&unlike=none", 400),
+        ("/api/concept?id=a&unlike=b&name=" + quote("../../x", safe=""), 400),
         ("/..%2Fserver.py", 404),
         ("/vendor/..%2F..%2Fserver.py", 404),
         ("/%2e%2e/%2e%2e/secret.txt", 404),
@@ -149,7 +237,7 @@ def test_the_page_takes_nothing_from_elsewhere_and_says_so(url):
         text = requests.get(f"{url}/{name}").text
         sources = set(re.findall(r"https?://([^/\"'`$]+)", text)) - {"www.w3.org"}
         assert sources <= {"tile.openstreetmap.org", "www.openstreetmap.org"}  # the basemap, once it is asked for
-    assert requests.get(f"{url}/vendor/maplibre-gl.mjs").status_code == 200
+    assert requests.get(f"{url}/vendor/maplibre-gl/maplibre-gl.mjs").status_code == 200
     assert requests.get(f"{url}/api/dataset").json()["rows"] == 18
 
 
@@ -256,6 +344,44 @@ def test_a_search_does_not_wait_for_an_index_that_another_process_holds(changing
     assert problems(address) == []
 
 
+def concept(**changes: object) -> dict[str, object]:
+    return {"name": "mine", "id": ["r3"], "unlike": ["r4", "r5"], **changes}
+
+
+def test_a_concept_is_a_download_and_nothing_is_written_unless_the_service_was_started_for_it(changing):
+    folder, address = changing
+    answer = requests.get(f"{address}/api/concept", params=concept(name="my färms"))
+    assert answer.headers["content-disposition"] == "attachment; filename*=UTF-8''my%20f%C3%A4rms.json"
+    refused = requests.post(f"{address}/api/concept", json=concept())
+    assert (refused.status_code, refused.json()["detail"]) == (
+        403,
+        "this service only reads: start it with --save-concepts, or download the concept",
+    )
+    assert not (folder / "concepts").exists()
+    (folder / "concepts").mkdir()
+    (folder / "concepts" / "my färms.json").write_bytes(answer.content)
+    by_file = requests.get(f"{address}/api/search", params={"concept": "my färms"}).json()["results"]
+    by_marks = requests.get(f"{address}/api/search", params={"id": "r3", "unlike": ["r4", "r5"]}).json()["results"]
+    marks = {"r3", "r4", "r5"}
+    assert [r["id"] for r in by_file if r["id"] not in marks] == [r["id"] for r in by_marks]
+
+
+def test_a_concept_is_saved_once_and_only_by_the_services_own_page(changing):
+    folder, _ = changing
+    client = TestClient(create_app(folder, save_concepts=True), base_url="http://127.0.0.1:8000")
+    for origin in ("http://evil.example", "null", "http://127.0.0.1:9000", "http://127.0.0.1:8000.evil.example"):
+        answer = client.post("/api/concept", json=concept(), headers={"origin": origin})
+        assert (answer.status_code, "must not write here" in answer.json()["detail"]) == (403, True), origin
+    assert client.post("/api/concept", content=b"name=mine", headers={"content-type": "text/plain"}).status_code == 422
+    assert client.post("/api/concept", json=concept(name="../x")).status_code == 400
+    assert not (folder / "concepts").exists()
+    saved = client.post("/api/concept", json=concept(), headers={"origin": "http://127.0.0.1:8000"})
+    assert (saved.status_code, saved.json()) == (201, {"name": "mine"})
+    assert client.get("/api/dataset").json()["concepts"] == ["mine"]
+    again = client.post("/api/concept", json=concept(id=["r7"]))
+    assert (again.status_code, again.json()["detail"]) == (409, "there is a concept 'mine': take another name")
+
+
 @pytest.mark.parametrize(
     ("host", "status"),
     [
@@ -304,7 +430,7 @@ def test_a_client_that_reads_nothing_is_given_up(url, monkeypatch):
     port = int(url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-        request = b"GET /vendor/maplibre-gl.mjs HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+        request = b"GET /vendor/maplibre-gl/maplibre-gl.mjs HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
         connection.sendall(request * 30)  # more than the buffers of the system hold
         wait_until(lambda: _is_cut(connection))
 
@@ -323,7 +449,7 @@ def test_the_description_of_the_api_lists_every_answer(url):
         answers = set(methods["get"]["responses"])
         assert {"200", "400", "503"} <= answers, path
         assert ("404" in answers) == ("{id}" in path)
-        assert ("422" in answers) == (path not in ("/api/dataset", "/api/problems"))
+        assert ("422" in answers) == (path not in ("/api/dataset", "/api/problems", "/api/suggestions"))
 
 
 def test_a_dataset_without_rows_is_served(tmp_path):

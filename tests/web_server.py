@@ -14,10 +14,10 @@ from rs_embed.web.server import create_app, listen, server_config
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[str]:
+def serving(folder: Path, *, save_concepts: bool = False) -> Iterator[str]:
     """The address of a server over a dataset, on a free port."""
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(server_config(create_app(folder)))
+    server = uvicorn.Server(server_config(create_app(folder, save_concepts=save_concepts)))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started:

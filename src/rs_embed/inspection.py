@@ -180,7 +180,7 @@ class PatchSummary:
     """Thumbnail and colour of a patch, kept beside its vector."""
 
     thumbnail: bytes | None
-    """PNG, 96 px on its longer side, stretched p2 to p98; None where none was wanted."""
+    """PNG, 96 px on its longer side, in the one stretch of all thumbnails; None where none was wanted."""
     band_means: tuple[float, ...]
     """Mean DN of each band over the observed pixels."""
 
@@ -192,7 +192,7 @@ def summarise_patch(dn: AnyArray, *, thumbnail: bool = True) -> PatchSummary:
     means = tuple(float(v) for v in values.mean(axis=1, dtype=np.float64))
     if not thumbnail:
         return PatchSummary(None, means)
-    image = quicklook(dn, side_px=THUMBNAIL_PX)
+    image = quicklook(dn, side_px=THUMBNAIL_PX, one_stretch=True)
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
     return PatchSummary(png_of(image), means)
 

@@ -11,14 +11,22 @@ from rs_embed.arrays import AnyArray, FloatArray, GreyArray, observed
 
 _QUICKLOOK_PX = 512
 _PREVIEW_PX = 128
+_WHITE_DN, _GAMMA = 3000, 0.75
+"""The one stretch of thumbnails: fields and sand are not white yet, woods and lakes not black."""
 
 
-def quicklook(dn: AnyArray, *, side_px: int = _QUICKLOOK_PX) -> Image.Image:
-    """Return a picture of (3, y, x) DN, enlarged and stretched p2 to p98, hatched where not observed."""
+def quicklook(dn: AnyArray, *, side_px: int = _QUICKLOOK_PX, one_stretch: bool = False) -> Image.Image:
+    """Return a picture of (3, y, x) DN, enlarged and stretched p2 to p98, hatched where not observed.
+
+    With `one_stretch` a DN has the same colour in every picture: neighbours meet on a map, and results compare.
+    """
     valid = observed(dn)
     seen = dn[:, valid]
-    low, high = np.percentile(seen.astype(np.float32), [2, 98]) if seen.size else (0.0, 1.0)
-    grey = (dn.astype(np.float32) - low) / max(float(high - low), 1e-6)
+    if one_stretch:
+        grey = np.maximum(dn.astype(np.float32) / _WHITE_DN, 0) ** _GAMMA
+    else:
+        low, high = np.percentile(seen.astype(np.float32), [2, 98]) if seen.size else (0.0, 1.0)
+        grey = (dn.astype(np.float32) - low) / max(float(high - low), 1e-6)
     return _zoomed(_hatched((np.clip(np.nan_to_num(grey), 0, 1) * 255).astype(np.uint8), ~valid), side_px)
 
 

@@ -111,9 +111,9 @@ def _page() -> Finding:
     """Look for the map of `rs-embed serve`."""
     if util.find_spec("fastapi") is None:
         return Finding("page", False, "fastapi is not installed", pip_line("web"))
-    from rs_embed.web.server import has_map_library
+    from rs_embed.web.server import has_page_files
 
-    return Finding("page", has_map_library(), "the map of `rs-embed serve`", MAP_REMEDY)
+    return Finding("page", has_page_files(), "the map of `rs-embed serve`", MAP_REMEDY)
 
 
 def _network() -> Iterator[Finding]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rs_embed.search.results import SearchResults
 
 Yes = Annotated[bool, Option("--yes", help="Fetch weights that the dataset names and this machine lacks.")]
-MAP_REMEDY = "the build downloads it from npm; install a wheel, or install the clone again with a network"
+MAP_REMEDY = "the build downloads them from npm and PyPI; install a wheel, or install the clone again with a network"
 
 
 def index(
@@ -140,6 +140,9 @@ def serve(
     allow_host: Annotated[
         list[str] | None, Option(metavar="NAME", help="A name, besides addresses, that it answers for; repeatable.")
     ] = None,
+    save_concepts: Annotated[
+        bool, Option("--save-concepts", help="Let the page save concepts beside the dataset; else they are downloads.")
+    ] = False,
     yes: Yes = False,
 ) -> None:
     """Search a dataset by words on a map in a browser.
@@ -150,9 +153,9 @@ def serve(
         from rs_embed.web import server
     except ModuleNotFoundError as error:
         raise RSEmbedError(missing_package(error.name or "fastapi", extra="web")) from None
-    if not server.has_map_library():
-        print(f"warning: the map's JavaScript is missing, only the HTTP API works: {MAP_REMEDY}", file=sys.stderr)
+    if not server.has_page_files():
+        print(f"warning: files of the page are missing, the HTTP API works: {MAP_REMEDY}", file=sys.stderr)
     found = _open_index(dataset, download=_may_download(dataset, yes))
     listener = server.listen(host, port)
     typer.echo(f"http://{host}:{port}/   (Ctrl-C ends it)")
-    server.serve(found, listener, allow_host or ())
+    server.serve(found, listener, allow_host or (), save_concepts=save_concepts)

@@ -41,6 +41,10 @@ class Concept:
     text: tuple[str, ...] = ()
     """Words that the training started from."""
 
+    def to_json(self) -> str:
+        """Return the text of the file that `EmbeddingIndex.search` reads it from."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
     def __post_init__(self) -> None:
         numbers = all(isinstance(v, float | int) and not isinstance(v, bool) for v in self.direction)
         if not (numbers and any(self.direction) and all(abs(v) <= _LARGEST for v in self.direction)):
@@ -80,6 +84,10 @@ class Concepts:
         """Return the names of all saved concepts, sorted."""
         return sorted(f.stem for f in (self._folder.path / "concepts").glob("*.json"))
 
+    def check(self, name: str) -> None:
+        """Refuse a name that cannot be a file's with a SpecError."""
+        self._file(name)
+
     def _file(self, name: str) -> Path:
         if not _NAME.fullmatch(name) or len(name.encode()) > 200:  # file systems allow 255 bytes with the ending
             raise SpecError(f"a concept's name is letters, digits, spaces, _ and -, 63 at most, got {name!r}")
@@ -87,7 +95,7 @@ class Concepts:
 
     def save(self, concept: Concept) -> None:
         """Write a concept, replacing any of the same name; a SpecError refuses what cannot be a file's name."""
-        self._folder.write_text(self._file(concept.name), json.dumps(asdict(concept), indent=1) + "\n")
+        self._folder.write_text(self._file(concept.name), concept.to_json())
 
     def read(self, name: str) -> Concept:
         """Read a saved concept; a SpecError refuses an unknown name, an RSEmbedError a file that holds no concept."""

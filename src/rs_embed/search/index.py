@@ -117,6 +117,11 @@ class EmbeddingIndex:
         return self._rows.extent
 
     @property
+    def dense_extent(self) -> tuple[float, float, float, float] | None:
+        """West, south, east, north of the part where most rows lie together; None without rows."""
+        return self._rows.dense_extent
+
+    @property
     def time_range(self) -> tuple[str, str] | None:
         """First day of all rows and the day after the last; None without rows."""
         return self._rows.time_range
@@ -212,7 +217,13 @@ class EmbeddingIndex:
         )
 
     def train(
-        self, positives: str | Sequence[str], negatives: str | Sequence[str], *, name: str, text: str | None = None
+        self,
+        positives: str | Sequence[str],
+        negatives: str | Sequence[str],
+        *,
+        name: str,
+        text: str | None = None,
+        save: bool = True,
     ) -> Concept:
         """Learn a concept from example rows and save it beside the dataset.
 
@@ -221,10 +232,12 @@ class EmbeddingIndex:
             negatives: ids of rows that do not, best those that a search mistook for it.
             name: name for `search(concept=…)`; a concept of the same name is replaced.
             text: words to start from, such as those that were searched for; the mean of the positives when None.
+            save: write it; otherwise it is only returned.
 
         Raises:
             SpecError: for an invalid name, an unknown row, a row on both sides, or a side without rows.
         """
+        self.concepts.check(name)
         rows = self._rows
         encoder = QueryEncoder(self.request, self.concepts, rows, self.weights)
         likes, unlikes = ([rows.unique_id(id) for id in as_list(ids)] for ids in (positives, negatives))
@@ -242,7 +255,8 @@ class EmbeddingIndex:
             negatives=tuple(unlikes),
             text=start.words,
         )
-        self.concepts.save(concept)
+        if save:
+            self.concepts.save(concept)
         return concept
 
     def thumbnails(self, ids: Sequence[str]) -> dict[str, bytes]:

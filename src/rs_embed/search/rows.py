@@ -32,6 +32,9 @@ from rs_embed.search.results import NOTICE_HITS, Hit, footprint_corners, utc_day
 from rs_embed.search.vectors import Neighbours, Positions, VectorFile
 from rs_embed.specs import BBoxLike, TemporalSpec, bounds_of
 
+_DENSE_FOOTPRINTS = 24
+"""Half the width of the part of a dataset that a map opens on, in footprints: quicklooks are still told apart there."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -73,6 +76,22 @@ class Rows:
         if not len(self):
             return None
         return enclose(np.column_stack([self._filter_columns[n] for n in BOUNDS]).tolist())
+
+    @cached_property
+    def dense_extent(self) -> Box | None:
+        """West, south, east, north of the part where most rows lie together, some tens of footprints wide."""
+        if not len(self):
+            return None
+        boxes = np.column_stack([self._filter_columns[n] for n in BOUNDS])
+        lon, lat = (self.table[name].to_numpy() for name in ("centre_lon", "centre_lat"))
+        side = _DENSE_FOOTPRINTS * max(1e-6, float(np.median(boxes[:, 3] - boxes[:, 1])))  # degrees of latitude
+        row = np.floor(lat / side)
+        column = np.floor(lon * np.cos(np.radians(row * side)) / side)
+        _, cell, counts = np.unique(row * 1e8 + column, return_inverse=True, return_counts=True)
+        fullest = cell == counts.argmax()
+        x, y = lon[fullest].mean(), lat[fullest].mean()
+        east = ((lon - x + 180) % 360 - 180) * np.cos(np.radians(y))
+        return enclose(boxes[(abs(lat - y) <= side) & (abs(east) <= side)].tolist())
 
     @property
     def time_range(self) -> tuple[str, str] | None:

@@ -1,4 +1,4 @@
-"""Guards of the service: the hosts that it answers for, and connections that are limited in number and time."""
+"""Guards of the service: hosts it answers for, pages that may write, and connections limited in number and time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _IDLE_S = 10.0
 
 
 class HostCheck:
-    """Middleware that refuses requests for a host of another name.
+    """Middleware that refuses requests for a host of another name, and writing by pages from elsewhere.
 
     A page from elsewhere can let its own name point at this machine (DNS rebinding), and its scripts could then read
     every place. The name in the request gives it away. An address, `localhost` and the machine's own name are fine.
@@ -34,13 +34,23 @@ class HostCheck:
         self._names = {"localhost", socket.gethostname().lower(), *(name.lower() for name in names)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it with 400."""
-        host = Headers(scope=scope).get("host", "") if scope["type"] == "http" else "localhost"
-        if self._is_ours(host):
+        """Pass a request on, or refuse it."""
+        if scope["type"] != "http":  # the start and the end of the service
             await self._app(scope, receive, send)
             return
-        detail = f"this service does not answer for the host {visible(host)[:100]!r}: start it with --allow-host NAME"
-        await JSONResponse({"detail": detail}, status_code=400)(scope, receive, send)
+        headers = Headers(scope=scope)
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not self._is_ours(host):
+            named = visible(host)[:100]
+            refusal = 400, f"this service does not answer for the host {named!r}: start it with --allow-host NAME"
+        elif scope["method"] == "POST" and origin is not None and origin not in _origins(host):
+            named = visible(origin)[:100]
+            refusal = 403, f"a page of {named!r} must not write here: open this service's own page"
+        else:
+            await self._app(scope, receive, send)
+            return
+        status, detail = refusal
+        await JSONResponse({"detail": detail}, status_code=status)(scope, receive, send)
 
     def _is_ours(self, host: str) -> bool:
         try:
@@ -48,6 +58,11 @@ class HostCheck:
         except ValueError:
             return False
         return name in self._names or "*" in self._names or _is_address(name)
+
+
+def _origins(host: str) -> tuple[str, str]:
+    """Return the origins of a page that this service itself sent, directly or through a proxy with a certificate."""
+    return f"http://{host}", f"https://{host}"
 
 
 def _is_address(name: str) -> bool:

@@ -1,32 +1,48 @@
-"""HTTP API over one dataset (search, similar places, all places, thumbnails) and its page. Nothing else is read."""
+"""HTTP API over one dataset (search, places, thumbnails, concepts), the towns around it, and its page.
+
+Nothing else is read, and nothing is written but concepts, where `serve` was started with `--save-concepts`.
+"""
 
 from __future__ import annotations
 
 import logging
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import anyio
 import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
-from pydantic import AfterValidator, BaseModel, Field, StringConstraints, model_validator
+from pydantic import BaseModel
 
 from rs_embed.errors import RSEmbedError
+from rs_embed.search.concepts import Concept
 from rs_embed.search.index import EmbeddingIndex
-from rs_embed.search.query import background_words, known_words
+from rs_embed.search.query import known_words
 from rs_embed.search.results import SearchResults
-from rs_embed.specs import TemporalSpec, bounds_of
+from rs_embed.specs import bounds_of
+from rs_embed.web.gazetteer import Town, gazetteer
 from rs_embed.web.guards import CONNECTIONS, BoundedConnection, HostCheck
+from rs_embed.web.params import (
+    MAX_ID,
+    ConceptParams,
+    PlacesParams,
+    PointParams,
+    SearchParams,
+    SimilarParams,
+    TownParams,
+    box_edges,
+)
+from rs_embed.web.suggestions import Suggestions
+from rs_embed.web.tables import csv_of
 
-MAX_MARKS = 50
-MAX_ID = 200
 _REFRESH_S = 3.0
 _CONCURRENT_SEARCHES = 4
 BASEMAP = "https://tile.openstreetmap.org"
@@ -37,80 +53,6 @@ _POLICY = (
     "frame-ancestors 'none'"
 )
 _log = logging.getLogger("rs_embed")
-
-
-def _box(text: str) -> str:
-    """Check that a text is four numbers; a ValueError is answered with 422."""
-    _box_edges(text)
-    return text
-
-
-def _box_edges(text: str) -> tuple[float, float, float, float]:
-    try:
-        west, south, east, north = (float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"bbox {text!r} must be W,S,E,N in degrees") from None
-    return west, south, east, north
-
-
-Id = Annotated[str, StringConstraints(max_length=MAX_ID)]
-Words = Annotated[str, StringConstraints(max_length=500)]
-Box = Annotated[str, StringConstraints(max_length=100), AfterValidator(_box)]
-Day = Annotated[str, StringConstraints(max_length=10)]
-K = Annotated[int, Field(ge=1, le=500)]
-
-
-class FilterParams(BaseModel):
-    """Filters on place and time."""
-
-    bbox: Box | None = Field(None, description="West,south,east,north in degrees; west > east across 180°.")
-    start: Day | None = Field(None, description="YYYY-MM-DD; both days or none.")
-    end: Day | None = Field(None, description="YYYY-MM-DD; both days or none.")
-
-    @model_validator(mode="after")
-    def _both_days(self) -> FilterParams:
-        if (self.start is None) != (self.end is None):
-            raise ValueError("start and end come together")
-        return self
-
-    def filters(self) -> dict[str, Any]:
-        """Return the filters as arguments for `EmbeddingIndex.search` or `places`."""
-        time = TemporalSpec.range(self.start, self.end) if self.start is not None and self.end is not None else None
-        return {"bbox": None if self.bbox is None else bounds_of(_box_edges(self.bbox)), "time": time}
-
-
-class QueryParams(FilterParams):
-    """Criteria that rows are ranked by, and filters."""
-
-    text: Words | None = Field(None, description="Words, such as `river through forest`.")
-    negative: list[Words] = Field([], max_length=8, description="Words for what is not wanted; repeatable.")
-    id: list[Id] = Field([], max_length=MAX_MARKS, description="An example row; repeatable.")
-    unlike: list[Id] = Field([], max_length=MAX_MARKS, description="A negative example row; repeatable.")
-    concept: Id | None = Field(None, description="A concept that `EmbeddingIndex.train` saved.")
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the arguments for `EmbeddingIndex.search` or `places`."""
-        return self.model_dump(exclude={"bbox", "start", "end"}) | self.filters()
-
-
-class SearchParams(QueryParams):
-    """Parameters of a search."""
-
-    k: K = 20
-
-
-class SimilarParams(FilterParams):
-    """Parameters of a search for rows that resemble one row."""
-
-    k: K = 20
-
-
-class PlacesParams(QueryParams):
-    """Parameters of a list of rows in the order of the dataset; with a query, each has its percentile."""
-
-    limit: Annotated[int, Field(ge=1, le=20_000)] = 1000
-    offset: Annotated[int, Field(ge=0)] = 0
-    spread: bool = Field(False, description="Every n-th row instead of the first ones, if there are more than `limit`.")
 
 
 class Problem(BaseModel):
@@ -142,17 +84,28 @@ class Searcher:
         async with self._slots:
             return await anyio.to_thread.run_sync(lambda: search(**arguments))
 
+    async def named(self, search: Callable[..., SearchResults], **arguments: Any) -> dict[str, Any]:
+        """Return results as JSON-ready values, each hit with its distance from the nearest town as `near`."""
+        found = (await self.run(search, **arguments)).to_dict()
+        rows = found["results"]
+        names = await anyio.to_thread.run_sync(
+            lambda: gazetteer().near(*([r[n] for r in rows] for n in ("lon", "lat")))
+        )
+        return found | {"results": [row | {"near": near} for row, near in zip(rows, names, strict=True)]}
 
-def create_app(folder: Path, allow_hosts: Collection[str] = ()) -> FastAPI:
+
+def create_app(folder: Path, allow_hosts: Collection[str] = (), *, save_concepts: bool = False) -> FastAPI:
     """Create the web application over one dataset; `allow_hosts` are names that it answers for, `*` for all.
+
+    With `save_concepts`, concepts that the page learns are saved beside the dataset.
 
     Raises:
         RSEmbedError: for a folder without a dataset.
     """
-    return _app(EmbeddingIndex(folder), allow_hosts)
+    return _app(EmbeddingIndex(folder), allow_hosts, save_concepts)
 
 
-def _app(index: EmbeddingIndex, allow_hosts: Collection[str]) -> FastAPI:
+def _app(index: EmbeddingIndex, allow_hosts: Collection[str], save_concepts: bool) -> FastAPI:
     about = f"Search places embedded by {index.request.model}."
 
     @asynccontextmanager
@@ -165,7 +118,9 @@ def _app(index: EmbeddingIndex, allow_hosts: Collection[str]) -> FastAPI:
     # the usual pages of documentation come from a CDN
     app = FastAPI(title="rs-embed", description=about, docs_url=None, redoc_url=None, lifespan=watch)
     _add_searches(app, index)
-    _add_dataset(app, index)
+    _add_dataset(app, index, save_concepts)
+    _add_concepts(app, index, save_concepts)
+    _add_towns(app)
 
     @app.exception_handler(RSEmbedError)
     async def bad_request(request: Request, error: RSEmbedError) -> JSONResponse:
@@ -196,7 +151,7 @@ def _add_searches(app: FastAPI, index: EmbeddingIndex) -> None:
     @app.get("/api/search", responses=_REFUSED)
     async def search(params: Annotated[SearchParams, Query()]) -> dict[str, Any]:
         """Find the rows that resemble words, other rows, both, or a saved concept most."""
-        return (await searcher.run(index.search, **params.arguments())).to_dict()
+        return await searcher.named(index.search, **params.arguments())
 
     geojson: _Answers = {200: {"description": "The footprints.", "content": {"application/geo+json": {}}}}
 
@@ -207,11 +162,20 @@ def _add_searches(app: FastAPI, index: EmbeddingIndex) -> None:
         headers = {"Content-Disposition": 'attachment; filename="hits.geojson"'}
         return GeoJSONResponse(results.to_geojson(), headers=headers)
 
+    table: _Answers = {200: {"description": "The table.", "content": {"text/csv": {}}}}
+
+    @app.get("/api/search.csv", response_class=Response, responses={**table, **_REFUSED})
+    async def spreadsheet(params: Annotated[SearchParams, Query()]) -> Response:
+        """Return the same search as a table for a spreadsheet."""
+        found = await searcher.named(index.search, **params.arguments())
+        headers = {"Content-Disposition": 'attachment; filename="hits.csv"'}
+        return Response(csv_of(found["results"]), media_type="text/csv; charset=utf-8", headers=headers)
+
     @app.get("/api/similar/{id:path}", responses=_UNKNOWN)
     async def similar(id: str, params: Annotated[SimilarParams, Query()]) -> dict[str, Any]:
         """Find the rows that resemble one row most."""
         _unique_id(index, id)
-        return (await searcher.run(index.search, id=id, k=params.k, **params.filters())).to_dict()
+        return await searcher.named(index.search, id=id, k=params.k, **params.filters())
 
     @app.get("/api/places", responses=_REFUSED)
     async def places(params: Annotated[PlacesParams, Query()]) -> dict[str, Any]:
@@ -219,8 +183,9 @@ def _add_searches(app: FastAPI, index: EmbeddingIndex) -> None:
         return (await searcher.run(index.places, **params.arguments())).to_dict()
 
 
-def _add_dataset(app: FastAPI, index: EmbeddingIndex) -> None:
+def _add_dataset(app: FastAPI, index: EmbeddingIndex, save_concepts: bool) -> None:
     """Add the routes that describe the dataset and its rows."""
+    suggestions = Suggestions(index)
 
     @app.get("/api/dataset", responses=_REFUSED)
     def dataset() -> dict[str, Any]:
@@ -229,12 +194,19 @@ def _add_dataset(app: FastAPI, index: EmbeddingIndex) -> None:
             "rows": len(index),
             "model": index.request.model,
             "extent": index.extent,
+            "dense_extent": index.dense_extent,
             "time": index.time_range,
-            "suggestions": _suggestions(index),
+            "words": _known_words(index),
             "thumbnails": index.request.thumbnails,
             "concepts": index.concepts.names(),
+            "saves_concepts": save_concepts,
             "problems": index.problems,
         }
+
+    @app.get("/api/suggestions", responses=_REFUSED)
+    def suggest() -> dict[str, Any]:
+        """List some words that occur in the dataset, each with the row that shows it best."""
+        return {"suggestions": suggestions.get()}
 
     @app.get("/api/problems", responses=_REFUSED)
     def problems() -> dict[str, Any]:
@@ -253,9 +225,54 @@ def _add_dataset(app: FastAPI, index: EmbeddingIndex) -> None:
         return Response(png, media_type="image/png", headers={"Cache-Control": "max-age=86400"})
 
 
-def has_map_library() -> bool:
-    """Return True if the page's third-party JavaScript was built into this installation."""
-    return (resources.files(__package__) / "page" / "vendor" / "maplibre-gl.mjs").is_file()
+def _add_concepts(app: FastAPI, index: EmbeddingIndex, save_concepts: bool) -> None:
+    """Add the routes that learn a concept from marks."""
+
+    def learn(params: ConceptParams, *, save: bool) -> Concept:
+        return index.train(params.id, params.unlike, name=params.name, text=params.text or None, save=save)
+
+    @app.get("/api/concept", response_class=Response, responses=_REFUSED)
+    def download(params: Annotated[ConceptParams, Query()]) -> Response:
+        """Return a concept as the file that `search` reads from the folder `concepts` of the dataset."""
+        concept = learn(params, save=False)
+        headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(concept.name)}.json"}
+        return Response(concept.to_json(), media_type="application/json", headers=headers)
+
+    closed: _Answers = {
+        403: {"model": Problem, "description": "The service only reads, or another site asked."},
+        409: {"model": Problem, "description": "There is a concept of that name."},
+    }
+
+    @app.post("/api/concept", status_code=201, responses={**closed, **_REFUSED})
+    def save(params: ConceptParams) -> dict[str, Any]:
+        """Save a concept beside the dataset, where the service was started with `--save-concepts`."""
+        if not save_concepts:
+            raise HTTPException(403, "this service only reads: start it with --save-concepts, or download the concept")
+        if params.name in index.concepts.names():
+            raise HTTPException(409, f"there is a concept {params.name!r}: take another name")
+        return {"name": learn(params, save=True).name}
+
+
+def _add_towns(app: FastAPI) -> None:
+    """Add the routes that know towns, of this installation and without a network."""
+
+    @app.get("/api/gazetteer", responses=_REFUSED)
+    def towns(params: Annotated[TownParams, Query()]) -> dict[str, list[Town]]:
+        """List towns by the beginning of their name in any language, or the largest ones in a box."""
+        if params.bbox is not None:
+            return {"towns": gazetteer().within(bounds_of(box_edges(params.bbox)), params.limit)}
+        return {"towns": gazetteer().named(params.name, params.limit)}
+
+    @app.get("/api/gazetteer/near", responses=_REFUSED)
+    def near(params: Annotated[PointParams, Query()]) -> dict[str, str | None]:
+        """Return the distance and direction of a point from the nearest town."""
+        [words] = gazetteer().near([params.lon], [params.lat])
+        return {"near": words}
+
+
+def has_page_files() -> bool:
+    """Return True if the page's third-party files were built into this installation."""
+    return (resources.files(__package__) / "page" / "vendor" / "made-of.txt").is_file()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -275,12 +292,14 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(index: EmbeddingIndex, listener: socket.socket, allow_hosts: Collection[str] = ()) -> None:
-    """Serve an index on a listening socket until the process is interrupted."""
+def serve(
+    index: EmbeddingIndex, listener: socket.socket, allow_hosts: Collection[str] = (), *, save_concepts: bool = False
+) -> None:
+    """Serve an index on a listening socket until the process is interrupted; `create_app` has the options."""
     host, port = listener.getsockname()[:2]
     if host not in ("127.0.0.1", "::1"):
         _log.warning("anyone who reaches %s:%s can read this dataset: there is no password", host, port)
-    uvicorn.Server(server_config(_app(index, allow_hosts))).run(sockets=[listener])
+    uvicorn.Server(server_config(_app(index, allow_hosts, save_concepts))).run(sockets=[listener])
 
 
 def server_config(app: FastAPI) -> uvicorn.Config:
@@ -296,12 +315,12 @@ def server_config(app: FastAPI) -> uvicorn.Config:
     )
 
 
-def _suggestions(index: EmbeddingIndex) -> Sequence[str]:
-    """Return words for a first query; all of them if the model's text side cannot be loaded (a search will say why)."""
+def _known_words(index: EmbeddingIndex) -> list[str]:
+    """Return words that the model can read; none if its text side cannot be loaded (a search will say why)."""
     try:
         return known_words(index.weights.texts())
     except RSEmbedError:
-        return background_words()
+        return []
 
 
 def _unique_id(index: EmbeddingIndex, id: str) -> str:

@@ -51,7 +51,7 @@ def _run(out: Path, model: str) -> None:
     ranked = comparison.draw_rankings(rankings, model).save(out / "demo-search.png")
     typer.echo(f"5. Pictures: {overview} (imagery, token grid in false colour, most similar place)")
     typer.echo(f"             {ranked} (the best chips for each phrase)")
-    dataset = _export(samples, out, model)
+    dataset = export_samples(samples, out, model)
     typer.echo(f"6. A dataset: {dataset} (54 chips of 400 m; geopandas, DuckDB and pyarrow open it)\n")
     typer.echo(_next_steps(samples[0], model, dataset))
 
@@ -104,8 +104,8 @@ def _search(rankings: comparison.Rankings, right: dict[int, int]) -> str:
     )
 
 
-def _export(samples: Sequence[Sample], out: Path, model: str) -> Path:
-    """Export nine chips per place, each place with its own time range."""
+def export_samples(samples: Sequence[Sample], out: Path, model: str) -> Path:
+    """Export nine chips per place, each place with its own time range; return the dataset's folder."""
     from rs_embed.export.run import export_embeddings
 
     rows = [

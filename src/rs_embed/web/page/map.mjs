@@ -1,5 +1,7 @@
-// The map: quicklooks at their footprints, footprints coloured by percentile, one numbered pin a result.
-import * as maplibregl from "./vendor/maplibre-gl.mjs";
+// The map: land and towns, quicklooks at their footprints, footprints coloured by percentile, one numbered pin a result.
+import * as maplibregl from "./vendor/maplibre-gl/maplibre-gl.mjs";
+import outline from "./vendor/topojson-client/src/feature.js";
+import mesh from "./vendor/topojson-client/src/mesh.js";
 
 const QUICKLOOKS = 1200; // images drawn at a time; more places in view are drawn as squares
 const DIM = 0.45; // opacity of quicklooks outside the results
@@ -9,6 +11,9 @@ const QUICKLOOK_PX = 14; // a wider one shows its quicklook; between the two it 
 const NEAR_PX = 60; // a wider footprint has its pin in the corner
 const LATITUDES = [-80, 84]; // limits of UTM, beyond which there is no place
 const LOOK_PX = 120; // a wider footprint is large enough to look at, without zooming in
+const OPEN_PX = 24; // width of a footprint that the page opens with at least
+const TOWNS = 24; // names of towns asked for at a time
+const TOWN_ZOOM = 11; // zoom on a town that a person goes to: some 20 km
 // Viridis. The best results of a large dataset differ only in decimals, so the steps narrow towards 100 %.
 export const STEPS = [
   { from: 99.9, colour: "#fde725", label: "99.9 %", radius: 7 },
@@ -55,13 +60,23 @@ export function inside(one, other) {
   return null;
 }
 
+// An outline across 180° as one shape, whose longitudes run on; around a pole it is closed along the map's edge.
+function unrolled(ring) {
+  const lons = ring.slice(0, 1).map(([lon]) => lon);
+  for (const [lon] of ring.slice(1)) lons.push(near(lon, lons.at(-1)));
+  const shift = 360 * Math.round((Math.min(...lons) + Math.max(...lons)) / 720);
+  const points = ring.map(([, lat], i) => [lons[i] - shift, lat]);
+  const [first, last] = [points[0][0], points.at(-1)[0]];
+  return Math.abs(last - first) < 1 ? points : [...points, [last, -90], [first, -90], points[0]];
+}
+
 function ringOf(box) {
   const [west, south, east, north] = onward(box);
   return { type: "Polygon", coordinates: [[[west, south], [east, south], [east, north], [west, north], [west, south]]] };
 }
 
 export class PlaceMap {
-  constructor(container, { basemap, onPick, onMove }) {
+  constructor(container, { basemap, onPick, onMove, onBasemap }) {
     this.quicklooks = new Map();
     this.pins = [];
     this.hits = [];
@@ -73,15 +88,20 @@ export class PlaceMap {
       container,
       style: {
         version: 8,
-        sources: Object.fromEntries(["places", "dots", "hits", "area", "picked"].map((n) => [n, { type: "geojson", data: none }])),
+        sources: Object.fromEntries(["land", "borders", "places", "dots", "hits", "area", "picked", "towns"].map((n) => [n, { type: "geojson", data: none }])),
         layers: [
-          { id: "background", type: "background", paint: { "background-color": css("--map") } },
+          { id: "background", type: "background" },
+          { id: "land", type: "fill", source: "land" },
+          { id: "borders", type: "line", source: "borders", maxzoom: 11 },
           { id: "squares", type: "fill", source: "places", paint: { "fill-opacity": 0.9 } },
           { id: "places", type: "line", source: "places", paint: { "line-color": css("--map-line"), "line-width": 1 } },
           { id: "dots", type: "circle", source: "dots", layout: { "circle-sort-key": ["get", "percentile"] }, paint: { "circle-stroke-width": 0.5 } },
           { id: "places-area", type: "fill", source: "places", paint: { "fill-opacity": 0 } }, // takes the clicks
           { id: "hits-halo", type: "line", source: "hits", paint: { "line-color": "#10151a", "line-width": 5 } },
           { id: "hits", type: "line", source: "hits", paint: { "line-color": colour("colour"), "line-width": 3 } },
+          { id: "towns", type: "symbol", source: "towns", layout: {
+            "text-field": ["get", "name"], "text-font": ["sans-serif"], "text-size": 12, "symbol-sort-key": ["get", "order"], "text-padding": 6 },
+            paint: { "text-halo-width": 1.5 } },
           { id: "area", type: "line", source: "area", paint: { "line-color": css("--accent"), "line-width": 2, "line-dasharray": [3, 2] } },
           { id: "picked", type: "line", source: "picked", paint: { "line-color": "#ff3da5", "line-width": 4 } },
         ],
@@ -101,13 +121,25 @@ export class PlaceMap {
       this.map.on("mouseenter", layer, () => (this.map.getCanvas().style.cursor = "pointer"));
       this.map.on("mouseleave", layer, () => (this.map.getCanvas().style.cursor = ""));
     }
-    this.map.on("moveend", () => { this.#settle(); this.#draw(); onMove(); });
+    this.map.on("moveend", () => { this.#settle(); this.#draw(); this.#nameTowns(); onMove(); });
+    this.map.on("error", (event) => (event.sourceId === "basemap" ? onBasemap(false) : console.error(event.error)));
+    this.map.on("data", (event) => event.sourceId === "basemap" && event.tile?.state === "loaded" && onBasemap(true));
+    this.ready.then(() => { this.#paint(); this.#drawLand(); });
+    const busy = (state) => () => this.map.getContainer().parentElement.setAttribute("aria-busy", state);
+    for (const event of ["movestart", "dataloading"]) this.map.on(event, busy(true));
+    this.map.on("idle", busy(false));
     this.basemap = basemap;
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#paint());
   }
 
   #paint() {
-    this.map.setPaintProperty("background", "background-color", css("--map"));
+    // coastlines for 1:50 million mislead further in: there the sea fades into the land
+    this.map.setPaintProperty("background", "background-color", ["interpolate", ["linear"], ["zoom"], 8, css("--sea"), 10, css("--map")]);
+    this.map.setPaintProperty("land", "fill-color", css("--map"));
+    this.map.setPaintProperty("borders", "line-color", css("--quiet"));
+    this.map.setPaintProperty("borders", "line-opacity", 0.6);
+    this.map.setPaintProperty("towns", "text-color", css("--ink"));
+    this.map.setPaintProperty("towns", "text-halo-color", css("--paper"));
     const either = (property, otherwise) => (this.scored ? ["get", property] : otherwise);
     this.map.setPaintProperty("places", "line-color", either("colour", css("--map-line")));
     this.map.setPaintProperty("squares", "fill-color", either("colour", css("--map-line")));
@@ -116,6 +148,22 @@ export class PlaceMap {
     this.map.setPaintProperty("dots", "circle-radius", either("radius", 4));
     this.map.setPaintProperty("dots", "circle-stroke-color", css("--map"));
     this.map.setPaintProperty("area", "line-color", css("--accent"));
+  }
+
+  async #drawLand() {
+    const world = await fetch("vendor/world-atlas/countries-50m.json").then((response) => response.json()).catch(() => null);
+    if (!world) return; // the page was built without it
+    const land = outline(world, world.objects.land).features;
+    const polygons = land.flatMap(({ geometry }) => geometry.coordinates).map((rings) => rings.map(unrolled));
+    this.map.getSource("land").setData({ type: "Feature", geometry: { type: "MultiPolygon", coordinates: polygons }, properties: {} });
+    this.map.getSource("borders").setData({ type: "Feature", geometry: mesh(world, world.objects.countries, (a, b) => a !== b), properties: {} });
+  }
+
+  // Write the names of the largest towns in view.
+  async #nameTowns() {
+    const found = await fetch(`api/gazetteer?bbox=${this.bounds.join(",")}&limit=${TOWNS}`).then((response) => response.json()).catch(() => ({}));
+    const point = ({ name, lon, lat }, order) => ({ type: "Feature", geometry: { type: "Point", coordinates: [lon, lat] }, properties: { name, order } });
+    this.map.getSource("towns").setData({ type: "FeatureCollection", features: (found.towns ?? []).map(point) });
   }
 
   get bounds() {
@@ -257,6 +305,28 @@ export class PlaceMap {
     const corners = places.length ? found.map(([lon, lat]) => [near(lon, found[0][0]), lat]) : found;
     const box = corners.reduce((b, corner) => b.extend(corner), new maplibregl.LngLatBounds(corners[0], corners[0]));
     this.map.fitBounds(box, { padding: 60, maxZoom: 14, animate: !still, duration: 600 });
+  }
+
+  // Show the part of a dataset where its places are.
+  open(bounds) {
+    if (!bounds) return;
+    const [west, south, east, north] = onward(bounds);
+    this.map.fitBounds([[west, south], [east, north]], { padding: 40, maxZoom: 14, animate: false });
+  }
+
+  // Zoom in until quicklooks can be seen, on the place in the middle.
+  approach() {
+    const [middle] = this.#nearest(this.places);
+    const zoom = middle && Math.log2(OPEN_PX / this.#width(middle));
+    if (zoom > 0) this.map.jumpTo({ center: [middle.lon, middle.lat], zoom: this.map.getZoom() + zoom });
+  }
+
+  // Go to a point, and mark it.
+  goTo({ lon, lat }, zoom = TOWN_ZOOM) {
+    this.target?.remove();
+    const element = Object.assign(document.createElement("div"), { className: "target" });
+    this.target = new maplibregl.Marker({ element }).setLngLat([lon, lat]).addTo(this.map);
+    this.map.jumpTo({ center: [lon, lat], zoom });
   }
 
   // Outline a place, pan to it if it is out of view, and open its popup.

@@ -1,10 +1,14 @@
 // The page. The query is kept in the address, so that a link shows the same results; everything else follows from it.
-import { PlaceMap, STEPS, colourOf, inside, thumbnail } from "./map.mjs";
+const $ = (id) => document.getElementById(id);
+const library = await import("./map.mjs").catch((error) => {
+  $("about").textContent = "Files of this page are missing: its map comes with a wheel, or with an installation that has a network.";
+  throw error;
+});
+const { PlaceMap, STEPS, colourOf, inside, thumbnail } = library;
 
 const ALL_AT_ONCE = 6000; // places drawn at once; of a larger dataset only those in view
 const PROBLEMS_EVERY_MS = 15000; // the dataset may lose files or come back while the page is open
 const MARKS = 50; // limit a side, the same as the server's
-const $ = (id) => document.getElementById(id);
 const LISTS = ["id", "unlike"];
 const WORDS = ["text", "negative", "start", "end", "concept", "bbox", "k"];
 
@@ -16,6 +20,7 @@ let picked = null;
 let asked = 0; // number of the last request: older responses are dropped
 let looked = 0; // the same for requests of surrounding places
 let lit; // the query by which all places are coloured
+let suggestions; // promise of words that occur in the dataset
 
 // ---- query and address
 
@@ -51,8 +56,8 @@ function toRequest(query) {
 const NOTHING = { ...Object.fromEntries(WORDS.map((n) => [n, ""])), ...Object.fromEntries(LISTS.map((n) => [n, []])) };
 const isQuestion = (query) => query.text || query.concept || query.id.length;
 
-async function get(path) {
-  const response = await fetch(path).catch(() => {
+async function get(path, options) {
+  const response = await fetch(path, options).catch(() => {
     throw new Error("The server does not answer: is rs-embed serve still running?");
   });
   const body = await response.json().catch(() => ({ detail: `The server failed (${response.status}): its terminal says why.` }));
@@ -66,6 +71,7 @@ async function answer({ keepView = false } = {}) {
   $("suggestions").hidden = true;
   fillForm(query);
   chips(query);
+  $("learn").hidden = !(query.id.length && query.unlike.length);
   $("panel").setAttribute("aria-busy", "true");
   await map.ready;
   map.setArea(query.bbox ? query.bbox.split(",").map(Number) : null);
@@ -81,7 +87,7 @@ async function answer({ keepView = false } = {}) {
     hits = found.results;
     hits.forEach((hit) => shown.set(hit.unique_id, hit));
     $("count").textContent = `${hits.length} of ${found.searched.toLocaleString("en")}${found.exact ? "" : ` (recall ${found.recall})`}`;
-    $("download").href = `api/search.geojson?${params}`;
+    for (const kind of ["csv", "geojson"]) Object.assign($(kind), { href: `api/search.${kind}?${params}`, hidden: !hits.length });
     say(found.notice ?? "");
     list(hits, found.searched);
     map.setHits(hits, pick);
@@ -105,10 +111,13 @@ async function showAll(query, keepView, number) {
   hits = [];
   list([]);
   map.setHits([], pick);
-  if (!keepView) map.fit([], facts.extent);
+  const opens = !keepView && !query.bbox;
+  if (opens) map.open(facts.dense_extent);
+  else if (!keepView) map.fit([], query.bbox.split(",").map(Number));
   const places = await surroundings({ ...NOTHING, start: query.start, end: query.end, bbox: query.bbox });
   if (number !== asked) return;
-  suggest();
+  if (opens) map.approach();
+  suggest(number);
   if (!facts.rows) say("This dataset has no rows yet.", true);
   else if (query.negative || query.unlike.length) say("Say what it should look like first, then what it should not.");
   else if (!places.length) say("No place is left by these filters.");
@@ -135,7 +144,7 @@ async function surroundings(question = NOTHING) {
   if (number !== looked) return [];
   const drawn = found.results;
   drawn.forEach((place) => shown.has(place.unique_id) || shown.set(place.unique_id, place));
-  const scored = Boolean(isQuestion(question));
+  const scored = Boolean(isQuestion(question) && drawn.length);
   map.setPlaces(drawn, scored);
   legend(scored, drawn.length < found.searched ? `${drawn.length.toLocaleString("en")} of ${found.searched.toLocaleString("en")} places here drawn: zoom in for all` : "");
   return drawn;
@@ -174,6 +183,14 @@ function make(tag, properties = {}, ...children) {
 
 const where = (place) => `${place.lat.toFixed(4)}, ${place.lon.toFixed(4)}`;
 
+// The time range of a place: months where it is made of whole ones. Its end is the day after the last.
+function days({ start, end }) {
+  const last = new Date(Date.parse(end) - 86400000);
+  if (!start.endsWith("-01") || !end.endsWith("-01")) return `${start} to ${last.toISOString().slice(0, 10)}`;
+  return months.formatRange(new Date(start), last);
+}
+const months = new Intl.DateTimeFormat("en", { month: "short", year: "numeric", timeZone: "UTC" });
+
 const picture = (id, more = {}) => {
   if (!facts.thumbnails) return [];
   const image = make("img", { src: thumbnail(id), alt: "", ...more });
@@ -193,13 +210,15 @@ function list(results, searched = 0) {
     const bar = make("div", { className: "bar" }, make("i"));
     bar.firstChild.style.width = `${hit.probability === null ? hit.percentile : 100 * hit.probability}%`;
     bar.firstChild.style.background = colourOf(hit.percentile);
-    const place = make("button", { type: "button", className: "place" }, make("span", { className: "rank", textContent: hit.rank }), where(hit));
-    place.setAttribute("aria-label", `Result ${hit.rank}, ${where(hit)}${likely && `, ${likely}`}`);
+    const name = hit.near ?? where(hit);
+    const place = make("button", { type: "button", className: "place" }, make("span", { className: "rank", textContent: hit.rank }), name);
+    place.setAttribute("aria-label", `Result ${hit.rank}, ${name}${likely && `, ${likely}`}`);
     const card = make("div", { className: "card" },
       place,
       bar,
       make("p", { textContent: [likely, better].filter(Boolean).join(" · ") }),
-      make("p", { textContent: `${hit.start} to ${hit.end} · ${hit.id}`, title: hit.id }),
+      make("p", { textContent: `${hit.near ? `${where(hit)} · ` : ""}${days(hit)}` }),
+      make("p", { className: "id", textContent: hit.id }),
       markButtons(hit));
     const item = make("li", {}, ...picture(hit.unique_id, { loading: "lazy" }), card);
     item.dataset.id = hit.unique_id;
@@ -209,14 +228,16 @@ function list(results, searched = 0) {
   $("results").scrollTop = 0;
 }
 
-function suggest() {
-  $("results").replaceChildren();
-  const buttons = facts.suggestions.map((text) => {
-    const button = make("button", { type: "button", textContent: text });
+async function suggest(number) {
+  suggestions ??= get("api/suggestions").then((found) => found.suggestions, () => []);
+  const words = await suggestions;
+  if (number !== asked || !words.length) return;
+  const buttons = words.map(({ text, id }) => {
+    const button = make("button", { type: "button" }, ...picture(id), text);
     button.addEventListener("click", () => go({ text }));
     return button;
   });
-  $("suggestions").replaceChildren(...buttons);
+  $("suggestions").replaceChildren(make("p", { className: "hint", textContent: "Seen in this dataset:" }), ...buttons);
   $("suggestions").hidden = false;
 }
 
@@ -246,7 +267,9 @@ function legend(on, note) {
   const parts = STEPS.map((step) => make("span", {}, make("i"), step.label));
   parts.forEach((part, i) => (part.firstChild.style.background = STEPS[i].colour));
   const colours = on ? [make("div", {}, "better match than ", ...parts)] : [];
-  $("legend").replaceChildren(...colours, ...(note ? [make("div", { className: "hint", textContent: note })] : []));
+  $("colours").replaceChildren(...colours, ...(note ? [make("div", { className: "hint", textContent: note })] : []));
+  $("legend").hidden = !$("colours").childElementCount;
+  $("legend").firstChild.textContent = on ? "Colours" : "Places drawn";
 }
 
 function pick(id) {
@@ -256,17 +279,97 @@ function pick(id) {
   if (!place) return map.pick(null);
   const item = [...$("results").children].find((one) => one.dataset.id === id);
   item?.scrollIntoView({ block: "nearest" });
+  const title = make("strong", { textContent: place.near ?? where(place) });
+  if (!place.near) nameOf(place).then((near) => near && (title.textContent = near));
   const text = make("div", {},
-    make("p", {}, make("strong", { textContent: where(place) })),
-    make("p", { textContent: `${place.start} to ${place.end}` }),
-    make("p", { textContent: place.id }),
+    make("p", {}, title),
+    make("p", { textContent: where(place) }),
+    make("p", { textContent: days(place) }),
+    make("p", { className: "id", textContent: place.id }),
+    make("a", { href: inOpenStreetMap(place), target: "_blank", rel: "noopener noreferrer", textContent: "Open in OpenStreetMap" }),
     markButtons(place));
   return map.pick(place, make("div", { className: "popup" }, ...picture(id), text));
 }
 
+const inOpenStreetMap = ({ lat, lon }) => `https://www.openstreetmap.org/?mlat=${lat.toFixed(5)}&mlon=${lon.toFixed(5)}#map=15/${lat.toFixed(5)}/${lon.toFixed(5)}`;
+
+// Distance and direction from the nearest town; results come with theirs.
+async function nameOf(place) {
+  const { near } = await get(`api/gazetteer/near?lon=${place.lon}&lat=${place.lat}`).catch(() => ({ near: null }));
+  return (place.near = near);
+}
+
 function fillForm(query) {
   for (const name of WORDS) if ($(name)) $(name).value = query[name] || (name === "k" ? "20" : "");
-  if (query.start || query.end || query.concept) $("filters").open = true;
+  if (query.negative || query.start || query.end || query.concept) $("filters").open = true;
+}
+
+// ---- going somewhere, and concepts
+
+const countries = new Intl.DisplayNames("en", { type: "region" });
+const titleOf = ({ name, region, country }) => [name, region, countries.of(country)].filter(Boolean).join(", ");
+const tell = (text) => ($("told").textContent = text);
+
+// Latitude and longitude of a text such as "48.21, 16.37" or "33.9 S 151.2 E"; null for other texts.
+function coordinates(text) {
+  const found = text.trim().match(/^([+-]?\d+(?:\.\d+)?)\s*°?\s*([NS]?)[\s,;]+([+-]?\d+(?:\.\d+)?)\s*°?\s*([EW]?)$/i);
+  if (!found) return null;
+  const lat = Number(found[1]) * (found[2].toUpperCase() === "S" ? -1 : 1);
+  const lon = Number(found[3]) * (found[4].toUpperCase() === "W" ? -1 : 1);
+  return Math.abs(lat) <= 90 && Math.abs(lon) <= 180 ? { lat, lon } : null;
+}
+
+const townsNamed = (name) => get(`api/gazetteer?${new URLSearchParams({ name })}`).then((found) => found.towns, () => []);
+
+async function offerTowns() {
+  const name = $("where").value;
+  if (name.length < 2 || name.includes(",") || coordinates(name)) return;
+  const towns = await townsNamed(name);
+  if (name === $("where").value) $("towns").replaceChildren(...towns.map((town) => make("option", { value: titleOf(town) })));
+}
+
+async function goTo(event) {
+  event.preventDefault();
+  const text = $("where").value.trim();
+  if (!text) return;
+  let point = coordinates(text);
+  if (!point) {
+    const towns = await townsNamed(text.split(",")[0]);
+    point = towns.find((town) => titleOf(town) === text) ?? towns[0];
+  }
+  if (!point) return tell(`No town of 5,000 people or more is called “${text}”: try latitude, longitude.`);
+  map.goTo(point);
+  const here = point.name ? titleOf(point) : where(point);
+  const { searched } = await get(`api/places?limit=1&bbox=${map.bounds.join(",")}`).catch(() => ({}));
+  tell(searched === 0 ? `${here}: this dataset has no place in view here.` : here);
+}
+
+async function learn(event) {
+  event.preventDefault();
+  const { id, unlike, text } = readAddress();
+  const name = $("name").value.trim();
+  const marks = { name, id, unlike, ...(text && { text }) };
+  try {
+    if (facts.saves_concepts) {
+      await get("api/concept", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(marks) });
+      offerConcepts([...facts.concepts, name].sort());
+      say(`The concept “${name}” is saved: it is in the filters from now on.`, true);
+    } else {
+      const params = new URLSearchParams({ name, ...(text && { text }) });
+      for (const side of LISTS) marks[side].forEach((one) => params.append(side, one));
+      await get(`api/concept?${params}`); // an error is told here rather than downloaded
+      make("a", { href: `api/concept?${params}`, download: `${name}.json` }).click();
+      say("Put the file into the folder “concepts” of the dataset, and it is in the filters.", true);
+    }
+  } catch (error) {
+    say(error.message);
+  }
+}
+
+function offerConcepts(names) {
+  facts.concepts = names;
+  $("concept").replaceChildren($("concept").firstElementChild, ...names.map((value) => make("option", { value, textContent: value })));
+  $("concepts").hidden = !names.length;
 }
 
 // ---- keyboard and start
@@ -314,6 +417,7 @@ async function start() {
     basemap: "https://tile.openstreetmap.org",
     onPick: pick,
     onMove: () => facts?.rows > ALL_AT_ONCE && lit && surroundings(lit),
+    onBasemap: (loads) => tell(loads || !$("basemap").checked ? "" : "The basemap does not load: it needs a network. Everything else works without."),
   });
   map.onPointer((text) => ($("pointer").textContent = text));
   facts = await get("api/dataset");
@@ -322,9 +426,10 @@ async function start() {
   map.thumbnails = facts.thumbnails;
   const span = facts.time ? `${facts.time[0]} to ${facts.time[1]}` : "";
   $("about").textContent = `${facts.rows.toLocaleString("en")} ${facts.rows === 1 ? "place" : "places"}, model ${facts.model}\n${span}`;
-  $("words").replaceChildren(...facts.suggestions.map((value) => make("option", { value })));
-  $("concept").append(...facts.concepts.map((value) => make("option", { value, textContent: value })));
-  $("concepts").hidden = !facts.concepts.length;
+  $("words").replaceChildren(...facts.words.map((value) => make("option", { value })));
+  offerConcepts(facts.concepts);
+  $("learn").querySelector("button").textContent = facts.saves_concepts ? "Save" : "Download";
+  $("legend").open = innerWidth > 760;
   $("search").addEventListener("submit", (event) => {
     event.preventDefault();
     const given = Object.fromEntries(new FormData($("search")));
@@ -334,7 +439,11 @@ async function start() {
   });
   for (const name of ["start", "end", "k", "concept"]) $(name).addEventListener("change", () => $("search").requestSubmit());
   $("here").addEventListener("click", () => go({ bbox: map.bounds.join(",") }, { keepView: true }));
-  $("basemap").addEventListener("change", (event) => map.showBasemap(event.target.checked));
+  $("whole").addEventListener("click", () => map.fit([], facts.extent));
+  $("basemap").addEventListener("change", (event) => { tell(""); map.showBasemap(event.target.checked); });
+  $("goto").addEventListener("submit", goTo);
+  $("where").addEventListener("input", offerTowns);
+  $("learn").addEventListener("submit", learn);
   $("share").addEventListener("click", copyLink);
   addEventListener("keydown", onKey);
   addEventListener("popstate", () => answer());

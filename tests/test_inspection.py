@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -19,7 +20,7 @@ from rs_embed import (
     list_samples,
 )
 from rs_embed.grid import place_geobox
-from rs_embed.inspection import inspect_array, save_quicklook
+from rs_embed.inspection import inspect_array, save_quicklook, summarise_patch
 from rs_embed.pictures import quicklook
 
 RNG = np.random.default_rng(0)
@@ -143,3 +144,11 @@ def test_no_imagery_is_an_error_not_a_report():
         inspect_provider_patch(
             spatial=PointBuffer(0, 0, 600), temporal=TemporalSpec.range("2022-06-01", "2022-07-01"), backend="sample"
         )
+
+
+def test_thumbnails_have_one_stretch_so_that_neighbours_meet():
+    dark, bright = (np.full((3, 96, 96), dn, np.float32) for dn in (500, 2000))
+    both = np.concatenate([dark, bright], axis=2)
+    alone, beside = (np.asarray(Image.open(io.BytesIO(summarise_patch(dn).thumbnail))) for dn in (dark, both))
+    assert abs(int(alone[40, 40, 0]) - int(beside[20, 10, 0])) <= 1
+    assert len({tuple(pixel) for pixel in alone.reshape(-1, 3)}) == 1

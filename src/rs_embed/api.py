@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from rs_embed.embedding import Embedding, Request, Result
 from rs_embed.errors import ModelError, SpecError
 from rs_embed.grid import place_geobox
-from rs_embed.inspection import inspect_patch, save_quicklook
+from rs_embed.inspection import check_range, inspect_patch, save_quicklook
 from rs_embed.models import check_model, load_model
 from rs_embed.patch import Patch, check_input_chw
 from rs_embed.providers.base import PatchRequest, Provider, fetch_patches
 from rs_embed.providers.registry import resolve
 from rs_embed.specs import (
     DEFAULT_OUTPUT,
-    DEFAULT_SENSOR,
     InputPrep,
     OnLostScene,
     OutputSpec,
@@ -24,6 +23,9 @@ from rs_embed.specs import (
     SensorSpec,
     TemporalSpec,
     check_choice,
+    check_place,
+    check_sensor,
+    check_temporal,
 )
 
 
@@ -113,6 +115,7 @@ def get_embeddings_batch(
         ProviderError: for an unknown backend, or imagery that cannot be fetched.
     """
     card, sensor = check_model(model, sensor)
+    spatials, input_chws = _listed("spatials", spatials), _listed("input_chws", input_chws)
     places, times, patches = _expand(card.name, spatials, temporal, sensor, input_chws)
     check_choice("on_error", on_error, ("raise", "return"))
     check_choice("on_lost_scene", on_lost_scene, ("keep", "fail"))
@@ -187,7 +190,7 @@ def fetch_patch(
         >>> patch.geobox.resolution.x, len(patch.scenes)
         (10.0, 1)
     """
-    sensor = DEFAULT_SENSOR if sensor is None else sensor
+    sensor = check_sensor(sensor)
     check_choice("on_lost_scene", on_lost_scene, ("keep", "fail"))
     _, _, patches = _expand("fetching imagery", [spatial], temporal, sensor, None)
     [(_, result)] = fetch_patches(resolve(backend), patches, on_lost_scene)
@@ -221,7 +224,8 @@ def inspect_provider_patch(
     Returns:
         JSON-ready `{ok, report, sensor, temporal, backend, artifacts}`.
     """
-    sensor = DEFAULT_SENSOR if sensor is None else sensor
+    sensor = check_sensor(sensor)
+    check_range(value_range)
     provider = resolve(backend)
     patch = fetch_patch(spatial, temporal, sensor, provider)
     report = inspect_patch(patch, sensor, name=name, value_range=value_range)
@@ -260,6 +264,23 @@ def inspect_gee_patch(
     )
 
 
+def _listed(name: str, values: object) -> list[Any] | None:
+    """Return several values as a list, and None as it is."""
+    try:
+        return None if values is None else list(cast(Iterable[Any], values))
+    except TypeError:
+        raise SpecError(f"{name} must be a list, got {values!r:.120}: put it into brackets, [...]") from None
+
+
+def _listed_times(values: object) -> list[TemporalSpec | None]:
+    """Return the time ranges of a batch; a SpecError for anything but a list of them."""
+    listed = list(values) if isinstance(values, Iterable) and not isinstance(values, (str, Mapping)) else [values]
+    times = [time for time in listed if time is None or isinstance(time, TemporalSpec)]
+    if len(times) != len(listed):
+        check_temporal(values)
+    return times
+
+
 def _expand(
     caller: str,
     spatials: Sequence[Place] | None,
@@ -275,17 +296,15 @@ def _expand(
     if input_chws is not None and len(input_chws) != n:
         raise SpecError(f"{len(input_chws)} input_chws for {n} places: give one for each place")
     places: list[Place | None] = [None] * n if spatials is None else list(spatials)
-    times: list[TemporalSpec | None] = (
-        [temporal] * n if temporal is None or isinstance(temporal, TemporalSpec) else list(temporal)
-    )
+    is_one = temporal is None or isinstance(temporal, TemporalSpec)
+    times: list[TemporalSpec | None] = [temporal] * n if is_one else _listed_times(temporal)  # type: ignore[list-item]
     if len(times) != n:
         raise SpecError(f"{len(times)} time ranges for {n} places: give one for all, or one for each")
     patches = []
     for place, time in zip(places, times, strict=True):
         if place is None and input_chws is not None:
             continue
-        if not isinstance(place, Place):
-            raise SpecError(f"a place must be a BBox or a PointBuffer, got {place!r}")
+        place = check_place(place)
         if input_chws is not None:
             continue
         if not isinstance(time, TemporalSpec) or time.mode != "range":

@@ -16,7 +16,7 @@ from affine import Affine
 from rs_embed.arrays import CoordinateArray
 from rs_embed.errors import SpecError
 from rs_embed.lonlat import Box
-from rs_embed.specs import BBox, Place
+from rs_embed.specs import BBox, Place, check_place
 
 if TYPE_CHECKING:  # imported when needed: they take a quarter of a second
     from odc.geo.geobox import GeoBox
@@ -51,7 +51,7 @@ def place_geobox(place: Place, scale_m: float) -> GeoBox:
     """Return the pixel grid of a place; a grid of more than 8,192 px a side is a SpecError."""
     from odc.geo.geobox import GeoBox
 
-    epsg = utm_epsg(*place.centre)
+    epsg = utm_epsg(*check_place(place).centre)
     if isinstance(place, BBox):
         left, top, width, height = _box_pixels(place, epsg, scale_m)
     else:

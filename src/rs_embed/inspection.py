@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from rs_embed.arrays import AnyArray, observed
+from rs_embed.errors import SpecError
 from rs_embed.files import atomic_write, make_folder
 from rs_embed.patch import REFLECTANCE_MAX, Patch
 from rs_embed.pictures import png_of, quicklook
@@ -89,6 +90,13 @@ def _judge(report: dict[str, Any], bands: Sequence[str], value_range: tuple[floa
     if report["valid_frac"] < HALF:
         issues.append(f"only {report['valid_frac']:.1%} of the pixels were observed (at least {HALF:.0%})")
     return issues
+
+
+def check_range(value_range: object) -> None:
+    """Raise a SpecError unless a range of values is None or two rising numbers."""
+    pair = (0, 1) if value_range is None else value_range
+    if not (isinstance(pair, Sequence) and len(pair) == 2 and pair[0] < pair[1]):
+        raise SpecError(f"value_range must be the lowest and highest DN, such as (0, 10000), got {value_range!r:.80}")
 
 
 def inspect_patch(

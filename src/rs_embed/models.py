@@ -13,7 +13,7 @@ from rs_embed.embedders.cards import ModelCard, find_card, shipped_folder
 from rs_embed.errors import CheckpointError, ModelError, NoImageryError, ProviderError, missing_core
 from rs_embed.providers.base import PatchRequest, Provider
 from rs_embed.sentinel2 import RGB_BANDS
-from rs_embed.specs import DEFAULT_SENSOR, OutputSpec, SensorSpec
+from rs_embed.specs import OutputSpec, SensorSpec, check_sensor
 
 if TYPE_CHECKING:
     from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def check_model(model: str, sensor: SensorSpec | None) -> tuple[ModelCard, SensorSpec]:
     """Return a model's card and the sensor, the default one for None; refuse bands that the model does not take."""
-    card, sensor = find_card(model), DEFAULT_SENSOR if sensor is None else sensor
+    card, sensor = find_card(model), check_sensor(sensor)
     if sensor.bands != RGB_BANDS:
         wanted = f"the bands {RGB_BANDS} (red, green, blue) in this order"
         raise ModelError(f"{card.name} takes {wanted}, got {sensor.bands}")

@@ -18,7 +18,7 @@ def resolve(reference: str) -> Path:
     if (file := find_cached(reference)) is not None:
         return file
     hub = _import_hub()
-    repo = hub.parse(_without_prefix(reference))
+    repo = _parse(hub, reference)
     names = hub.list_files(repo)
     name = choose_file(names, str(repo)) if repo.file is None else repo.file
     return Path(hub.download_weights(repo, name, names))
@@ -29,11 +29,21 @@ def find_cached(reference: str) -> Path | None:
     if (local := local_file(reference)) is not None:
         return local
     hub = _import_hub()
-    repo = hub.parse(_without_prefix(reference))
+    repo = _parse(hub, reference)
     if (snapshot := hub.snapshot(repo)) is not None:
         with suppress(CheckpointError):  # only other files of the repo are cached
             return find_file(snapshot, repo.file)
     return None
+
+
+def _parse(hub: Any, reference: str) -> Any:
+    """Parse a hub repo; a name that ends as weights do is a file that is not there."""
+    text = _without_prefix(reference)
+    if ":" not in text and text.endswith(_SUFFIXES):
+        raise CheckpointError(
+            f"checkpoint {text!r} is no file or folder that exists: check the path (a hub's file is owner/name:file)"
+        )
+    return hub.parse(text)
 
 
 def _import_hub() -> Any:

@@ -96,7 +96,7 @@ def find_card(model: str) -> ModelCard:
     names = {name: card for card in CARDS for name in (card.name, *card.aliases)}
     if isinstance(model, str) and model in names:
         return names[model]
-    close = difflib.get_close_matches(str(model), names, n=1)
+    close = difflib.get_close_matches(str(model).lower().replace("-", "_"), names, n=1)
     guess = f" (did you mean {close[0]!r}?)" if close else ""
     raise UnknownModelError(f"unknown model {model!r}{guess}; known: {', '.join(c.name for c in CARDS)}")
 

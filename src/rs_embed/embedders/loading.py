@@ -106,8 +106,8 @@ def find_device(device: str) -> torch.device:
     try:
         torch.empty(0, device=device)
         return torch.device(device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0].partition(". ")[0]
         raise ModelError(f"device={device!r} cannot be used here ({reason}); use 'auto' or 'cpu'") from error
 
 

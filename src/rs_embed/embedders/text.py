@@ -106,6 +106,8 @@ def frames_of(template: str | Sequence[str] | None) -> tuple[str, ...] | None:
 
 def check_texts(texts: str | Sequence[str]) -> list[str]:
     """Return one text or several as a list."""
+    if not isinstance(texts, Sequence):
+        raise ModelError(f"texts must be a text or a list of texts, got {texts!r:.80}")
     found = [texts] if isinstance(texts, str) else list(texts)
     for position, text in enumerate(found):
         if not isinstance(text, str) or not text.strip():

@@ -19,11 +19,11 @@ from rs_embed.providers.gee.expressions import bytes_per_pixel
 from rs_embed.providers.registry import resolve
 from rs_embed.specs import (
     DEFAULT_OUTPUT,
-    DEFAULT_SENSOR,
     Every,
     OutputSpec,
     SensorSpec,
     TemporalSpec,
+    check_sensor,
 )
 
 _SAMPLE = 10_000
@@ -145,7 +145,7 @@ def plan_export(
     """
     if mbit_s <= 0:
         raise SpecError(f"the rate must be greater than 0 Mbit/s, got {mbit_s:g}")
-    sensor = sensor or DEFAULT_SENSOR
+    sensor = check_sensor(sensor)
     card, provider = find_card(model), resolve(backend)
     limits = Limits(card=card, scale_m=sensor.scale_m, output=output, allow_small=True)
     wanted = RowsWanted(source=places, chip_m=chip_m, read=read or ReadOptions(), temporal=temporal, every=every)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,6 +48,13 @@ class ReadOptions:
     """Column of latitude or y, found by its usual names when None."""
     max_places: int | None = MAX_PLACES
     """Number of rows that an export refuses to exceed, with what they would cost; None for any number."""
+
+    def __post_init__(self) -> None:
+        if self.chip_m is not None and not (isinstance(self.chip_m, Real) and 0 < self.chip_m < math.inf):
+            raise SpecError(
+                f"a chip's side must be greater than 0 metres, got {self.chip_m!r}: give --chip, or half of it as "
+                "--buffer-m"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

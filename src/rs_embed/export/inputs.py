@@ -157,7 +157,6 @@ def _to_places(columns: Columns, options: ReadOptions) -> InputPlaces:
     if options.chip_m is None:
         raise SpecError("a size is needed: --chip M (the side, ground metres) or --buffer-m M (half of it)")
     half_m = options.chip_m / 2
-    PointBuffer(0, 0, half_m)  # a wrong size is one error, not one a row
     lon, lat = _to_lonlat(columns)
     names = columns.table.column_names
     ids = [str(i) if given is None or given == "" else str(given) for i, given in enumerate(columns.ids)]

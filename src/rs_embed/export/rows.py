@@ -13,7 +13,7 @@ from rs_embed.export.regions import as_region, count_chips, region_places
 from rs_embed.export.schedule import Schedule, schedule, windows
 from rs_embed.grid import place_geobox
 from rs_embed.providers.base import PatchRequest
-from rs_embed.specs import Every, SensorSpec, TemporalSpec
+from rs_embed.specs import Every, SensorSpec, TemporalSpec, check_temporal
 
 CutListener = Callable[[int, int], None]
 """Callback for the number of chips looked at, and of all that may lie in a region."""
@@ -61,13 +61,15 @@ class RowsWanted:
         together.
         """
         region, side_m = as_region(self.source), self.read.chip_m if self.chip_m is None else self.chip_m
+        check_temporal(self.temporal)
+        read = replace(self.read, chip_m=side_m)  # checks it
         most, total = self.read.max_places if sample is None else None, None
         if region is not None and side_m is None:
             raise SpecError("a region needs the size of its chips: chip_m (--chip M)")
         if side_m is not None:
             limits.check_side(side_m)
         if region is None or side_m is None:
-            places = read_places(self.source, replace(self.read, chip_m=side_m))
+            places = read_places(self.source, read)
         else:
             chips = count_chips(region, side_m) * (len(windows(self.temporal, self.every)) if self.temporal else 1)
             limits.check_count(chips, most, f"chips of {side_m:g} m from this region make about")

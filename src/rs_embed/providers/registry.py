@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from functools import lru_cache
 from pathlib import Path
 
@@ -43,7 +44,19 @@ def resolve(backend: str | Provider, cache_dir: Path | None = None) -> Provider:
 
         return LocalProvider(name.removeprefix("local:"))
     meaning = f" (what 'auto' means; {settings.BACKEND} changes it)" if backend == "auto" else ""
-    raise ProviderError(f"unknown backend {name!r}{meaning}; usable: {', '.join(BACKENDS)}")
+    guess = f" (did you mean {close!r}?)" if (close := _guess(name)) else ""
+    raise ProviderError(f"unknown backend {name!r}{meaning}{guess}; usable: {', '.join(BACKENDS)}")
+
+
+def _guess(name: str) -> str | None:
+    """Return the backend that a wrong name may mean: a folder, the address of a catalog, or a name with a slip."""
+    if name and Path(name).expanduser().exists():
+        return f"local:{name}"
+    if name.startswith(("http://", "https://")):
+        return f"stac:{name}" if "#" in name else f"stac:{name}#<collection>"
+    by_word = {known.partition(":")[0]: known for known in BACKENDS}
+    close = difflib.get_close_matches(name.lower().replace("_", "-").rstrip(":"), by_word, n=1)
+    return by_word[close[0]] if close else None
 
 
 def _cached(provider: Provider, folder: Path | None) -> Provider:

@@ -29,7 +29,7 @@ from rs_embed.providers.base import Provider
 from rs_embed.providers.registry import resolve
 from rs_embed.search.query import word_probabilities, word_query
 from rs_embed.search.results import LIKELY, NOTHING_LIKE_IT
-from rs_embed.specs import OutputSpec, Place, SensorSpec, TemporalSpec
+from rs_embed.specs import OutputSpec, Place, SensorSpec, TemporalSpec, check_sensor
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -161,7 +161,7 @@ def heat_map(
         NoImageryError: for a place where no window is at least three quarters observed.
         ProviderError: for imagery that cannot be read.
     """
-    sensor = SensorSpec() if sensor is None else sensor
+    sensor = check_sensor(sensor)
     checkpoint = sensor.checkpoint if checkpoint is None else checkpoint
     wanted, unwanted = check_texts(text), check_texts(negative) if negative else []
     geobox = place_geobox(spatial, sensor.scale_m)

@@ -26,6 +26,11 @@ def demo(
 
     The sample places need no account and no download. --backend, --port and --page apply to --at only.
     """
+    from rs_embed.embedders.cards import find_card
+    from rs_embed.files import make_folder
+
+    if model is not None:
+        find_card(model)
     if at is not None:
         from rs_embed.cli.demo.town import search_around
 
@@ -33,4 +38,4 @@ def demo(
     else:
         from rs_embed.cli.demo.samples import run
 
-        run(out, model or DEMO_MODEL)
+        run(make_folder(out), model or DEMO_MODEL)

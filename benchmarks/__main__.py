@@ -19,6 +19,8 @@ REPORTS = (
 )
 """Benchmarks that print lines; each runs in a separate process."""
 
+_APART = "## Measured apart"
+
 
 def main() -> None:
     wanted = sys.argv[1:] or COMPARISONS
@@ -45,7 +47,9 @@ def main() -> None:
         "",
         "Comparisons with peers are in [RESULTS-peers.md](RESULTS-peers.md) (`make bench-peers`).",
     ]
-    Path(__file__).with_name("RESULTS.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    results = Path(__file__).with_name("RESULTS.md")
+    _, apart, kept = results.read_text(encoding="utf-8").partition(_APART)  # that section is written by hand
+    results.write_text("\n".join(lines) + f"\n\n{apart}{kept}", encoding="utf-8")
     quote.main()
 
 

@@ -73,7 +73,8 @@ def _line(name: str, vectors: Vectors, precision: str, overlaps: dict[str, float
     cosine = vectors.cosine(precision)
     shares = ", ".join(f"{value:.1%} of the ten best for {what}" for what, value in overlaps.items())
     return (
-        f"{precision}, {name}: cosine with fp32 at least {cosine.min():.4f}, median {np.median(cosine):.4f}, "
+        f"{precision}, {name}: cosine with fp32 at least {cosine.min():.4f}, "
+        f"1st percentile {np.percentile(cosine, 1):.4f}, median {np.median(cosine):.4f}, "
         f"{shares}, {vectors.speed(precision):.2f} times as fast"
     )
 

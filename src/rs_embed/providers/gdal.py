@@ -68,7 +68,8 @@ class GdalFile:
     @property
     def bands_at_once(self) -> int:
         """Largest number of bands that are best read together."""
-        values = self.grid.block_height * self.grid.block_width * self.blocks_at_once
+        grid = self.grid
+        values = min(grid.block_height, grid.height) * min(grid.block_width * self.blocks_at_once, grid.width)
         return max(1, _RUN_VALUES // values) if self.is_planar else self.count
 
     def scale_and_offset(self, band: int) -> tuple[float, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import json
 import os
 import signal
@@ -449,12 +448,6 @@ def test_no_imagery_is_said_before_missing_weights(tmp_path, small):
             backend="sample",
             checkpoint=missing,
         )
-
-
-def test_the_example_of_fetch_patch_runs():
-    example = doctest.DocTestFinder().find(fetch_patch, "fetch_patch")[0]
-    assert example.examples
-    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_a_patch_has_the_pixels_that_an_inspection_has():

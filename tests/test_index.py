@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import json
 import threading
 from pathlib import Path
@@ -71,12 +70,6 @@ def test_words_give_what_brute_force_gives(sample):
     assert [h.rank for h in found.hits] == list(range(1, 11))
     assert found.hits[0].percentile > 95
     assert all(0 <= h.probability <= 1 for h in found.hits)
-
-
-def test_the_example_of_text_query_holds():
-    example = doctest.DocTestFinder().find(text_query, "text_query")[0]
-    assert len(example.examples) == 2
-    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_words_that_the_model_does_not_know_are_told_in_the_answer(sample):

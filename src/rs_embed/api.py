@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
+from rs_embed.arguments import check_sensor
+from rs_embed.batch import expand, listed
 from rs_embed.embedding import Embedding, Request, Result
-from rs_embed.errors import ModelError, SpecError
-from rs_embed.grid import place_geobox
+from rs_embed.errors import SpecError
 from rs_embed.inspection import check_range, inspect_patch, save_quicklook
 from rs_embed.models import check_model, load_model
 from rs_embed.patch import Patch, check_input_chw
-from rs_embed.providers.base import PatchRequest, Provider, fetch_patches
+from rs_embed.providers.base import Provider, fetch_patches
 from rs_embed.providers.registry import resolve
 from rs_embed.specs import (
     DEFAULT_OUTPUT,
@@ -23,9 +24,6 @@ from rs_embed.specs import (
     SensorSpec,
     TemporalSpec,
     check_choice,
-    check_place,
-    check_sensor,
-    check_temporal,
 )
 
 
@@ -44,13 +42,35 @@ def get_embedding(
     precision: str = "fp32",
     on_lost_scene: OnLostScene = "keep",
 ) -> Embedding:
-    """Embed one place, as a batch of one; see `get_embeddings_batch` for the other arguments and the errors.
+    """Embed one place, as a batch of one.
 
     Args:
-        input_chw: pixels instead of a fetch: raw DN, (3, y, x), bands B4, B3, B2.
+        model: a name of `list_models()`.
+        spatial: the place.
+        temporal: the time range.
+        sensor: the imagery to fetch; the model's defaults when None.
+        output: a pooled vector or a token grid.
+        backend: "sample", "local:<folder>", …, "auto", or an object that is a `Provider`.
+        device: "auto", "cpu", "cuda", …
+        input_prep: "resize" shows the model the whole place at once; "tile" cuts it at native resolution.
+        input_chw: pixels instead of a fetch: raw DN, (3, y, x), bands B4, B3, B2; see `get_embeddings_batch`.
+        checkpoint: hub repo, path, or a ready object that encodes images.
+        precision: "fp32"; "bf16", "int8" on a CPU; "fp16", "bf16" on CUDA.
+        on_lost_scene: "keep" embeds a place without the scenes that could not be read, "fail" refuses it.
 
     Returns:
         `data` (768,) float32 for ViT-B/32, or a (768, 7, 7) DataArray for `OutputSpec.grid()`; `meta` its provenance.
+
+    Raises:
+        SpecError, ModelError, ProviderError: as `get_embeddings_batch`.
+
+    Example:
+        >>> from rs_embed import PointBuffer, TemporalSpec, get_embedding, list_samples
+        >>> sample = list_samples()[0]
+        >>> place, month = PointBuffer(sample.lon, sample.lat, 600), TemporalSpec.range(sample.start, sample.end)
+        >>> vector = get_embedding("clip_eurosat_s2rgb", spatial=place, temporal=month, backend="sample")
+        >>> vector.data.shape, vector.meta["n_scenes"]
+        ((192,), 1)
     """
     [result] = get_embeddings_batch(
         model,
@@ -113,10 +133,22 @@ def get_embeddings_batch(
         SpecError: for a missing or oversized place, or an argument out of its choices.
         ModelError: for a request that the model cannot serve: no time range, other bands, a grid without tokens.
         ProviderError: for an unknown backend, or imagery that cannot be fetched.
+
+    Example:
+        >>> from rs_embed import PointBuffer, TemporalSpec, get_embeddings_batch, list_samples
+        >>> samples = list_samples()
+        >>> found = get_embeddings_batch(
+        ...     "clip_eurosat_s2rgb",
+        ...     spatials=[PointBuffer(s.lon, s.lat, 600) for s in samples],
+        ...     temporal=[TemporalSpec.range(s.start, s.end) for s in samples],
+        ...     backend="sample",
+        ... )
+        >>> len(found), found[0].data.shape
+        (6, (192,))
     """
     card, sensor = check_model(model, sensor)
-    spatials, input_chws = _listed("spatials", spatials), _listed("input_chws", input_chws)
-    places, times, patches = _expand(card.name, spatials, temporal, sensor, input_chws)
+    spatials, input_chws = listed("spatials", spatials), listed("input_chws", input_chws)
+    places, times, patches = expand(card.name, spatials, temporal, sensor, input_chws)
     check_choice("on_error", on_error, ("raise", "return"))
     check_choice("on_lost_scene", on_lost_scene, ("keep", "fail"))
     check_choice("input_prep", input_prep, ("resize", "tile"))
@@ -168,7 +200,8 @@ def fetch_patch(
         spatial: the place.
         temporal: the time range; required.
         sensor: the imagery to fetch; Sentinel-2 RGB at 10 m a pixel when None.
-        backend: as for `get_embeddings_batch`, also for `on_lost_scene`.
+        backend: as for `get_embeddings_batch`.
+        on_lost_scene: as for `get_embeddings_batch`.
 
     Returns:
         `dn` (bands, y, x) float32, DN = 10,000 × reflectance, row 0 north, NaN where nothing was observed; `geobox`
@@ -192,7 +225,7 @@ def fetch_patch(
     """
     sensor = check_sensor(sensor)
     check_choice("on_lost_scene", on_lost_scene, ("keep", "fail"))
-    _, _, patches = _expand("fetching imagery", [spatial], temporal, sensor, None)
+    _, _, patches = expand("fetching imagery", [spatial], temporal, sensor, None)
     [(_, result)] = fetch_patches(resolve(backend), patches, on_lost_scene)
     if isinstance(result, Exception):
         raise result
@@ -223,6 +256,14 @@ def inspect_provider_patch(
 
     Returns:
         JSON-ready `{ok, report, sensor, temporal, backend, artifacts}`.
+
+    Example:
+        >>> from rs_embed import PointBuffer, TemporalSpec, inspect_provider_patch, list_samples
+        >>> sample = list_samples()[0]
+        >>> place, month = PointBuffer(sample.lon, sample.lat, 600), TemporalSpec.range(sample.start, sample.end)
+        >>> found = inspect_provider_patch(spatial=place, temporal=month, backend="sample", value_range=(0, 10000))
+        >>> found["ok"], found["report"]["shape"], found["report"]["valid_frac"]
+        (True, [3, 120, 120], 1.0)
     """
     sensor = check_sensor(sensor)
     check_range(value_range)
@@ -252,7 +293,29 @@ def inspect_gee_patch(
     value_range: tuple[float, float] | None = None,
     return_array: bool = False,
 ) -> dict[str, Any]:
-    """Call `inspect_provider_patch` with Earth Engine as the default backend."""
+    """Call `inspect_provider_patch` with Earth Engine as the default backend.
+
+    Args:
+        spatial: the place.
+        temporal: a time range.
+        sensor: the imagery to fetch; `check_save_dir` also writes a quicklook PNG.
+        backend: "gee", or another as for `get_embeddings_batch`.
+        name: name of the report and of the picture.
+        value_range: DN that are expected, such as (0, 10000); more than 0.1 % outside fails.
+        return_array: also return the pixels as `array_chw`, float32 (bands, y, x), NaN where not observed.
+
+    Returns:
+        JSON-ready `{ok, report, sensor, temporal, backend, artifacts}`.
+
+    Example:
+        `backend="sample"` stands for Earth Engine here, which needs an account.
+
+        >>> from rs_embed import PointBuffer, TemporalSpec, inspect_gee_patch, list_samples
+        >>> sample = list_samples()[0]
+        >>> place, month = PointBuffer(sample.lon, sample.lat, 600), TemporalSpec.range(sample.start, sample.end)
+        >>> inspect_gee_patch(spatial=place, temporal=month, backend="sample")["report"]["name"]
+        'gee_patch'
+    """
     return inspect_provider_patch(
         spatial=spatial,
         temporal=temporal,
@@ -262,53 +325,3 @@ def inspect_gee_patch(
         value_range=value_range,
         return_array=return_array,
     )
-
-
-def _listed(name: str, values: object) -> list[Any] | None:
-    """Return several values as a list, and None as it is."""
-    try:
-        return None if values is None else list(cast(Iterable[Any], values))
-    except TypeError:
-        raise SpecError(f"{name} must be a list, got {values!r:.120}: put it into brackets, [...]") from None
-
-
-def _listed_times(values: object) -> list[TemporalSpec | None]:
-    """Return the time ranges of a batch; a SpecError for anything but a list of them."""
-    listed = list(values) if isinstance(values, Iterable) and not isinstance(values, (str, Mapping)) else [values]
-    times = [time for time in listed if time is None or isinstance(time, TemporalSpec)]
-    if len(times) != len(listed):
-        check_temporal(values)
-    return times
-
-
-def _expand(
-    caller: str,
-    spatials: Sequence[Place] | None,
-    temporal: TemporalSpec | Sequence[TemporalSpec] | None,
-    sensor: SensorSpec,
-    input_chws: Sequence[object] | None,
-) -> tuple[list[Place | None], list[TemporalSpec | None], list[PatchRequest]]:
-    """Return the place, the time range and, unless pixels were passed, the imagery of each request, all checked."""
-    given = spatials if spatials is not None else input_chws
-    if given is None:
-        raise SpecError("a place is needed: spatial=PointBuffer(lon, lat, buffer_m) or BBox(…), or pixels as input_chw")
-    n = len(given)
-    if input_chws is not None and len(input_chws) != n:
-        raise SpecError(f"{len(input_chws)} input_chws for {n} places: give one for each place")
-    places: list[Place | None] = [None] * n if spatials is None else list(spatials)
-    is_one = temporal is None or isinstance(temporal, TemporalSpec)
-    times: list[TemporalSpec | None] = [temporal] * n if is_one else _listed_times(temporal)  # type: ignore[list-item]
-    if len(times) != n:
-        raise SpecError(f"{len(times)} time ranges for {n} places: give one for all, or one for each")
-    patches = []
-    for place, time in zip(places, times, strict=True):
-        if place is None and input_chws is not None:
-            continue
-        place = check_place(place)
-        if input_chws is not None:
-            continue
-        if not isinstance(time, TemporalSpec) or time.mode != "range":
-            got = "no temporal" if time is None else repr(time)
-            raise ModelError(f"{caller} needs temporal=TemporalSpec.range('YYYY-MM-DD', 'YYYY-MM-DD'), got {got}")
-        patches.append(PatchRequest(place_geobox(place, sensor.scale_m), time, sensor))
-    return places, times, patches

@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from rs_embed.inspection import imagery_warnings, missing_warnings
 from rs_embed.patch import Patch
 from rs_embed.pictures import png_of, quicklook, side_by_side, token_colours
 from rs_embed.specs import BBox, InputPrep, OutputSpec, Place, PointBuffer, SensorSpec, TemporalSpec
+from rs_embed.versions import versions
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -39,7 +39,16 @@ GRID_NOTE = "ViT tokens, not georeferenced pixels: a token mixes in what lies ar
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
-    """Vector or token grid of one place, with its metadata."""
+    """Vector or token grid of one place, with its metadata.
+
+    Example:
+        >>> import numpy as np
+        >>> from rs_embed import get_embedding
+        >>> pixels = np.random.default_rng(0).integers(0, 3000, (3, 64, 64))
+        >>> vector = get_embedding("clip_eurosat_s2rgb", input_chw=pixels)
+        >>> vector.data.shape, vector.meta["pooling"]
+        ((192,), 'token_mean')
+    """
 
     data: FloatArray | xr.DataArray
     """`(d,)` float32 for a pooled output, a `(d, y, x)` DataArray for a token grid."""
@@ -122,7 +131,17 @@ def has_fault(dropped_scenes: Sequence[Mapping[str, Any]] | None) -> bool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EmbeddingFailure:
-    """Place without an embedding, and the error."""
+    """Place without an embedding, and the error.
+
+    Example:
+        >>> from rs_embed import PointBuffer, TemporalSpec, get_embeddings_batch
+        >>> june, nowhere = TemporalSpec.range("2017-06-01", "2017-07-01"), PointBuffer(0, 0, 600)
+        >>> [failure] = get_embeddings_batch(
+        ...     "clip_eurosat_s2rgb", spatials=[nowhere], temporal=june, backend="sample", on_error="return"
+        ... )
+        >>> type(failure.error).__name__, failure.place.lon
+        ('NoImageryError', 0.0)
+    """
 
     place: Place | None
     """None where pixels were passed without a place."""
@@ -323,18 +342,3 @@ def _warnings(patch: Patch | None, sensor: SensorSpec, chips: Chips) -> Iterator
             f"cropped: the model saw the middle of the place only, {chips.cropped_frac:.0%} was cut off; use a square "
             "place, or input_prep='tile'"
         )
-
-
-@lru_cache(maxsize=1)
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that influence the numbers."""
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": platform.python_version()}
-    for package in ("rs-embed-remoteclip", "torch", "numpy", "pillow", "rasterio"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue  # run from a source folder
-    return found

@@ -34,6 +34,14 @@ class RSEmbedError(Exception):
     Attributes:
         results: set by a batch that stopped early: one slot a request, in order; a finished
             place holds its `Embedding`, a failed one its `EmbeddingFailure`, the others `None`.
+
+    Example:
+        >>> from rs_embed import RSEmbedError, open_dataset
+        >>> try:
+        ...     open_dataset("no-such-folder")
+        ... except RSEmbedError as error:
+        ...     print(error)
+        no-such-folder is no dataset: it has no .rs-embed/manifest.json
     """
 
     results: Sequence[object] | None = None
@@ -44,27 +52,72 @@ class RSEmbedError(Exception):
 
 
 class SpecError(RSEmbedError, ValueError):
-    """Invalid place, time range, sensor or output."""
+    """Invalid place, time range, sensor or output.
+
+    Example:
+        >>> from rs_embed import PointBuffer
+        >>> PointBuffer(13.72, 48.22, buffer_m=-1)
+        Traceback (most recent call last):
+        rs_embed.errors.SpecError: buffer_m must be greater than 0 metres, got -1 (it is half the side)
+    """
 
 
 class ProviderError(RSEmbedError):
-    """Imagery that cannot be fetched."""
+    """Imagery that cannot be fetched.
+
+    Example:
+        >>> from rs_embed import PointBuffer, TemporalSpec, fetch_patch
+        >>> june = TemporalSpec.range("2022-06-01", "2022-07-01")
+        >>> fetch_patch(PointBuffer(13.72, 48.22, 600), june, backend="local:no-such-folder")
+        Traceback (most recent call last):
+        rs_embed.errors.ProviderError: local:no-such-folder: no such folder or STAC file
+    """
 
 
 class NoImageryError(ProviderError):
-    """Place and time range for which the source has no valid pixel."""
+    """Place and time range for which the source has no valid pixel.
+
+    Example:
+        >>> from rs_embed import NoImageryError, PointBuffer, TemporalSpec, fetch_patch
+        >>> try:
+        ...     fetch_patch(PointBuffer(0, 0, 600), TemporalSpec.range("2022-06-01", "2022-07-01"), backend="sample")
+        ... except NoImageryError as error:
+        ...     print(error)
+        sample: ...
+    """
 
 
 class ModelError(RSEmbedError):
-    """Request that the model cannot serve."""
+    """Request that the model cannot serve.
+
+    Example:
+        >>> from rs_embed import PointBuffer, get_embedding
+        >>> get_embedding("clip_eurosat_s2rgb", spatial=PointBuffer(13.72, 48.22, 600), backend="sample")
+        Traceback (most recent call last):
+        rs_embed.errors.ModelError: clip_eurosat_s2rgb needs temporal=TemporalSpec.range(...), got no temporal
+    """
 
 
 class CheckpointError(ModelError):
-    """Weights that are missing, incomplete, unsafe or of another network."""
+    """Weights that are missing, incomplete, unsafe or of another network.
+
+    Example:
+        >>> from rs_embed import embed_text
+        >>> embed_text("clip_eurosat_s2rgb", "lake", checkpoint="/no/such/file.safetensors")
+        Traceback (most recent call last):
+        rs_embed.errors.CheckpointError: checkpoint '/no/such/file.safetensors' is no file or folder that exists...
+    """
 
 
 class UnknownModelError(ModelError):
-    """Model name that is not in the table of cards."""
+    """Model name that is not in the table of cards.
+
+    Example:
+        >>> from rs_embed import describe_model
+        >>> describe_model("remotclip")
+        Traceback (most recent call last):
+        rs_embed.errors.UnknownModelError: unknown model 'remotclip' (did you mean 'remoteclip'?); known: ...
+    """
 
 
 def pip_line(extra: str | None = None) -> str:

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from affine import Affine
 
+from rs_embed.arguments import check_place
 from rs_embed.arrays import CoordinateArray
 from rs_embed.errors import SpecError
 from rs_embed.lonlat import Box
-from rs_embed.specs import BBox, Place, check_place
+from rs_embed.specs import BBox, Place
 
 if TYPE_CHECKING:  # imported when needed: they take a quarter of a second
     from odc.geo.geobox import GeoBox

@@ -8,9 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from rs_embed.errors import SpecError
+
 Box = tuple[float, float, float, float]
 """West, south, east, north in degrees; west > east across 180°."""
 WORLD: Box = (-180.0, -90.0, 180.0, 90.0)
+SOUTH, NORTH = -80.0, 84.0
+"""Latitudes where UTM ends."""
 
 
 def wrap(lon: float) -> float:
@@ -70,3 +74,37 @@ def enclose(boxes: Iterable[Box]) -> Box:
         k = int(gaps.argmax())
         edges = float(starts[k + 1]), float(reach[k])
     return edges[0], float(south.min()), edges[1], float(north.max())
+
+
+def check_lonlat(crs: str, *points: tuple[float, float]) -> None:
+    """Raise a SpecError for another CRS than longitude and latitude, and for a point off the globe."""
+    if crs != "EPSG:4326":
+        raise SpecError(f"crs must be 'EPSG:4326' (longitude, latitude), got {crs!r}: transform the place first")
+    for lon, lat in points:
+        if not -180 <= lon <= 180:
+            metres = " (are these metres? name their CRS, or transform them)" if abs(lon) > 540 else ""
+            raise SpecError(f"longitude {lon:g} lies outside -180…180{metres}")
+        if not -90 <= lat <= 90:
+            swapped = " (are longitude and latitude swapped?)" if abs(lon) <= 90 else ""
+            raise SpecError(f"latitude {lat:g} lies outside -90…90{swapped}")
+
+
+def check_utm(*lats: float) -> None:
+    """Raise a SpecError for a latitude beyond UTM."""
+    for lat in lats:
+        if not SOUTH <= lat <= NORTH:
+            raise SpecError(f"latitude {lat:g} lies beyond UTM (80°S…84°N), where Sentinel-2 has no tiles for us")
+
+
+def check_box(box: Box) -> None:
+    """Raise a SpecError for a box without an area, or with swapped edges."""
+    west, south, east, north = box
+    if south > north:
+        raise SpecError(f"minlat {south:g} is greater than maxlat {north:g}: swap them")
+    if width(box) == 0 or south == north:
+        raise SpecError(f"the box {box} has no area; for a point use PointBuffer(lon, lat, buffer_m)")
+    if west > east and width(box) > 180:
+        raise SpecError(
+            f"minlon {west:g} is greater than maxlon {east:g}, which is a box of {width(box):g} degrees across the "
+            "antimeridian: swap them"
+        )

@@ -7,13 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rs_embed.arguments import check_sensor
 from rs_embed.clip.weights import local_file
 from rs_embed.digest import digest_of
 from rs_embed.embedders.cards import ModelCard, find_card, shipped_folder
 from rs_embed.errors import CheckpointError, ModelError, NoImageryError, ProviderError, missing_core
 from rs_embed.providers.base import PatchRequest, Provider
 from rs_embed.sentinel2 import RGB_BANDS
-from rs_embed.specs import OutputSpec, SensorSpec, check_sensor
+from rs_embed.specs import OutputSpec, SensorSpec
 
 if TYPE_CHECKING:
     from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder

@@ -10,7 +10,7 @@ from datetime import date, timedelta
 from typing import Literal, cast
 
 from rs_embed.errors import SpecError
-from rs_embed.lonlat import Box, middle, width
+from rs_embed.lonlat import Box, check_box, check_lonlat, check_utm, middle
 from rs_embed.sentinel2 import COLLECTIONS, HARMONIZED_COLLECTION, RGB_BANDS, canonical_band, is_l1c
 
 Composite = Literal["median", "mosaic"]
@@ -24,16 +24,25 @@ Every = Literal["month", "quarter", "year"]
 VectorType = Literal["float32", "float16"]
 Engine = Literal["local", "ray"]
 
-SOUTH, NORTH = -80.0, 84.0
-"""Latitudes where UTM ends."""
-
 
 @dataclass(frozen=True, slots=True)
 class BBox:
     """Box in longitude and latitude, degrees; with `minlon` (its west) > `maxlon` (its east) it crosses 180°.
 
+    Args:
+        minlon: western edge.
+        minlat: southern edge.
+        maxlon: eastern edge.
+        maxlat: northern edge.
+        crs: "EPSG:4326", the only one that is taken.
+
     Raises:
         SpecError: for a box that is empty, reversed or beyond UTM's latitudes.
+
+    Example:
+        >>> from rs_embed import BBox
+        >>> BBox(13.5, 48.0, 14.0, 48.5).centre
+        (13.75, 48.25)
     """
 
     minlon: float
@@ -44,9 +53,9 @@ class BBox:
 
     def __post_init__(self) -> None:
         _set_numbers(self, "minlon", "minlat", "maxlon", "maxlat")
-        _check_lonlat(self.crs, (self.minlon, self.minlat), (self.maxlon, self.maxlat))
-        _check_utm(self.minlat, self.maxlat)
-        _check_box(self.bounds)
+        check_lonlat(self.crs, (self.minlon, self.minlat), (self.maxlon, self.maxlat))
+        check_utm(self.minlat, self.maxlat)
+        check_box(self.bounds)
 
     @property
     def bounds(self) -> Box:
@@ -63,20 +72,30 @@ class BBox:
 class PointBuffer:
     """Square with sides of `2 * buffer_m` ground metres, centred on a point.
 
+    Args:
+        lon: longitude of the centre, degrees.
+        lat: latitude of the centre, degrees.
+        buffer_m: half the side, ground metres.
+        crs: "EPSG:4326", the only one that is taken.
+
     Raises:
         SpecError: for a point off the globe or beyond UTM's latitudes, or a buffer that is not positive.
+
+    Example:
+        >>> from rs_embed import PointBuffer
+        >>> PointBuffer(13.72, 48.22, buffer_m=600)  # 1,200 m a side
+        PointBuffer(lon=13.72, lat=48.22, buffer_m=600.0, crs='EPSG:4326')
     """
 
     lon: float
     lat: float
     buffer_m: float
-    """Half the side, ground metres."""
     crs: str = "EPSG:4326"
 
     def __post_init__(self) -> None:
         _set_numbers(self, "lon", "lat", "buffer_m")
-        _check_lonlat(self.crs, (self.lon, self.lat))
-        _check_utm(self.lat)
+        check_lonlat(self.crs, (self.lon, self.lat))
+        check_utm(self.lat)
         if self.buffer_m <= 0:
             raise SpecError(f"buffer_m must be greater than 0 metres, got {self.buffer_m:g} (it is half the side)")
 
@@ -101,14 +120,29 @@ def bounds_of(bbox: BBoxLike) -> Box:
         raise SpecError(f"a box is W S E N in degrees, got {bbox!r}") from None
     if not all(map(math.isfinite, (west, south, east, north))):
         raise SpecError(f"the box {bbox!r} must be finite")
-    _check_lonlat("EPSG:4326", (west, south), (east, north))
-    _check_box((west, south, east, north))
+    check_lonlat("EPSG:4326", (west, south), (east, north))
+    check_box((west, south, east, north))
     return west, south, east, north
 
 
 @dataclass(frozen=True, slots=True)
 class TemporalSpec:
-    """Time range in UTC days from `start` (included) to `end` (not included), ISO dates."""
+    """Time range in UTC days; `TemporalSpec.range` and `TemporalSpec.year` build it.
+
+    Args:
+        mode: "range" or "year".
+        start: first day, YYYY-MM-DD.
+        end: day after the last.
+
+    Raises:
+        SpecError: for a text that is no day, or a range that is empty or reversed.
+
+    Example:
+        >>> from rs_embed import TemporalSpec
+        >>> summer = TemporalSpec.range("2022-06-01", "2022-09-01")
+        >>> summer.start, summer.end  # the last day is 31 August
+        ('2022-06-01', '2022-09-01')
+    """
 
     mode: Literal["range", "year"]
     start: str
@@ -128,12 +162,21 @@ class TemporalSpec:
 
     @classmethod
     def range(cls, start: str | date, end: str | date) -> TemporalSpec:
-        """Return the days from `start` to the day before `end`: `TemporalSpec.range("2022-06-01", "2022-09-01")`."""
+        """Return the days from `start` to the day before `end`.
+
+        Args:
+            start: first day, a date or YYYY-MM-DD.
+            end: day after the last.
+        """
         return cls("range", cast(str, start), cast(str, end))  # dates become texts as they are checked
 
     @classmethod
     def year(cls, year: int) -> TemporalSpec:
-        """Return one calendar year. `remoteclip_s2rgb` takes ranges only."""
+        """Return one calendar year; `remoteclip_s2rgb` takes ranges only.
+
+        Args:
+            year: four digits, such as 2022.
+        """
         if isinstance(year, bool) or not isinstance(year, int) or not 1 <= year <= 9998:
             raise SpecError(f"year must be a whole number such as 2022, got {year!r}")
         return cls("year", date(year, 1, 1).isoformat(), date(year + 1, 1, 1).isoformat())
@@ -143,25 +186,38 @@ class TemporalSpec:
 class SensorSpec:
     """Imagery to fetch. Every backend honours every field or refuses it.
 
+    Args:
+        collection: product (Sentinel-2 L2A, by any catalog's name; "sentinel-2-l1c" for local L1C products), or
+            "hf:<repo_or_path>" to override the checkpoint.
+        bands: bands by any of their names, such as "B4", "B04" or "red"; the models take B4, B3, B2.
+        scale_m: ground metres a pixel.
+        cloudy_pct: highest cloud cover of a scene, per cent; cloudier scenes are left out.
+        fill_value: DN of pixels that were not observed.
+        composite: "median" of all scenes, or "mosaic", which takes the best scene of each pixel.
+        cloud_mask: "scl" masks pixels that the scene classification calls cloud, shadow, saturated or empty.
+        max_scenes: number of scenes, the least cloudy ones; None for all of the time range.
+        check_input: inspect the imagery before it is embedded; the report is in `meta["input_checks"]`.
+        check_raise: make issues that an inspection finds an error.
+        check_save_dir: folder for a PNG of what was inspected.
+
     Raises:
         SpecError: for a field out of its range, with the value.
+
+    Example:
+        >>> from rs_embed import SensorSpec
+        >>> sensor = SensorSpec(cloudy_pct=20, cloud_mask="scl", max_scenes=5)
+        >>> sensor.composite, sensor.scale_m
+        ('median', 10.0)
     """
 
     collection: str = HARMONIZED_COLLECTION
-    """Product (Sentinel-2 L2A, by any catalog's name; `"sentinel-2-l1c"` for local L1C products), or
-    `"hf:<repo_or_path>"` to override the checkpoint."""
     bands: tuple[str, ...] = RGB_BANDS
     scale_m: float = 10
-    """Ground metres a pixel."""
     cloudy_pct: float = 30
-    """Highest cloud cover of a scene, per cent; cloudier scenes are left out."""
     fill_value: float = 0.0
-    """DN of pixels that were not observed."""
     composite: Composite = "median"
     cloud_mask: CloudMask | None = None
-    """`"scl"` masks pixels that the scene classification calls cloud, shadow, saturated or empty."""
     max_scenes: int | None = None
-    """Number of scenes, the least cloudy ones; None for all of the time range."""
     check_input: bool = False
     check_raise: bool = True
     check_save_dir: str | None = None
@@ -204,7 +260,20 @@ class SensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """Kind of output: a pooled vector or a ViT token grid."""
+    """Kind of output; `OutputSpec.pooled` and `OutputSpec.grid` build it.
+
+    Args:
+        mode: "pooled" for a vector, "grid" for a ViT token grid.
+        pooling: "mean" or "projected" for a vector; None for a grid.
+
+    Raises:
+        SpecError: for a value that is not among these.
+
+    Example:
+        >>> from rs_embed import OutputSpec
+        >>> OutputSpec.pooled("projected")  # the space that texts share
+        OutputSpec(mode='pooled', pooling='projected')
+    """
 
     mode: OutputMode
     pooling: Pooling | None = None
@@ -219,7 +288,11 @@ class OutputSpec:
 
     @classmethod
     def pooled(cls, pooling: Pooling = "mean") -> OutputSpec:
-        """Return a vector: the `"mean"` of all tokens (768,), or the CLIP embedding `"projected"` (512,)."""
+        """Return a vector as the output.
+
+        Args:
+            pooling: "mean" of all tokens (768,), or "projected", the CLIP embedding (512,).
+        """
         return cls("pooled", pooling)
 
     @classmethod
@@ -238,37 +311,6 @@ def _set_numbers(spec: object, *names: str) -> None:
         if not math.isfinite(number):
             raise SpecError(f"{name} must be finite, got {number}")
         object.__setattr__(spec, name, float(number))
-
-
-def _check_lonlat(crs: str, *points: tuple[float, float]) -> None:
-    if crs != "EPSG:4326":
-        raise SpecError(f"crs must be 'EPSG:4326' (longitude, latitude), got {crs!r}: transform the place first")
-    for lon, lat in points:
-        if not -180 <= lon <= 180:
-            metres = " (are these metres? name their CRS, or transform them)" if abs(lon) > 540 else ""
-            raise SpecError(f"longitude {lon:g} lies outside -180…180{metres}")
-        if not -90 <= lat <= 90:
-            swapped = " (are longitude and latitude swapped?)" if abs(lon) <= 90 else ""
-            raise SpecError(f"latitude {lat:g} lies outside -90…90{swapped}")
-
-
-def _check_utm(*lats: float) -> None:
-    for lat in lats:
-        if not SOUTH <= lat <= NORTH:
-            raise SpecError(f"latitude {lat:g} lies beyond UTM (80°S…84°N), where Sentinel-2 has no tiles for us")
-
-
-def _check_box(box: Box) -> None:
-    west, south, east, north = box
-    if south > north:
-        raise SpecError(f"minlat {south:g} is greater than maxlat {north:g}: swap them")
-    if width(box) == 0 or south == north:
-        raise SpecError(f"the box {box} has no area; for a point use PointBuffer(lon, lat, buffer_m)")
-    if west > east and width(box) > 180:
-        raise SpecError(
-            f"minlon {west:g} is greater than maxlon {east:g}, which is a box of {width(box):g} degrees across the "
-            "antimeridian: swap them"
-        )
 
 
 def parse_day(name: str, value: object) -> date:
@@ -295,35 +337,6 @@ def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
     """Raise a SpecError unless a value is one of those allowed, of the same type."""
     if not any(value is a or (type(value) is type(a) and value == a) for a in allowed):
         raise SpecError(f"{name} must be {' or '.join(map(repr, allowed))}, got {value!r}")
-
-
-def check_place(value: object) -> Place:
-    """Return a place; a SpecError for anything else says which class its numbers fit."""
-    if isinstance(value, Place):
-        return value
-    numbers = ", ".join(map(repr, value)) if isinstance(value, (tuple, list)) else ""
-    fits = {2: f"PointBuffer({numbers}, buffer_m=…)", 3: f"PointBuffer({numbers})", 4: f"BBox({numbers})"}
-    remedy = fits.get(len(value), "") if isinstance(value, (tuple, list)) else ""
-    raise SpecError(
-        f"a place must be a BBox or a PointBuffer, got {value!r:.120}: write "
-        f"{remedy or 'PointBuffer(lon, lat, buffer_m) or BBox(west, south, east, north)'}"
-    )
-
-
-def check_temporal(value: object) -> TemporalSpec | None:
-    """Return a time range, or None; a SpecError for anything else."""
-    if value is None or isinstance(value, TemporalSpec):
-        return value
-    is_pair = isinstance(value, (tuple, list)) and len(value) == 2
-    remedy = f"range({value[0]!r}, {value[1]!r})" if is_pair else 'range("YYYY-MM-DD", "YYYY-MM-DD")'  # type: ignore[index]
-    raise SpecError(f"temporal must be a TemporalSpec, got {value!r:.120}: write TemporalSpec.{remedy}")
-
-
-def check_sensor(value: object) -> SensorSpec:
-    """Return a sensor, the default one for None; a SpecError for anything else."""
-    if value is None or isinstance(value, SensorSpec):
-        return value or DEFAULT_SENSOR
-    raise SpecError(f"sensor must be a SensorSpec, got {value!r:.120}: write SensorSpec(scale_m=10, cloudy_pct=30)")
 
 
 DEFAULT_SENSOR = SensorSpec()

@@ -48,6 +48,11 @@ def embed_text(
     Raises:
         ModelError: for an empty text, or weights that are missing.
         SpecError: for a template without `{}`.
+
+    Example:
+        >>> from rs_embed import embed_text
+        >>> embed_text("clip_eurosat_s2rgb", ["river", "forest"]).shape
+        (2, 128)
     """
     frames, asked = frames_of(template), check_texts(texts)
     embedder = load_text_embedder(find_card(model), checkpoint=checkpoint, device=device)
@@ -82,6 +87,17 @@ def zero_shot(
     Raises:
         ModelError: for embeddings of another model or output, fewer than two labels, or a label without any word
             that the model knows.
+
+    Example:
+        >>> from rs_embed import OutputSpec, PointBuffer, TemporalSpec, get_embedding, list_samples, zero_shot
+        >>> sample = list_samples()[0]
+        >>> place, month = PointBuffer(sample.lon, sample.lat, 320), TemporalSpec.range(sample.start, sample.end)
+        >>> output = OutputSpec.pooled("projected")
+        >>> vector = get_embedding(
+        ...     "clip_eurosat_s2rgb", spatial=place, temporal=month, output=output, backend="sample"
+        ... )
+        >>> zero_shot([vector], ["forest", "sea or lake", "annual crop"], model="clip_eurosat_s2rgb").shape
+        (1, 3)
     """
     names = label_names(labels)
     if len(names) < 2:

@@ -102,15 +102,30 @@ def find_card(model: str) -> ModelCard:
 
 
 def list_models() -> list[str]:
-    """Return the names of the models, without their aliases."""
+    """Return the names of the models, without their aliases.
+
+    Example:
+        >>> from rs_embed import list_models
+        >>> list_models()
+        ['remoteclip_s2rgb', 'remoteclip_s2rgb_bright', 'clip_eurosat_s2rgb']
+    """
     return [card.name for card in CARDS]
 
 
 def describe_model(model: str) -> dict[str, Any]:
     """Return a model's card, its outputs and the scale of its tokens for places of several sizes, JSON-ready.
 
+    Args:
+        model: a name of `list_models()`, or an alias such as "remoteclip".
+
     Raises:
         UnknownModelError: for an unknown name.
+
+    Example:
+        >>> from rs_embed import describe_model
+        >>> card = describe_model("remoteclip")
+        >>> card["name"], card["backbone"], card["projection_dim"]
+        ('remoteclip_s2rgb', 'CLIP ViT-B/32', 512)
     """
     card = find_card(model)
     grid = card.image_px // card.patch_px

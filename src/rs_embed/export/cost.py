@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
+from rs_embed.arguments import check_sensor
 from rs_embed.embedders.cards import find_card
 from rs_embed.errors import SpecError
 from rs_embed.export.formats import ReadOptions
@@ -23,7 +24,6 @@ from rs_embed.specs import (
     OutputSpec,
     SensorSpec,
     TemporalSpec,
-    check_sensor,
 )
 
 _SAMPLE = 10_000
@@ -52,7 +52,12 @@ class ExportPlan:
         return self.rows / max(self.fetch.places, 1)
 
     def all(self, count: str, plan: FetchPlan | None = None) -> int:
-        """Return a count of a plan, such as "scenes", for all rows."""
+        """Return a count of a plan for all rows.
+
+        Args:
+            count: "places", "scenes", "blocks", "requests" or "read_bytes".
+            plan: one of the `alternatives`; what was asked for when None.
+        """
         return round(self.share * float(getattr(plan or self.fetch, count)))
 
     @property
@@ -61,7 +66,11 @@ class ExportPlan:
         return max(self.minutes_of(self.fetch), self.rows / PLACES_A_S / 60)
 
     def minutes_of(self, plan: FetchPlan) -> float:
-        """Return the minutes that the bytes of a plan take at `mbit_s`."""
+        """Return the minutes that the bytes of a plan take at `mbit_s`.
+
+        Args:
+            plan: `fetch`, or one of the `alternatives`.
+        """
         return self.share * plan.read_bytes * 8 / (self.mbit_s * 1e6) / 60
 
     @property
@@ -142,6 +151,14 @@ def plan_export(
     Raises:
         SpecError: for an input that cannot be read, or a rate that is not positive.
         ProviderError: for a backend that does not answer.
+
+    Example:
+        >>> from rs_embed import PointBuffer, TemporalSpec, list_samples, plan_export
+        >>> sample = list_samples()[0]
+        >>> place, month = PointBuffer(sample.lon, sample.lat, 600), TemporalSpec.range(sample.start, sample.end)
+        >>> plan = plan_export([place], temporal=month, backend="sample")
+        >>> plan.fetch.places, plan.fetch.scenes
+        (1, 1)
     """
     if mbit_s <= 0:
         raise SpecError(f"the rate must be greater than 0 Mbit/s, got {mbit_s:g}")

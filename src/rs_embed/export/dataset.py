@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
-from itertools import islice
 from operator import and_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,9 +17,10 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from rs_embed.errors import RSEmbedError, SpecError, import_extra
-from rs_embed.export.checks import MAKE_AGAIN, reading, regular_file
+from rs_embed.export.checks import MAKE_AGAIN, reading
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.request import ExportRequest
+from rs_embed.export.thumbnails import read_thumbnails
 from rs_embed.html import Fact, Picture, result_html
 from rs_embed.lonlat import meets
 from rs_embed.specs import BBoxLike, TemporalSpec, bounds_of
@@ -70,13 +70,10 @@ class EmbeddingDataset:
         with reading(self.path):
             batches = rows.scanner(["unique_id"], filter=self._filter).scan_batches()
             some = next((batch for batch in batches if batch.record_batch.num_rows), None)
-            file = None if some is None else self.path / "thumbnails" / Path(some.fragment.path).name
-            if some is None or file is None or not file.exists():
-                return []
-            table = pq.read_table(regular_file(self.path, file), columns=["unique_id", "thumbnail"])
-        pngs = dict(zip(table["unique_id"].to_pylist(), table["thumbnail"].to_pylist(), strict=True))
-        found = map(pngs.get, some.record_batch["unique_id"].to_pylist())
-        return [png for png in islice(found, count) if isinstance(png, bytes)]
+        if some is None:
+            return []
+        pngs, ids = read_thumbnails(self.path, Path(some.fragment.path).name), some.record_batch["unique_id"]
+        return [pngs[id] for id in ids.to_pylist()[:count] if id in pngs]
 
     def __len__(self) -> int:
         with reading(self.path / "embeddings"):
@@ -125,11 +122,19 @@ class EmbeddingDataset:
         return replace(self, _filter=reduce(and_, given) if given else None)
 
     def to_table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the rows as an Arrow table."""
+        """Return the rows as an Arrow table.
+
+        Args:
+            columns: names of columns; all when None.
+        """
         return self._read("embeddings", columns, self._filter)
 
     def to_numpy(self, column: VectorColumn = "embedding") -> npt.NDArray[np.float32]:
-        """Return the vectors, (n, d) float32, in the order of `to_table`."""
+        """Return the vectors, (n, d) float32, in the order of `to_table`.
+
+        Args:
+            column: "embedding", or "embedding_projected" for the CLIP projections.
+        """
         vectors, known = vectors_of(self.to_table([column]), column)
         if not known.all():
             raise RSEmbedError(
@@ -141,6 +146,9 @@ class EmbeddingDataset:
     def to_geodataframe(self, columns: Sequence[str] | None = None) -> geopandas.GeoDataFrame:
         """Return a GeoDataFrame with footprints in longitude and latitude.
 
+        Args:
+            columns: names of columns besides the geometry; all when None.
+
         Raises:
             RSEmbedError: without geopandas.
         """
@@ -150,7 +158,11 @@ class EmbeddingDataset:
         return frames.GeoDataFrame(frame, geometry=frames.GeoSeries.from_wkb(frame["geometry"]), crs="OGC:CRS84")
 
     def to_xarray(self, column: VectorColumn = "embedding") -> xr.Dataset:
-        """Return the vectors (place, d) with the coordinates id, lon, lat, datetime_start and datetime_end."""
+        """Return the vectors (place, d) with the coordinates id, lon, lat, datetime_start and datetime_end.
+
+        Args:
+            column: "embedding", or "embedding_projected" for the CLIP projections.
+        """
         import xarray as xr
 
         table = self.to_table(["id", "centre_lon", "centre_lat", "datetime_start", "datetime_end"])
@@ -166,6 +178,9 @@ class EmbeddingDataset:
 
     def grid(self, unique_id: str) -> xr.DataArray:
         """Read the token grid (d, y, x) of one row, with its coordinates and CRS.
+
+        Args:
+            unique_id: the row's `unique_id`.
 
         Raises:
             SpecError: where the dataset has none for it.
@@ -269,8 +284,17 @@ def vectors_of(table: pa.Table, column: str) -> tuple[npt.NDArray[np.float32], n
 def open_dataset(folder: str | Path) -> EmbeddingDataset:
     """Open the dataset that `export_embeddings` or `rs-embed export` wrote.
 
+    Args:
+        folder: folder of the dataset.
+
     Raises:
         RSEmbedError: for a folder without a dataset.
+
+    Example:
+        >>> from rs_embed import open_dataset
+        >>> data = open_dataset("dataset")  # that of the example of `export_embeddings`
+        >>> len(data), data.to_numpy().shape
+        (3, (3, 192))
     """
     path = Path(folder)
     DatasetFolder(path).manifest()

@@ -27,7 +27,8 @@ from rs_embed.export.formats import (
     table_of,
 )
 from rs_embed.export.land import warn_if_swapped
-from rs_embed.specs import NORTH, SOUTH, BBox, Place, PointBuffer, TemporalSpec, parse_day
+from rs_embed.lonlat import NORTH, SOUTH
+from rs_embed.specs import BBox, Place, PointBuffer, TemporalSpec, parse_day
 
 Days = tuple[str | None, str | None]
 """First day of a row's time range and the day after the last, each where the row states it."""

@@ -22,8 +22,9 @@ from rs_embed.errors import SpecError
 from rs_embed.export.formats import is_lonlat, parse_shape, read_geojson_document, table_of
 from rs_embed.export.inputs import InputPlaces
 from rs_embed.grid import transformer, utm_epsg, utm_epsgs
+from rs_embed.lonlat import NORTH, SOUTH
 from rs_embed.outlines import box_of, polygon, split
-from rs_embed.specs import NORTH, SOUTH, BBox
+from rs_embed.specs import BBox
 
 _SEGMENTS = 100
 _EARTH_RADIUS_M = 6_371_007.2  # of the sphere with the surface of WGS 84

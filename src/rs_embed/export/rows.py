@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from rs_embed.arguments import check_temporal
 from rs_embed.errors import SpecError
 from rs_embed.export.formats import ReadOptions
 from rs_embed.export.inputs import InputPlaces, read_places
@@ -13,7 +14,7 @@ from rs_embed.export.regions import as_region, count_chips, region_places
 from rs_embed.export.schedule import Schedule, schedule, windows
 from rs_embed.grid import place_geobox
 from rs_embed.providers.base import PatchRequest
-from rs_embed.specs import Every, SensorSpec, TemporalSpec, check_temporal
+from rs_embed.specs import Every, SensorSpec, TemporalSpec
 
 CutListener = Callable[[int, int], None]
 """Callback for the number of chips looked at, and of all that may lie in a region."""

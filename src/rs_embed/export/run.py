@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rs_embed.embedding import versions
 from rs_embed.errors import SpecError, import_extra
 from rs_embed.export.card import write_card
 from rs_embed.export.folder import DatasetFolder
@@ -38,6 +37,7 @@ from rs_embed.specs import (
     VectorType,
     check_choice,
 )
+from rs_embed.versions import versions
 
 _LARGE_GB = 1.0
 _log = logging.getLogger("rs_embed")
@@ -127,6 +127,15 @@ def export_embeddings(
     Raises:
         SpecError: for an input that cannot be read, or places that are too small.
         RSEmbedError: if the folder holds a dataset of another request.
+
+    Example:
+        >>> from rs_embed import PointBuffer, TemporalSpec, export_embeddings, list_samples
+        >>> sample = list_samples()[0]
+        >>> month = TemporalSpec.range(sample.start, sample.end)
+        >>> places = [PointBuffer(sample.lon + east, sample.lat, 200) for east in (-0.004, 0, 0.004)]
+        >>> summary = export_embeddings("clip_eurosat_s2rgb", places, "dataset", temporal=month, backend="sample")
+        >>> summary.done, summary.failed
+        (3, 0)
     """
     card, sensor = check_model(model, sensor)
     _check_run(Path(out), shard, engine, partition_size, grid, on_lost_scene)

@@ -14,13 +14,13 @@ import shapely
 
 from rs_embed.clip.weights import find_cached, local_file
 from rs_embed.embedders.cards import PACKAGE, describe_model, find_card, shipped_folder
-from rs_embed.embedding import versions
 from rs_embed.errors import DISTRIBUTION
 from rs_embed.export.request import ExportRequest, VectorLengths
 from rs_embed.export.tables import SOURCE_DATA, embedding_fields, run_fields
 from rs_embed.lonlat import Box
 from rs_embed.outlines import polygon
 from rs_embed.sentinel2 import COMMON_NAMES, NATIVE_M
+from rs_embed.versions import versions
 
 EMBEDDINGS_EXTENSION = "https://stac-extensions.github.io/embeddings/v0.0.1/schema.json"
 MLM_EXTENSION = "https://stac-extensions.github.io/mlm/v1.4.0/schema.json"

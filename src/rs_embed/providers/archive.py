@@ -23,7 +23,11 @@ class ArchiveProvider:
         return f"{type(self).__name__}({self.source!r}, {len(self.scenes)} scenes)"
 
     def fetch(self, requests: Sequence[PatchRequest]) -> Iterator[tuple[int, Patch | ProviderError]]:
-        """Yield each patch as its last block is read."""
+        """Yield each patch as its last block is read.
+
+        Args:
+            requests: grid, time range and sensor of each place.
+        """
 
         def start(position: int) -> CompositeBuilder:
             selection = select_scenes(self.scenes, requests[position])
@@ -33,7 +37,11 @@ class ArchiveProvider:
         return fetch_swept(requests, start)
 
     def plan(self, requests: Sequence[PatchRequest]) -> FetchPlan:
-        """Count scenes and bytes from footprints and dates alone."""
+        """Count scenes and bytes from footprints and dates alone.
+
+        Args:
+            requests: grid, time range and sensor of each place.
+        """
         selections = [select_scenes(self.scenes, request) for request in requests]
         return FetchPlan(
             scenes_of=tuple(len(s.scenes) for s in selections),

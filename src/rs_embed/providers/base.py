@@ -70,11 +70,19 @@ class Provider(Protocol):
         ...
 
     def fetch(self, requests: Sequence[PatchRequest]) -> Iterator[tuple[int, Patch | ProviderError]]:
-        """Yield each request's position once, in any order, with its patch or the reason why there is none."""
+        """Yield each request's position once, in any order, with its patch or the reason why there is none.
+
+        Args:
+            requests: grid, time range and sensor of each place.
+        """
         ...
 
     def plan(self, requests: Sequence[PatchRequest]) -> FetchPlan:
-        """Return what `fetch` would read, without reading a pixel."""
+        """Return what `fetch` would read, without reading a pixel.
+
+        Args:
+            requests: grid, time range and sensor of each place.
+        """
         ...
 
 

@@ -34,7 +34,14 @@ class Sample:
 
 
 def list_samples() -> list[Sample]:
-    """Return the places, dates and labels of the imagery that `backend="sample"` serves."""
+    """Return the places, dates and labels of the imagery that `backend="sample"` serves.
+
+    Example:
+        >>> from rs_embed import list_samples
+        >>> samples = list_samples()
+        >>> len(samples), samples[0].width_px, samples[0].date
+        (6, 120, '2017-06-13')
+    """
     return [
         Sample(**{f.name: row[f.name] for f in fields(Sample)} | {"labels": tuple(row["labels"])})
         for row in _read_table()

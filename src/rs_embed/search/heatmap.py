@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rs_embed.api import fetch_patch, get_embeddings_batch
+from rs_embed.arguments import check_sensor
 from rs_embed.arrays import BoolArray, FloatArray
 from rs_embed.embedders.cards import find_card
 from rs_embed.embedders.text import check_texts, load_text_embedder, unit
@@ -29,7 +30,7 @@ from rs_embed.providers.base import Provider
 from rs_embed.providers.registry import resolve
 from rs_embed.search.query import word_probabilities, word_query
 from rs_embed.search.results import LIKELY, NOTHING_LIKE_IT
-from rs_embed.specs import OutputSpec, Place, SensorSpec, TemporalSpec, check_sensor
+from rs_embed.specs import OutputSpec, Place, SensorSpec, TemporalSpec
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -160,6 +161,14 @@ def heat_map(
         ModelError: for an empty text, or words none of which the model knows.
         NoImageryError: for a place where no window is at least three quarters observed.
         ProviderError: for imagery that cannot be read.
+
+    Example:
+        >>> from rs_embed import PointBuffer, TemporalSpec, heat_map, list_samples
+        >>> sample = list_samples()[0]
+        >>> place, month = PointBuffer(sample.lon, sample.lat, 400), TemporalSpec.range(sample.start, sample.end)
+        >>> heat = heat_map("clip_eurosat_s2rgb", "forest", spatial=place, temporal=month, backend="sample")
+        >>> heat.probability.shape
+        (80, 80)
     """
     sensor = check_sensor(sensor)
     checkpoint = sensor.checkpoint if checkpoint is None else checkpoint

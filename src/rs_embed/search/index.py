@@ -9,14 +9,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rs_embed.embedding import Embedding
 from rs_embed.errors import RSEmbedError, SpecError
-from rs_embed.export.checks import reading, regular_file
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.request import ExportRequest
-from rs_embed.files import FileMemo
+from rs_embed.export.thumbnails import read_thumbnails
 from rs_embed.search.concepts import Concept, Concepts
 from rs_embed.search.query import Query, QueryEncoder, as_list
 from rs_embed.search.results import SearchResults, notice_text
@@ -27,7 +25,6 @@ from rs_embed.search.weights import DatasetWeights
 from rs_embed.specs import BBoxLike, TemporalSpec
 
 MAX_HITS = 1000
-_PNG = b"\x89PNG\r\n\x1a\n"
 _log = logging.getLogger("rs_embed")
 
 
@@ -43,6 +40,13 @@ class EmbeddingIndex:
 
     Raises:
         RSEmbedError: for a folder without a dataset, or with an index of other weights.
+
+    Example:
+        >>> from rs_embed import EmbeddingIndex
+        >>> index = EmbeddingIndex("dataset")  # that of the example of `export_embeddings`
+        >>> found = index.search("forest", k=2)
+        >>> [hit.rank for hit in found.hits], found.searched
+        ([1, 2], 3)
     """
 
     def __init__(
@@ -84,12 +88,20 @@ class EmbeddingIndex:
         return f"EmbeddingIndex({str(self.folder.path)!r}, {len(self):,} rows, {self.request.model})"
 
     def build(self, report: IndexProgress | None = None) -> int:
-        """Rebuild the index, as after rows were changed by hand; return its size. `report` as for `EmbeddingIndex`."""
+        """Rebuild the index, as after rows were changed by hand, and return its size.
+
+        Args:
+            report: callback, as for `EmbeddingIndex`.
+        """
         self._take(self._store.build(report))
         return len(self)
 
     def add(self, report: IndexProgress | None = None) -> int:
-        """Add the dataset's new rows to the index and return their number; `report` is that of `EmbeddingIndex`."""
+        """Add the dataset's new rows to the index, and return their number.
+
+        Args:
+            report: callback, as for `EmbeddingIndex`.
+        """
         before = len(self)
         self._take(self._store.add(self._rows, report))
         return len(self) - before
@@ -127,7 +139,10 @@ class EmbeddingIndex:
         return self._rows.time_range
 
     def position_of(self, id: str) -> int:
-        """Return the position of a row in the index by its `unique_id` or `id`.
+        """Return the position of a row in the index.
+
+        Args:
+            id: its `unique_id` or `id`.
 
         Raises:
             SpecError: for an unknown id.
@@ -135,7 +150,10 @@ class EmbeddingIndex:
         return self._rows.position_of(id)
 
     def unique_id(self, id: str) -> str:
-        """Return the `unique_id` of a row by its `unique_id` or `id`.
+        """Return the `unique_id` of a row.
+
+        Args:
+            id: its `unique_id` or `id`.
 
         Raises:
             SpecError: for an unknown id.
@@ -262,13 +280,16 @@ class EmbeddingIndex:
     def thumbnails(self, ids: Sequence[str]) -> dict[str, bytes]:
         """Return the PNG thumbnails of rows by `unique_id`; rows without a thumbnail are left out.
 
+        Args:
+            ids: `unique_id` or `id` of each row.
+
         Raises:
             SpecError: for an unknown row.
         """
         rows = self._rows
         positions = pa.array([rows.position_of(id) for id in ids], pa.int64())
         chosen = rows.table.select(["unique_id", "part"]).take(positions).to_pylist()
-        parts = {part: _read_thumbnails(self.folder.path, part) for part in {r["part"] for r in chosen}}
+        parts = {part: read_thumbnails(self.folder.path, part) for part in {r["part"] for r in chosen}}
         found = {row["unique_id"]: parts[row["part"]].get(row["unique_id"]) for row in chosen}
         return {unique_id: png for unique_id, png in found.items() if png is not None}
 
@@ -288,12 +309,17 @@ class EmbeddingIndex:
     ) -> SearchResults:
         """List rows in the order of the dataset; with a query, each has its percentile among all rows.
 
-        `bbox`, `time`, `text`, `id`, `unlike`, `concept` and `negative` are those of `search`.
-
         Args:
+            bbox: as for `search`.
+            time: as for `search`.
             limit: number of rows, at most.
             offset: number of rows to skip.
             spread: take every n-th row instead of the first ones, if there are more than `limit`.
+            text: words to give percentiles by.
+            id: as for `search`.
+            unlike: as for `search`.
+            concept: as for `search`.
+            negative: as for `search`.
         """
         rows = self._rows
         selected = rows.select(bbox, time)
@@ -314,26 +340,3 @@ class EmbeddingIndex:
 def _warn_of(problems: Iterable[str]) -> None:
     for problem in problems:
         _log.warning("%s", problem)
-
-
-_thumbnail_files: FileMemo[dict[str, bytes]] = FileMemo(keep=16)
-"""Thumbnails of the last few files: a map asks for neighbours one by one."""
-
-
-def _read_thumbnails(dataset: Path, part: str) -> dict[str, bytes]:
-    """Return the thumbnails of one file by `unique_id`; a file that is missing or damaged has none."""
-    file = dataset / "thumbnails" / part
-    if not file.exists():
-        return {}
-
-    def read() -> dict[str, bytes]:
-        try:
-            with reading(regular_file(dataset, file)):
-                columns = pq.read_table(file, columns=["unique_id", "thumbnail"]).to_pydict()
-        except RSEmbedError as error:
-            _log.warning("%s", error)
-            return {}
-        pairs = zip(columns["unique_id"], columns["thumbnail"], strict=True)
-        return {id: png for id, png in pairs if isinstance(png, bytes) and png.startswith(_PNG)}
-
-    return _thumbnail_files.get(file, read)

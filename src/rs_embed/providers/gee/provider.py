@@ -101,6 +101,11 @@ class EarthEngineProvider:
     Args:
         project: the Cloud project that is charged. By default `EE_PROJECT`, `GOOGLE_CLOUD_PROJECT`, or the project of
             the credentials.
+
+    Example:
+        >>> from rs_embed import EarthEngineProvider
+        >>> EarthEngineProvider("my-project")  # asks for credentials when it first fetches
+        EarthEngineProvider(project='my-project')
     """
 
     project: str | None = None
@@ -115,7 +120,11 @@ class EarthEngineProvider:
         return "gee"
 
     def fetch(self, requests: Sequence[PatchRequest]) -> Iterator[tuple[int, Patch | ProviderError]]:
-        """Yield patches as they arrive, one group of nearby places at a time."""
+        """Yield patches as they arrive, one group of nearby places at a time.
+
+        Args:
+            requests: grid, time range and sensor of each place.
+        """
         ee = open_client(self.project)
         selections: dict[int, Selection] = {}
         for position, result in self._select_scenes(ee, requests):
@@ -132,7 +141,11 @@ class EarthEngineProvider:
                 yield from found
 
     def plan(self, requests: Sequence[PatchRequest]) -> FetchPlan:
-        """Return the scenes and requests that `fetch` would use; no pixel is computed."""
+        """Return the scenes and requests that `fetch` would use; no pixel is computed.
+
+        Args:
+            requests: grid, time range and sensor of each place.
+        """
         selections: dict[int, Selection] = {}
         for position, result in self._select_scenes(open_client(self.project), requests):
             if isinstance(result, Selection):

@@ -36,6 +36,13 @@ class LocalProvider(ArchiveProvider):
 
     Raises:
         ProviderError: when there is no usable scene; the error says what was found instead.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import rs_embed
+        >>> folder = Path(rs_embed.__file__).parent / "providers" / "sample_data"  # any folder of yours
+        >>> rs_embed.LocalProvider(folder).name
+        'local'
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -49,6 +49,7 @@ class StacProvider:
         ProviderError: when the catalog is unknown, a URL has no collection, or `offset` is none of the two.
 
     Example:
+        >>> from rs_embed import StacProvider
         >>> StacProvider("https://host/v1", collection="sentinel-2-l2a").name
         'stac:https://host/v1#sentinel-2-l2a'
     """
@@ -82,7 +83,11 @@ class StacProvider:
         return self.catalog.name + ("?offset=pixels" if self.offset == "pixels" else "")
 
     def fetch(self, requests: Sequence[PatchRequest]) -> Iterator[tuple[int, Patch | ProviderError]]:
-        """Yield each patch as its last block arrives."""
+        """Yield each patch as its last block arrives.
+
+        Args:
+            requests: grid, time range and sensor of each place.
+        """
         if self.catalog.has_s3_files:
             self._signer = new_signer()
         selections = self._select_scenes(requests)
@@ -98,7 +103,11 @@ class StacProvider:
         yield from fetch_swept(requests, start, self._signer, self._dark_pixels)
 
     def plan(self, requests: Sequence[PatchRequest]) -> FetchPlan:
-        """Count scenes, blocks and bytes from the catalog alone."""
+        """Count scenes, blocks and bytes from the catalog alone.
+
+        Args:
+            requests: grid, time range and sensor of each place.
+        """
         selections = self._select_scenes(requests)
         grouped = sweeps(requests, lambda position: layer_bytes(selections[position]))
         costs = [_sweep_cost([selections[i] for i in positions]) for positions in grouped]

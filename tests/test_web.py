@@ -374,6 +374,8 @@ def test_a_concept_is_saved_once_and_only_by_the_services_own_page(changing):
         assert (answer.status_code, "must not write here" in answer.json()["detail"]) == (403, True), origin
     assert client.post("/api/concept", content=b"name=mine", headers={"content-type": "text/plain"}).status_code == 422
     assert client.post("/api/concept", json=concept(name="../x")).status_code == 400
+    assert client.post("/api/concept", json=concept(text="x" * 70_000)).status_code == 413
+    assert client.post("/api/concept", content=iter([b"{}"])).status_code == 413  # in pieces, without a length
     assert not (folder / "concepts").exists()
     saved = client.post("/api/concept", json=concept(), headers={"origin": "http://127.0.0.1:8000"})
     assert (saved.status_code, saved.json()) == (201, {"name": "mine"})

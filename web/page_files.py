@@ -40,6 +40,10 @@ def make(target: Path = TARGET) -> list[str]:
     target.mkdir(parents=True, exist_ok=True)
     problems = [*_copy_from_npm(target), *_write_towns(target / "towns.tsv.xz")]
     if not problems:
+        for other in set(target.iterdir()) - {
+            target / name for name in (*_FROM_NPM, "towns.tsv.xz")
+        }:  # of older versions
+            other.unlink() if other.is_symlink() or other.is_file() else shutil.rmtree(other)
         (target / "made-of.txt").write_text(_versions())  # last: a folder without it is not whole
     return problems
 

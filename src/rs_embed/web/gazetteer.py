@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import lzma
+import threading
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -96,9 +97,17 @@ def plain(name: str) -> str:
     return "".join(letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter))
 
 
-@lru_cache(maxsize=1)
 def gazetteer() -> Gazetteer:
-    """Return the towns of this installation; none where it was built without them."""
+    """Return the towns of this installation, read once (a second); none where it was built without them."""
+    with _reading:
+        return _read()
+
+
+_reading = threading.Lock()
+
+
+@lru_cache(maxsize=1)
+def _read() -> Gazetteer:
     file = resources.files(__package__) / "page" / "vendor" / "towns.tsv.xz"
     return Gazetteer(lzma.decompress(file.read_bytes()).decode().splitlines() if file.is_file() else [])
 

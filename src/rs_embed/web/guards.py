@@ -18,6 +18,7 @@ from rs_embed.errors import visible
 
 CONNECTIONS = 200
 """Connections from which on requests are answered with 503; twice as many are not accepted at all."""
+_BODY_BYTES = 65_536
 _IDLE_S = 10.0
 """Seconds after which a connection is closed whose client neither sent a request nor read of its response."""
 
@@ -46,6 +47,8 @@ class HostCheck:
         elif scope["method"] == "POST" and origin is not None and origin not in _origins(host):
             named = visible(origin)[:100]
             refusal = 403, f"a page of {named!r} must not write here: open this service's own page"
+        elif scope["method"] == "POST" and not _is_short(headers):
+            refusal = 413, f"a request says its length, {_BODY_BYTES:,} bytes at most: mark fewer places"
         else:
             await self._app(scope, receive, send)
             return
@@ -63,6 +66,12 @@ class HostCheck:
 def _origins(host: str) -> tuple[str, str]:
     """Return the origins of a page that this service itself sent, directly or through a proxy with a certificate."""
     return f"http://{host}", f"https://{host}"
+
+
+def _is_short(headers: Headers) -> bool:
+    """Return True for a body that may be read into memory: one that comes whole, and whose length is known."""
+    length = headers.get("content-length", "")
+    return length.isdecimal() and int(length[:20]) <= _BODY_BYTES and "transfer-encoding" not in headers
 
 
 def _is_address(name: str) -> bool:

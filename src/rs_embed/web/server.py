@@ -112,6 +112,7 @@ def _app(index: EmbeddingIndex, allow_hosts: Collection[str], save_concepts: boo
     async def watch(app: FastAPI) -> AsyncIterator[None]:
         stop = threading.Event()
         threading.Thread(target=_refresh, args=(index, stop), name="rs-embed-refresh", daemon=True).start()
+        threading.Thread(target=gazetteer, name="rs-embed-towns", daemon=True).start()  # before the first search
         yield
         stop.set()
 
@@ -241,6 +242,7 @@ def _add_concepts(app: FastAPI, index: EmbeddingIndex, save_concepts: bool) -> N
     closed: _Answers = {
         403: {"model": Problem, "description": "The service only reads, or another site asked."},
         409: {"model": Problem, "description": "There is a concept of that name."},
+        413: {"model": Problem, "description": "A request that is too long, or does not say its length."},
     }
 
     @app.post("/api/concept", status_code=201, responses={**closed, **_REFUSED})

@@ -82,6 +82,7 @@ export class PlaceMap {
     this.hits = [];
     this.places = [];
     this.scored = false;
+    this.named = 0; // number of the last request for towns
     this.thumbnails = true; // false for a dataset without thumbnails
     const colour = (property) => ["get", property];
     this.map = new maplibregl.Map({
@@ -161,7 +162,9 @@ export class PlaceMap {
 
   // Write the names of the largest towns in view.
   async #nameTowns() {
+    const number = ++this.named;
     const found = await fetch(`api/gazetteer?bbox=${this.bounds.join(",")}&limit=${TOWNS}`).then((response) => response.json()).catch(() => ({}));
+    if (number !== this.named) return; // the map has moved on
     const point = ({ name, lon, lat }, order) => ({ type: "Feature", geometry: { type: "Point", coordinates: [lon, lat] }, properties: { name, order } });
     this.map.getSource("towns").setData({ type: "FeatureCollection", features: (found.towns ?? []).map(point) });
   }

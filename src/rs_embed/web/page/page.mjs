@@ -77,6 +77,7 @@ async function answer({ keepView = false } = {}) {
   map.setArea(query.bbox ? query.bbox.split(",").map(Number) : null);
   pick(null);
   say("");
+  tell("");
   const params = toRequest(query);
   $("head").hidden = !isQuestion(query);
   try {

@@ -61,7 +61,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def window(browser) -> BrowserContext:
     """A window with a cache, in which the map moves without flights."""
-    return browser.new_context(viewport={"width": 1000, "height": 700}, reduced_motion="reduce")
+    return browser.new_context(viewport={"width": 900, "height": 600}, reduced_motion="reduce")
 
 
 class Visit:

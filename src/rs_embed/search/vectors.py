@@ -33,7 +33,8 @@ _CHUNK = 65_536
 _READ_BYTES = 32 << 20
 """Size up to which vectors are read to memory instead of mapped."""
 _SAMPLE = 4096
-_MIN_RESCORED, _RESCORED_PER_HIT = 1000, 100
+_MIN_RESCORED, _RESCORED_PER_HIT, _ROWS_PER_RESCORED = 1000, 100, 1000
+"""Vectors that are compared exactly: more among more rows, of which more are alike (`docs/search-at-scale.md`)."""
 _RECALL_NOISE = 0.3
 """Length of the noise that is added to stored vectors to make the queries that measure recall."""
 _ROUNDING = 1e-5
@@ -178,12 +179,13 @@ class VectorFile:
         Args:
             centred: True for a query that is a difference of vectors, False for one like the stored vectors.
             exact: compare every vector; None decides by their number.
-            rescored: number of the nearest by sign bits that are compared exactly; None decides by `k`.
+            rescored: number of the nearest by sign bits that are compared exactly; None decides by `k` and `n`.
         """
         n = len(self) if candidates is None else len(candidates)
         if exact or (exact is None and n <= EXACT_UP_TO):
             return self._exact(query, min(k, n), candidates)
-        count = max(_MIN_RESCORED, _RESCORED_PER_HIT * k) if rescored is None else rescored
+        enough = max(_MIN_RESCORED, _RESCORED_PER_HIT * k, n // _ROWS_PER_RESCORED)
+        count = enough if rescored is None else rescored
         return self._by_signs(query, min(k, n), candidates, centred, min(max(count, k), n))
 
     def compare(self, query: FloatArray, positions: Positions) -> Neighbours:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import subprocess
 import sys
-from importlib import resources
+import tomllib
+from importlib import import_module, resources
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import rs_embed
@@ -73,46 +77,88 @@ class Block:
         if name.partition(".")[0] == sys.argv[1]:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Block())
-import rs_embed
-from rs_embed import RSEmbedError
-try:
-    if sys.argv[1] == "tokenizers":  # only texts need it
-        rs_embed.embed_text("clip_eurosat_s2rgb", "river")
-    sample = rs_embed.list_samples()[0]
-    rs_embed.get_embedding(
-        "clip_eurosat_s2rgb" if sys.argv[1] != "huggingface_hub" else "remoteclip_s2rgb",
-        spatial=rs_embed.PointBuffer(sample.lon, sample.lat, 600),
-        temporal=rs_embed.TemporalSpec.range(sample.start, sample.end),
-        backend="sample",
-    )
-except RSEmbedError as error:
-    print(type(error).__name__, error)
 """
 
-
-@pytest.mark.parametrize(
-    ("module", "kind"),
-    [
-        ("torch", "ModelError"),
-        ("safetensors", "ModelError"),
-        ("huggingface_hub", "ModelError"),
-        ("tokenizers", "ModelError"),
-        ("PIL", "ModelError"),
-        ("rasterio", "ProviderError"),
-        ("odc", "ProviderError"),
-        ("shapely", "ProviderError"),
-    ],
+OWNERS = {
+    name: {owner.lower().replace("_", "-") for owner in owners} for name, owners in packages_distributions().items()
+}
+PYPROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+DECLARED = [
+    (re.match(r"[\w-]+", text)[0], extra)
+    for extra, listed in [("", PYPROJECT["dependencies"]), *PYPROJECT["optional-dependencies"].items()]
+    if extra not in ("all", "test")
+    for text in listed
+]
+AT = "PointBuffer(13.720948, 48.222307, 600)"
+WHEN = "TemporalSpec.range('2017-06-01', '2017-07-01')"
+EMBED = f"rs.get_embedding('clip_eurosat', spatial=rs.{AT}, temporal=rs.{WHEN}, backend='sample'"
+EXPORT = f"rs.export_embeddings('clip_eurosat', [rs.{AT}], folder / 'new', temporal=rs.{WHEN}, backend='sample'"
+MAIN = "__import__('rs_embed.cli.main').cli.main.main"
+COMMAND = (
+    "embed --model clip_eurosat --backend sample --point 13.72 48.22 --chip 1200 --start 2017-06-01 --end 2017-07-01 "
+    "--output grid --out"
 )
-def test_a_missing_package_is_one_error_with_its_pip_line(module, kind):
-    done = python(BLOCKED, module)
-    assert done.stderr == ""
-    assert done.stdout.startswith(kind)
-    assert "pip install rs-embed-remoteclip" in done.stdout
-    assert len(done.stdout.strip().splitlines()) == 1
+USES = {
+    **dict.fromkeys(("tokenizers", "ftfy"), "rs.embed_text('clip_eurosat', 'river')"),
+    **dict.fromkeys(("huggingface_hub", "httpx2"), f"rs.get_embedding('remoteclip', {EMBED.partition(', ')[2]})"),
+    **dict.fromkeys(("pystac-client", "async-tiff", "isal", "aiohttp", "yarl", "requests"), "rs.StacProvider('cdse')"),
+    **dict.fromkeys(("pyarrow", "filelock"), EXPORT + ")"),
+    "typer": f"{MAIN}(['models', 'remoteclip'])",
+    "rich": f"{MAIN}(['index', str(folder / 'ds')])",
+    **dict.fromkeys(("fastapi", "uvicorn"), f"{MAIN}(['serve', 'nothere'])"),
+    "xarray": EMBED + ", output=rs.OutputSpec.grid())",
+    "h5netcdf": f"{MAIN}([*{COMMAND.split()}, str(folder / 'v.nc')])",
+    "earthengine-api": f"rs.fetch_patch(rs.{AT}, rs.{WHEN}, backend='gee')",
+    "zarr": EXPORT + ", grid=True)",
+    "ray": EXPORT + ", engine='ray')",
+    "faiss-cpu": "__import__('rs_embed.search.vectors').search.vectors._faiss()",
+    "geopandas": "rs.open_dataset(folder / 'ds').to_geodataframe()",
+}
+"""Call that needs a package; all others are needed to embed a sample."""
+OF_THE_NOTEBOOK = {"lonboard"}
+"""Packages that only docs/notebooks imports."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from vector_dataset import write_vectors
+
+    root = tmp_path_factory.mktemp("packages")
+    for name in ("huggingface_hub", "pystac_client", "tokenizers", "h5netcdf", "async_tiff", "rich.progress", "typer"):
+        import_module(name)  # whole, before anything that they may use is blocked
+    write_vectors(root / "ds", np.eye(3, 8, dtype=np.float32))
+    return root
+
+
+@pytest.mark.parametrize(("package", "extra"), DECLARED)
+def test_a_missing_package_is_one_error_with_its_pip_line(package, extra, folder, monkeypatch, capsys):
+    if package in OF_THE_NOTEBOOK:
+        pytest.skip("the package itself does not import it")
+    modules = [name for name, owners in OWNERS.items() if package.lower().replace("_", "-") in owners]
+    assert modules, f"{package} is not installed"
+    ours = {name for name in sys.modules if name.partition(".")[0] == "rs_embed"}
+    for name in [*ours, *(n for n in sys.modules if n.partition(".")[0] in modules)]:
+        monkeypatch.delitem(sys.modules, name)  # ours are imported anew, and then forgotten
+    for name in modules:
+        monkeypatch.setitem(sys.modules, name, None)
+    try:
+        with pytest.raises((Exception, SystemExit)) as caught:
+            eval(USES.get(package, EMBED + ")"), {"rs": __import__("rs_embed"), "folder": folder})
+    finally:
+        for name in [n for n in sys.modules if n.partition(".")[0] == "rs_embed"]:
+            del sys.modules[name]
+    message = capsys.readouterr().err if caught.type is SystemExit else str(caught.value)
+    kinds = {base.__name__ for base in caught.type.__mro__}
+    assert kinds & {"ModelError", "ProviderError", "SystemExit"}, repr(caught.value)
+    assert len(message.splitlines()) == 1
+    name = PYPROJECT["name"]
+    assert (f"pip install '{name}[{extra}]'" if extra else f"pip install {name}") in message
+    assert any(name in message for name in modules)
+    assert not (folder / "new").exists()
 
 
 def test_the_command_line_says_it_too():
-    code = BLOCKED.partition("import rs_embed")[0] + (
+    code = BLOCKED + (
         "from rs_embed.cli.main import main\n"
         "main(['embed', '--model', 'clip_eurosat_s2rgb', '--backend', 'sample', '--point', '13.72', '48.22',\n"
         "  '--buffer-m', '600', '--start', '2017-06-01', '--end', '2017-07-01'])\n"

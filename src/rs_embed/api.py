@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rs_embed.arguments import check_sensor
 from rs_embed.batch import expand, listed
 from rs_embed.embedding import Embedding, Request, Result
-from rs_embed.errors import SpecError
+from rs_embed.errors import SpecError, naming_missing
 from rs_embed.inspection import check_range, inspect_patch, save_quicklook
 from rs_embed.models import check_model, load_model
 from rs_embed.patch import Patch, check_input_chw
@@ -90,6 +90,7 @@ def get_embedding(
     return result
 
 
+@naming_missing()
 def get_embeddings_batch(
     model: str,
     *,
@@ -187,6 +188,7 @@ def get_embeddings_batch(
     return embed_all(embedder, requests, arrivals, stop_on_error=on_error == "raise", progress=progress)
 
 
+@naming_missing()
 def fetch_patch(
     spatial: Place,
     temporal: TemporalSpec | None = None,

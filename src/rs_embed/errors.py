@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -136,16 +137,35 @@ def import_extra(module: str, *, extra: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError:
-        raise RSEmbedError(missing_package(module.partition(".")[0], extra=extra)) from None
+        package = module.partition(".")[0]
+        raise _kind(package)(missing_package(package, extra=extra)) from None
 
 
-_IMAGERY_PACKAGES = {"rasterio", "odc", "pyproj", "affine", "shapely"}
+_EXTRAS = {"ee": "gee", "zarr": "zarr", "faiss": "search", "fastapi": "web", "uvicorn": "web", "ray": "ray"}
+_EXTRAS |= dict.fromkeys(("geopandas", "pyogrio", "lonboard"), "notebook")
+"""Packages that an extra brings; all others are the core's."""
+_IMAGERY_PACKAGES = {
+    *("rasterio", "odc", "pyproj", "affine", "shapely", "pystac", "pystac_client", "async_tiff", "isal"),
+    *("aiohttp", "yarl", "requests", "ee", "h5netcdf", "h5py"),
+}
+
+
+def _kind(package: str) -> type[RSEmbedError]:
+    return ProviderError if package in _IMAGERY_PACKAGES else ModelError
 
 
 def missing_core(error: ModuleNotFoundError) -> RSEmbedError | None:
-    """Return our error for a core package that is not installed; None for a module of this package, a defect."""
+    """Return our error for a package that is not installed; None for a module of this package, a defect."""
     package = (error.name or "").partition(".")[0]
     if package in ("", "rs_embed"):
         return None
-    kind = ProviderError if package in _IMAGERY_PACKAGES else ModelError
-    return kind(missing_package(package))
+    return _kind(package)(missing_package(package, extra=_EXTRAS.get(package)))
+
+
+@contextmanager
+def naming_missing() -> Iterator[None]:
+    """Turn a package that cannot be imported into our error; as a decorator it does so for a whole function."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise missing_core(error) or error from error

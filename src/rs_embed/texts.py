@@ -14,7 +14,7 @@ from rs_embed.arrays import FloatArray
 from rs_embed.embedders.cards import find_card
 from rs_embed.embedders.text import TextEmbedder, check_texts, frames_of, likelihoods, load_text_embedder, unit
 from rs_embed.embedding import Embedding, EmbeddingFailure
-from rs_embed.errors import ModelError
+from rs_embed.errors import ModelError, naming_missing
 
 Labels = Sequence[str] | Sequence[Sequence[str]] | Mapping[str, Sequence[str]]
 """Names; or names with synonyms, as a mapping or as one list a label whose first is its name."""
@@ -22,6 +22,7 @@ Labels = Sequence[str] | Sequence[Sequence[str]] | Mapping[str, Sequence[str]]
 _log = logging.getLogger("rs_embed")
 
 
+@naming_missing()
 def embed_text(
     model: str,
     texts: str | Sequence[str],
@@ -62,6 +63,7 @@ def embed_text(
     return embedder.embed(asked, frames)
 
 
+@naming_missing()
 def zero_shot(
     embeddings: Sequence[Embedding] | npt.ArrayLike,
     labels: Labels,

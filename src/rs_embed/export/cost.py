@@ -9,7 +9,7 @@ from typing import Any
 
 from rs_embed.arguments import check_sensor
 from rs_embed.embedders.cards import find_card
-from rs_embed.errors import SpecError
+from rs_embed.errors import SpecError, naming_missing
 from rs_embed.export.formats import ReadOptions
 from rs_embed.export.limits import PLACES_A_S, Limits
 from rs_embed.export.partitions import PARTITION_SIZE
@@ -119,6 +119,7 @@ class ExportPlan:
         return facts | {"fetch_minutes": round(self.minutes_of(plan), 1)}
 
 
+@naming_missing()
 def plan_export(
     places: object,
     *,

@@ -187,7 +187,7 @@ _OF_KML = ("timestamp", "begin", "end", "altitudeMode", "tessellate", "extrude",
 
 def read_with_gdal(file: Path, options: ReadOptions) -> Columns:
     """Read a GeoPackage, FlatGeobuf or shapefile of one layer, or all folders of a KML or KMZ file."""
-    pyogrio = import_extra("pyogrio", extra="all")
+    pyogrio = import_extra("pyogrio", extra="notebook")
     with file.open("rb") as stream:
         start = stream.read(4096)
     ending = file.suffix.lower()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rs_embed.errors import SpecError, import_extra
+from rs_embed.errors import SpecError, import_extra, naming_missing
 from rs_embed.export.card import write_card
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.formats import ReadOptions
@@ -64,6 +64,7 @@ class ExportSummary:
     """Lines of the input that are not places, each with its reason."""
 
 
+@naming_missing()
 def export_embeddings(
     model: str,
     places: object,
@@ -199,6 +200,8 @@ def _check_run(
         raise SpecError(f"partition_size must be at least 1, got {partition_size}")
     if grid:
         import_extra("zarr", extra="zarr")
+    if engine == "ray":
+        import_extra("ray", extra="ray")
 
 
 def _summary(folder: DatasetFolder, progress: Progress, bad_rows: tuple[str, ...]) -> ExportSummary:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from rs_embed import settings
-from rs_embed.errors import ProviderError
+from rs_embed.errors import ProviderError, naming_missing
 from rs_embed.providers.base import Provider
 
 BACKENDS = (
@@ -22,6 +22,7 @@ BACKENDS = (
 _OFFSET_OPTION = "?offset="
 
 
+@naming_missing()
 def resolve(backend: str | Provider, cache_dir: Path | None = None) -> Provider:
     """Return the provider of one of `BACKENDS` or `"auto"`, with a cache for patches fetched over a network."""
     if not isinstance(backend, str):

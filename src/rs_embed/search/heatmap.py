@@ -19,7 +19,7 @@ from rs_embed.arrays import BoolArray, FloatArray
 from rs_embed.embedders.cards import find_card
 from rs_embed.embedders.text import check_texts, load_text_embedder, unit
 from rs_embed.embedding import Embedding
-from rs_embed.errors import ModelError, NoImageryError, SpecError
+from rs_embed.errors import ModelError, NoImageryError, SpecError, naming_missing
 from rs_embed.geotiff import write_geotiff
 from rs_embed.grid import epsg_of, lonlat_text, map_url, place_geobox, transformer
 from rs_embed.html import Fact, Link, Picture, result_html
@@ -125,6 +125,7 @@ class HeatMap:
         )
 
 
+@naming_missing()
 def heat_map(
     model: str,
     text: str | Sequence[str],

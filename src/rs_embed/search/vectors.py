@@ -20,7 +20,7 @@ import numpy.typing as npt
 from numpy.lib.format import open_memmap
 
 from rs_embed.arrays import FloatArray
-from rs_embed.errors import ModelError, RSEmbedError, missing_package
+from rs_embed.errors import ModelError, import_extra
 from rs_embed.export.checks import check_counts
 from rs_embed.files import atomic_write, make_folder, read_json
 
@@ -240,11 +240,7 @@ def _percentiles(scores: FloatArray, others: FloatArray) -> FloatArray:
 
 def _faiss() -> Any:
     """Import faiss, untyped: its Python layer takes more than its stubs declare."""
-    try:
-        import faiss
-    except ModuleNotFoundError:
-        raise RSEmbedError(missing_package("faiss", extra="search")) from None
-    return faiss
+    return import_extra("faiss", extra="search")
 
 
 def _best(scores: FloatArray, k: int) -> Positions:

@@ -17,7 +17,7 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from rs_embed.certificates import TrustingAdapter, untrusted
-from rs_embed.errors import ProviderError, RSEmbedError, missing_package
+from rs_embed.errors import ProviderError, import_extra
 from rs_embed.retry import EARTH_ENGINE
 
 T = TypeVar("T")
@@ -73,10 +73,7 @@ _REMEDIES = {  # by a pattern of the service's message; the first match counts
 
 def open_client(project: str | None = None) -> ModuleType:
     """Return the client, and initialise it unless the caller has done so. It never prompts the user."""
-    try:
-        import ee
-    except ModuleNotFoundError:
-        raise RSEmbedError(missing_package("ee", extra="gee")) from None
+    ee = import_extra("ee", extra="gee")
     with _initialising:
         _prepare_session(ee)
         if not ee.data.is_initialized():

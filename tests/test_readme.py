@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -66,14 +67,18 @@ def test_the_notebook_runs(tmp_path):
     """In a process of its own: Jupyter's warnings are not ours."""
     notebook = Path(__file__).parents[1] / "docs" / "notebooks" / "search.ipynb"
     script = (
-        "import nbclient, nbformat, sys; "
+        "import json, nbclient, nbformat, sys; "
         "nb = nbformat.read(sys.argv[1], 4); nbclient.NotebookClient(nb, timeout=120).execute(); "
-        "print(sum(len(c.get('outputs', [])) for c in nb.cells))"
+        "print(json.dumps([o for c in nb.cells for o in c.get('outputs', [])]))"
     )
     line = [sys.executable, "-c", script, str(notebook)]
     done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) >= 6
+    outputs = json.loads(done.stdout)
+    shown = ["".join(output["data"].get("text/html", "")) for output in outputs if "data" in output]
+    for kind in ("Imagery", "Token grid", "Where is", "Plan", "Dataset", "Search results", '<progress value="1"'):
+        assert any(kind in html for html in shown), kind
+    assert "\\u001b" not in done.stdout  # no code of a terminal
 
 
 def test_readme_and_changelog_quote_the_results_of_the_benchmarks():

@@ -15,7 +15,7 @@ COMPARISONS = ("composite", "pixels", "cold_start", "batch", "stac")
 """Benchmarks that alternate with a baseline and give ratios."""
 REPORTS = (
     *("cold_start", "network", "precision", "timeline", "export", "throughput"),
-    *("search", "whurs19", "eurosat_search", "heatmap"),
+    *("search", "whurs19", "eurosat_search", "presence", "heatmap"),
 )
 """Benchmarks that print lines; each runs in a separate process."""
 

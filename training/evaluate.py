@@ -22,6 +22,7 @@ from rs_embed.cli.demo.comparison import CLASSES as WORDS
 from rs_embed.cli.demo.comparison import right_answers
 from rs_embed.embedders.text import RS_TEMPLATES, unit
 from rs_embed.search.query import text_query
+from training import statistics
 
 MODEL = "clip_eurosat_s2rgb"
 FOLDER = ROOT / "src" / "rs_embed" / "embedders" / "clip_eurosat"
@@ -126,7 +127,8 @@ A small CLIP that ships with the package, so that everything works without a dow
 * **Licence** of the weights: Apache-2.0.
 * **It knows** ten kinds of land ({classes}) and some 180 English words for them.
 * **It does not know** anything else: no cloud, snow, desert or season, and no places much larger than a kilometre.
-  Unknown words are reported. For real work use **RemoteCLIP** (`remoteclip_s2rgb`).
+  Unknown words are reported, and so are places unlike its training images (`training_statistics.safetensors`: 1 % of
+  EuroSAT's own chips, 95 % of a desert). For real work use **RemoteCLIP** (`remoteclip_s2rgb`).
 
 ## Figures
 
@@ -168,6 +170,7 @@ def main() -> None:
         FOLDER.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             shutil.copy(options.checkpoint / name, FOLDER / name)
+    statistics.write(FOLDER)
     metrics = measure_shipped(options.data, pooling=True)
     (FOLDER / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     card = write_card(metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from rs_embed.arrays import FloatArray
 from rs_embed.clip.checkpoint import open_checkpoint
 from rs_embed.clip.formats import CONFIG_FILES
 from rs_embed.clip.model import TextTower
-from rs_embed.clip.tokenizer import TOKENIZER_FILE, Tokenizer
+from rs_embed.clip.tokenizer import TOKENIZER_FILE, Tokenizer, clean
 from rs_embed.digest import digest_of
 from rs_embed.embedders.cards import ModelCard
 from rs_embed.embedders.loading import find_device, find_weights
@@ -62,6 +63,11 @@ class TextEmbedder:
         """Return the words of a text that the vocabulary lacks, without articles and prepositions."""
         unknown = self.tokenizer.unknown_words(text)
         return tuple(word for word in unknown if word not in _SMALL_WORDS and any(map(str.isalnum, word)))
+
+    def known_words(self, text: str) -> list[str]:
+        """Return the words of a text that the model reads, without articles and prepositions."""
+        unknown = set(self.unknown_words(text))
+        return [word for word in re.findall(r"\w+", clean(text)) if word not in unknown | _SMALL_WORDS]
 
     def reads(self, text: str) -> bool:
         """Return whether the vocabulary has at least one word of a text."""

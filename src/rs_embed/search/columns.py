@@ -15,7 +15,7 @@ PLACE_COLUMNS = ["id", "centre_lon", "centre_lat"]
 """Columns that all time ranges of one place share: ids are unique within one input only."""
 TIME_COLUMNS = ["datetime_start", "datetime_end"]
 DATASET_COLUMNS = ["unique_id", *PLACE_COLUMNS, "bbox", "geometry", *TIME_COLUMNS, "status", "scene_ids"]
-STORED_COLUMNS = [*DATASET_COLUMNS, "part"]
+STORED_COLUMNS = [*DATASET_COLUMNS, "unlike_training", "part"]
 """Columns of the index's rows; `part` is the dataset's file that a row came from."""
 BOUNDS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -52,6 +52,7 @@ _FITS: Mapping[str, Callable[[pa.DataType], bool]] = {
     **dict.fromkeys(TIME_COLUMNS, lambda kind: kind == pa.timestamp("ms", tz="UTC")),
     "bbox": _is_box,
     "geometry": lambda kind: kind == pa.binary(),
+    "unlike_training": pa.types.is_boolean,
     "scene_ids": lambda kind: pa.types.is_list(kind) and _is_text(kind.value_type),
 }
 

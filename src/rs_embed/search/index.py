@@ -16,6 +16,7 @@ from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.request import ExportRequest
 from rs_embed.export.thumbnails import read_thumbnails
 from rs_embed.search.concepts import Concept, Concepts
+from rs_embed.search.presence import judge
 from rs_embed.search.query import Query, QueryEncoder, as_list
 from rs_embed.search.results import SearchResults, notice_text
 from rs_embed.search.rows import Rows
@@ -224,11 +225,18 @@ class EmbeddingIndex:
         found = rows.nearest(
             encoded.vector, k, candidates, centred=encoded.centred, exact=exact, every_window=every_window
         )
-        probabilities = encoder.probabilities(encoded, query, found.positions)
+        searched = len(rows) if candidates is None else len(candidates)
+        unlike, log_ratios = rows.unlike_training(found.positions), encoder.log_ratios(encoded, query, found.positions)
+        presence = None
+        if log_ratios is not None:
+            total = rows.count_unlike_training(candidates)
+            presence = judge(log_ratios, unlike, searched=searched, unlike=total)
+        asked = unlike if encoded.words else unlike[:0]
         return SearchResults(
-            hits=rows.hits(found, probabilities, k, every_window=every_window),
-            notice=notice_text(probabilities, encoder.remarks(query)),
-            searched=len(rows) if candidates is None else len(candidates),
+            hits=rows.hits(found, presence and presence.probabilities, k, every_window=every_window),
+            presence=presence and presence.verdict,
+            notice=notice_text(presence, encoder.remarks(query), self.request.model, asked),
+            searched=searched,
             exact=found.exact,
             recall=None if found.exact else rows.file.header.get("recall"),
             quicklooks=self.thumbnails,

@@ -27,6 +27,7 @@ from rs_embed.embedding import Embedding
 from rs_embed.errors import ModelError, SpecError
 from rs_embed.export.checks import MAKE_AGAIN
 from rs_embed.search.concepts import Concepts, fit_direction
+from rs_embed.search.presence import log_ratios
 from rs_embed.specs import OutputSpec
 
 if TYPE_CHECKING:
@@ -120,20 +121,33 @@ class QueryEncoder:
         positives = np.empty((0, len(mean)), np.float32) if examples is None else unit(examples)
         return fit_direction(start, positives, self.rows.vectors_of(unlikes), mean)
 
-    def probabilities(self, encoded: EncodedQuery, query: Query, positions: npt.NDArray[np.int64]) -> FloatArray | None:
-        """Return the probability of the query against its background for some rows; None without a background."""
+    def log_ratios(self, encoded: EncodedQuery, query: Query, positions: npt.NDArray[np.int64]) -> FloatArray | None:
+        """Return the logarithm of the ratio (n,) of some rows; `rs_embed.search.presence` explains ratios.
+
+        None where there are no other words to compare with, or the model does not know each of the query's words.
+        """
         images = self.rows.vectors_at(positions)
         if encoded.words:
-            return word_probabilities(self._texts, encoded.words, images)
+            if any(map(self._texts.remarks, encoded.words)):
+                return None
+            return word_log_ratios(self._texts, encoded.words, images)
         if query.vector is None or query.background is None or query.logit_scale is None:
             return None
         text = unit(self._checked(query.vector)).mean(axis=0)
-        return _probability_against(text, np.asarray(query.background, np.float32), images, query.logit_scale)
+        return log_ratios(text, np.asarray(query.background, np.float32), images, query.logit_scale)
 
     def remarks(self, query: Query) -> list[str]:
-        """Return a sentence for each part of the words that the model cannot read."""
-        words = as_list(query.text) + as_list(query.negative)
-        return [remark for text in words for remark in self._texts.remarks(text)]  # no words need no text side
+        """Return a sentence for each part of the words that the model cannot read, and what is searched instead."""
+        words, negative = as_list(query.text), as_list(query.negative)
+        found = [remark for text in words + negative for remark in self._texts.remarks(text)]
+        if any(self._texts.unknown_words(text) for text in words):  # no words need no text side
+            known = " ".join(word for text in words for word in self._texts.known_words(text))
+            found.append(
+                f"{known!r} was searched alone, and no likelihood is given"
+                if known
+                else "none of the words is known, and the order means nothing"
+            )
+        return found
 
     @property
     def _texts(self) -> TextEmbedder:
@@ -287,18 +301,27 @@ def query_vector(
 
 def word_probabilities(embedder: TextEmbedder, texts: Sequence[str], images: FloatArray) -> FloatArray:
     """Return the probability (n,) of texts, meant together, against all background words for each image (n, d)."""
+    text, others = _text_and_others(embedder, texts)
+    return likelihoods(unit(images), unit(np.concatenate([text[None], others])), embedder.logit_scale)[:, 0]
+
+
+def word_log_ratios(embedder: TextEmbedder, texts: Sequence[str], images: FloatArray) -> FloatArray | None:
+    """Return the `log_ratios` (n,) of texts, meant together; None where the model knows no other words."""
+    text, others = _text_and_others(embedder, texts)
+    return log_ratios(text, others, images, embedder.logit_scale) if len(others) else None
+
+
+def _text_and_others(embedder: TextEmbedder, texts: Sequence[str]) -> tuple[FloatArray, FloatArray]:
+    """Return the vector (d,) of texts, meant together, and those of all background words but their synonyms (b, d)."""
     query_words = _words_in(texts)
     words, vectors = _background(embedder, frames_of("rs"))
     text = unit(embedder.embed(texts, frames_of("rs"))).mean(axis=0)
+    if not words:
+        return text, np.empty((0, len(text)), np.float32)
     common = unit(vectors).mean(axis=0)
     cosines = unit(unit(vectors) - common) @ unit(text - common)
     others = np.array([query_words.isdisjoint(word.split()) for word in words], bool) & (cosines < _SYNONYM_COSINE)
-    return _probability_against(text, vectors[others], images, embedder.logit_scale)
-
-
-def _probability_against(text: FloatArray, others: FloatArray, images: FloatArray, scale: float) -> FloatArray:
-    """Return the softmax share (n,) of one text (d,) among it and other texts (b, d), for each image (n, d)."""
-    return likelihoods(unit(images), unit(np.concatenate([text[None], others])), scale)[:, 0]
+    return text, vectors[others]
 
 
 def _words_in(texts: Sequence[str]) -> set[str]:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import shapely
 
-from rs_embed.arrays import FloatArray
+from rs_embed.arrays import BoolArray
 from rs_embed.errors import import_extra
 from rs_embed.grid import lonlat_text, map_url, transformer, utm_epsg
 from rs_embed.html import Fact, Link, Picture, result_html
 from rs_embed.outlines import box_of, split
+from rs_embed.search.presence import ABSENT, FEW, Presence, Verdict
 
 if TYPE_CHECKING:
     import geopandas
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
 Quicklooks = Callable[[Sequence[str]], dict[str, bytes]]
 _SHOWN_HITS = 12
 
-NOTICE_HITS = 20
-"""Number of best rows whose mean probability tells whether the dataset holds what was asked for."""
 NOTHING_LIKE_IT = "probably nothing like this here"
+PERHAPS_NOTHING = "perhaps nothing like this here"
 LIKELY = 0.5
-"""Probability from which words count as present."""
+"""Probability from which the words of a heat map count as present."""
+_SHOWN = 20
+"""Number of best rows whose imagery the notice speaks of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +43,10 @@ class Hit:
     percentile: float
     """Share of the rows searched that score lower, per cent."""
     probability: float | None
-    """Probability of the words against the background vocabulary; None without words."""
+    """Probability that the place shows the words, given how common they are in this dataset.
+
+    None without words, for words that the model does not know, and for imagery unlike its training images.
+    """
     unique_id: str
     id: str
     lon: float
@@ -57,6 +62,8 @@ class Hit:
     end: str
     status: str
     scene_ids: tuple[str, ...]
+    unlike_training: bool | None = None
+    """True where the imagery is unlike all that the model was trained on; None for models that cannot tell."""
 
     def caption(self) -> list[str | Link]:
         """Return the lines that go below the row's quicklook on a page."""
@@ -71,7 +78,9 @@ class SearchResults:
 
     hits: tuple[Hit, ...] = ()
     notice: str | None = None
-    """Warning about the results: nothing resembles the query, or the model does not know some of its words."""
+    """Warning about the results: nothing shows the words, or the model does not know them, or such imagery."""
+    presence: Verdict | None = None
+    """Verdict on whether anything shows the words: "present", "unclear" or "absent"; None where it cannot be given."""
     searched: int = 0
     """Number of rows that the filters left."""
     exact: bool = True
@@ -143,18 +152,31 @@ class SearchResults:
         return frames.GeoDataFrame(table, geometry=outlines, crs="OGC:CRS84")
 
 
-def notice_text(probabilities: FloatArray | None, remarks: Sequence[str]) -> str | None:
+def notice_text(presence: Presence | None, remarks: Sequence[str], model: str, unlike: BoolArray) -> str | None:
     """Return the notice for results, or None.
 
-    Percentiles are high for any query; the mean probability of the best rows tells whether anything resembles it.
+    `unlike` tells which rows, best first, are unlike what the model was trained on.
     """
-    sentences = list(remarks)
-    if probabilities is not None and len(probabilities):
-        best = probabilities[:NOTICE_HITS]
-        if (mean := float(best.mean())) < LIKELY:
-            about = f"the best {len(best)} are like these words with {mean:.0%} on average"
-            sentences.insert(0, f"{NOTHING_LIKE_IT}: {about}")
+    of, count = len(unlike[:_SHOWN]), int(unlike[:_SHOWN].sum())
+    found = f"{count} of the best {of} places"
+    if count <= FEW * of and presence is not None and presence.verdict != "present":
+        of, count = presence.searched, presence.unlike
+        found = f"{count:,} of {of:,} places"
+    sentences = [*(_doubts(presence) if presence is not None else ()), *remarks]
+    if count > FEW * of:
+        sentences.append(f"{found} are unlike anything that {model} was trained on: what it says of them means little")
     return ". ".join(sentences) or None
+
+
+def _doubts(presence: Presence) -> list[str]:
+    """Return a sentence for words that are not surely present."""
+    likeliest = presence.probabilities[~np.isnan(presence.probabilities)]
+    if presence.verdict == "present" or not len(likeliest):
+        return []
+    if presence.evidence < ABSENT:
+        verdict = NOTHING_LIKE_IT if presence.verdict == "absent" else PERHAPS_NOTHING
+        return [f"{verdict}: the likeliest place shows these words with {likeliest.max():.0%}"]
+    return [f"{PERHAPS_NOTHING}: of {presence.searched:,} places, some look as much like these words by chance"]
 
 
 def utc_day(moment: datetime) -> str:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rs_embed.arrays import FloatArray
+from rs_embed.arrays import BoolArray, FloatArray
 from rs_embed.errors import SpecError
 from rs_embed.export.checks import check_counts
 from rs_embed.lonlat import Box, enclose, meets
@@ -28,7 +28,8 @@ from rs_embed.search.columns import (
     check_table,
     usable_rows,
 )
-from rs_embed.search.results import NOTICE_HITS, Hit, footprint_corners, utc_day
+from rs_embed.search.presence import JUDGED
+from rs_embed.search.results import Hit, footprint_corners, utc_day
 from rs_embed.search.vectors import Neighbours, Positions, VectorFile
 from rs_embed.specs import BBoxLike, TemporalSpec, bounds_of
 
@@ -170,12 +171,25 @@ class Rows:
         every_window: bool,
     ) -> Neighbours:
         """Find enough neighbours for `k` places: time ranges of one place are one hit, so `k` rows may be too few."""
-        n, wanted = len(self) if candidates is None else len(candidates), max(k, NOTICE_HITS)
+        n, wanted = len(self) if candidates is None else len(candidates), max(k, JUDGED)
         while True:
             found = self.file.nearest(query, wanted, candidates=candidates, centred=centred, exact=exact)
             if every_window or wanted >= n or len(set(self._place_keys(found.positions))) >= k:
                 return found
             wanted = min(2 * wanted, n)
+
+    def unlike_training(self, positions: Positions) -> BoolArray:
+        """Return which rows' imagery is known to be unlike what the model was trained on."""
+        return self._unlike[positions]
+
+    def count_unlike_training(self, candidates: Positions | None) -> int:
+        """Return the number of such rows among the candidates of a search; None are all rows."""
+        return int((self._unlike if candidates is None else self._unlike[candidates]).sum())
+
+    @cached_property
+    def _unlike(self) -> BoolArray:
+        unlike: BoolArray = pc.fill_null(self.table["unlike_training"], False).to_numpy().astype(bool)
+        return unlike
 
     def _place_keys(self, positions: Positions) -> list[tuple[Any, ...]]:
         """Return a key for each row, equal for the time ranges of one place."""
@@ -197,7 +211,8 @@ class Rows:
                 rank=rank,
                 score=float(found.scores[i]),
                 percentile=float(found.percentiles[i]),
-                probability=None if probabilities is None else float(probabilities[i]),
+                probability=None if probabilities is None or np.isnan(probabilities[i]) else float(probabilities[i]),
+                unlike_training=row["unlike_training"],
                 unique_id=row["unique_id"],
                 id=row["id"],
                 lon=row["centre_lon"],

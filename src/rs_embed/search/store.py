@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from filelock import Timeout
 
 from rs_embed.arrays import FloatArray
+from rs_embed.embedders.familiarity import TrainingStatistics, find_statistics
 from rs_embed.embedders.text import unit
 from rs_embed.errors import RSEmbedError
 from rs_embed.export.checks import reading, regular_file
@@ -185,13 +186,16 @@ class IndexStore:
     def _read_part(self, file: Path, rows: Rows) -> _Part:
         """Read the rows of a file that the index lacks and that can be shown; an RSEmbedError refuses the file."""
         column = "embedding" if self.request.output.pooling == "projected" else "embedding_projected"
+        statistics = find_statistics(self.request.weights_sha256)
         with reading(file):
             stored = pq.ParquetFile(file)
-            wanted = [name for name in (*DATASET_COLUMNS, column) if name in stored.schema_arrow.names]
-            table = stored.read(wanted)
+            others = ("embedding", "norm") if statistics is not None else ()
+            wanted = {*DATASET_COLUMNS, column, *others}.intersection(stored.schema_arrow.names)
+            table = stored.read(sorted(wanted))
             check_table(table, DATASET_COLUMNS)
             if not len(table):
-                return _Part(table.select(DATASET_COLUMNS), np.empty((0, 0), np.float32), 0)
+                empty = table.select(DATASET_COLUMNS).append_column("unlike_training", pa.nulls(0, pa.bool_()))
+                return _Part(empty, np.empty((0, 0), np.float32), 0)
             vectors, good = vectors_of(table, column)
             dim = rows.file.header["dim"]
             if len(rows) and good.any() and vectors.shape[1] != dim:
@@ -203,7 +207,21 @@ class IndexStore:
         if file.name in rows.file.header.get("parts", {}):  # a file that was written again: add only its new rows
             known = set(rows.table["unique_id"].to_pylist())
             keep &= np.array([unique_id not in known for unique_id in table["unique_id"].to_pylist()], bool)
-        return _Part(table.select(DATASET_COLUMNS).filter(pa.array(keep)), vectors[keep], int((~good).sum()))
+        unlike = self._unlike_training(table, statistics)
+        shown = table.select(DATASET_COLUMNS).append_column("unlike_training", unlike)
+        return _Part(shown.filter(pa.array(keep)), vectors[keep], int((~good).sum()))
+
+    def _unlike_training(self, table: pa.Table, statistics: TrainingStatistics | None) -> pa.Array:
+        """Return which rows' imagery is unlike what the model was trained on; null where that is not known."""
+        if statistics is None or self.request.output.pooling != "mean":
+            return pa.nulls(len(table), pa.bool_())
+        with reading(self.folder), np.errstate(over="ignore", invalid="ignore"):
+            vectors, known = vectors_of(table, "embedding")
+            if vectors.shape[1] != len(statistics.mean):
+                return pa.nulls(len(table), pa.bool_())
+            if self.request.normalise:
+                vectors = vectors * table["norm"].to_numpy()[:, None]
+            return pa.array(statistics.unlike(vectors), mask=~(known & np.isfinite(vectors).all(axis=1)))
 
     def _append(self, rows: Rows, file: Path, part: _Part) -> Rows:
         header = rows.file.header

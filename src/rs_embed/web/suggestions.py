@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from rs_embed.errors import RSEmbedError
 from rs_embed.search.index import EmbeddingIndex
 from rs_embed.search.query import known_words
-from rs_embed.search.results import SearchResults
 
 SUGGESTED = 8
 
@@ -37,12 +36,8 @@ def _present(index: EmbeddingIndex) -> Iterator[tuple[float, str, str]]:
         return
     for word in words:
         found = index.search(word)
-        if found.hits and _says_present(found):
+        if found.presence == "present":
             yield found.hits[0].probability or 0.0, word, found.hits[0].unique_id
-
-
-def _says_present(found: SearchResults) -> bool:
-    return "nothing like this here" not in (found.notice or "")
 
 
 def _different(present: list[tuple[float, str, str]]) -> list[dict[str, str]]:

@@ -226,15 +226,15 @@ class EmbeddingIndex:
             encoded.vector, k, candidates, centred=encoded.centred, exact=exact, every_window=every_window
         )
         searched = len(rows) if candidates is None else len(candidates)
-        unlike, log_ratios = rows.unlike_training(found.positions), encoder.log_ratios(encoded, query, found.positions)
+        strange, log_ratios = rows.unlike_training(found.positions), encoder.log_ratios(encoded, query, found.positions)
         presence = None
         if log_ratios is not None:
             total = rows.count_unlike_training(candidates)
-            presence = judge(log_ratios, unlike, searched=searched, unlike=total)
-        asked = unlike if encoded.words else unlike[:0]
+            presence = judge(log_ratios, strange, searched=searched, unlike=total)
+        asked = strange if encoded.words else strange[:0]
         return SearchResults(
-            hits=rows.hits(found, presence and presence.probabilities, k, every_window=every_window),
-            presence=presence and presence.verdict,
+            hits=rows.hits(found, presence.probabilities if presence else None, k, every_window=every_window),
+            presence=presence.verdict if presence else None,
             notice=notice_text(presence, encoder.remarks(query), self.request.model, asked),
             searched=searched,
             exact=found.exact,

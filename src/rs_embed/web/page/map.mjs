@@ -12,6 +12,7 @@ const NEAR_PX = 60; // a wider footprint has its pin in the corner
 const LATITUDES = [-80, 84]; // limits of UTM, beyond which there is no place
 const LOOK_PX = 120; // a wider footprint is large enough to look at, without zooming in
 const OPEN_PX = 24; // width of a footprint that the page opens with at least
+const CREDITS = { land: "Natural Earth", towns: "GeoNames, CC BY 4.0" };
 const TOWNS = 24; // names of towns asked for at a time
 const TOWN_ZOOM = 11; // zoom on a town that a person goes to: some 20 km
 // Viridis. The best results of a large dataset differ only in decimals, so the steps narrow towards 100 %.
@@ -89,7 +90,7 @@ export class PlaceMap {
       container,
       style: {
         version: 8,
-        sources: Object.fromEntries(["land", "borders", "places", "dots", "hits", "area", "picked", "towns"].map((n) => [n, { type: "geojson", data: none }])),
+        sources: Object.fromEntries(["land", "borders", "places", "dots", "hits", "area", "picked", "towns"].map((n) => [n, { type: "geojson", data: none, attribution: CREDITS[n] }])),
         layers: [
           { id: "background", type: "background" },
           { id: "land", type: "fill", source: "land" },

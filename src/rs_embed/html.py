@@ -58,7 +58,8 @@ def result_html(
 
 def _text(value: object) -> str:
     if isinstance(value, Link):
-        return f'<a href="{escape(value.href)}" target="_blank" rel="noopener">{_text(value.text)}</a>'
+        address = f'href="{escape(value.href)}" target="_blank" rel="noopener"'
+        return f'<a {address} style="color:inherit;text-decoration:underline">{_text(value.text)}</a>'
     return escape(visible(str(value)))
 
 

@@ -90,7 +90,8 @@ class ExportPlan:
         without, partly = round(self.share * len(self.fetch.places_without_scene)), self.partly_covered
         facts: list[Fact] = [
             ("places", f"{self.rows:,}"),
-            ("to read", f"{self._read_text} in {self.all('requests'):,} request(s)"),
+            ("to read", self._read_text),
+            ("requests", f"{requests:,}" if (requests := self.all("requests")) else None),
             ("duration", f"{self.minutes:,.1f} minutes at {self.mbit_s:g} Mbit/s, at least as long as the model takes"),
             ("to write", f"{(self.write_bytes + self.grid_bytes) / 1e6:,.1f} MB"),
         ]

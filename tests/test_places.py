@@ -380,10 +380,11 @@ def test_a_region_in_metres_is_that_in_degrees(tmp_path):
         read_region(write_features(tmp_path / "n.geojson", feature))
 
 
-def test_a_self_crossing_polygon_is_the_area_that_it_encloses(tmp_path):
+def test_a_self_crossing_polygon_is_the_area_that_it_encloses(tmp_path, caplog):
     bow = {"type": "Polygon", "coordinates": [[[15, 48], [15.2, 48.2], [15.2, 48], [15, 48.2], [15, 48]]]}
     region = read_region(write_features(tmp_path / "b.geojson", {"type": "Feature", "properties": {}, "geometry": bow}))
     assert region.is_valid
+    assert "b.geojson: 1 outline(s) cross themselves, the first in feature 0" in caplog.text
     assert region.area == pytest.approx(0.02)
     assert region_places(region, 640).rows
     same = region_places(shapely.Polygon(bow["coordinates"][0]), 640)  # also when it is passed in Python

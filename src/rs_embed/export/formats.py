@@ -291,7 +291,7 @@ def _on_centroids(
 ) -> Columns:
     """Return columns with the centroid of each geometry, whatever its type, also of parts on either side of 180°."""
     where = partial("{} {}".format, word)
-    shapes = _mend(np.array(geometries, dtype=object), where, source)
+    shapes = mend_outlines(np.array(geometries, dtype=object), where, source)
     points = shapely.centroid(shapes)
     empty = np.flatnonzero(shapely.is_missing(points) | shapely.is_empty(points))
     faults = dict.fromkeys(empty.tolist(), "it has no geometry")
@@ -305,7 +305,9 @@ def _on_centroids(
     return Columns(where=where, ids=ids, x=x, y=y, faults=faults, table=table, crs=crs)
 
 
-def _mend(shapes: npt.NDArray[np.object_], where: Callable[[int], str], source: object) -> npt.NDArray[np.object_]:
+def mend_outlines(
+    shapes: npt.NDArray[np.object_], where: Callable[[int], str], source: object
+) -> npt.NDArray[np.object_]:
     """Return the shapes with the area that self-crossing outlines enclose, and say which were mended."""
     broken = np.flatnonzero(
         ~shapely.is_missing(shapes) & ~shapely.is_valid(shapes) & (shapely.get_dimensions(shapes) == 2)

@@ -19,7 +19,7 @@ from shapely.geometry.base import BaseGeometry
 
 from rs_embed.arrays import CoordinateArray, IndexArray
 from rs_embed.errors import SpecError
-from rs_embed.export.formats import is_lonlat, parse_shape, read_geojson_document, table_of
+from rs_embed.export.formats import is_lonlat, mend_outlines, parse_shape, read_geojson_document, table_of
 from rs_embed.export.inputs import InputPlaces
 from rs_embed.grid import transformer, utm_epsg, utm_epsgs
 from rs_embed.lonlat import NORTH, SOUTH
@@ -39,8 +39,8 @@ def read_region(file: Path) -> BaseGeometry:
     document, crs = read_geojson_document(file)
     listed = document.get("features")
     parts = [part for part in (listed if isinstance(listed, list) else [document]) if isinstance(part, dict)]
-    shapes = [parse_shape(part.get("geometry", part)) for part in parts]
-    mended = [shapely.make_valid(shape) for shape in shapes if shape is not None]
+    shapes = np.array([parse_shape(part.get("geometry", part)) for part in parts], dtype=object)
+    mended = mend_outlines(shapes[~shapely.is_missing(shapes)], "feature {}".format, file)
     polygons = [p for shape in mended for p in shapely.get_parts(shape) if p.area > 0]
     if not polygons:
         raise SpecError(f"{file} has no polygon")

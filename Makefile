@@ -7,7 +7,7 @@ PEERS := benchmarks/data/peers
 PEER_PYTHON := benchmarks/data/rs-embed-peer/bin/python
 PYTHON312 ?= $(shell command -v python3.13 || command -v python3.12)
 
-.PHONY: demo test lint fuzz bench bench-peers bench-gpu train constraints clean
+.PHONY: demo test lint docs fuzz bench bench-peers bench-gpu train constraints clean
 
 demo: $(READY)  ## The main job on real Sentinel-2 imagery, with a picture
 	$(BIN)/rs-embed demo --out demo-output
@@ -20,6 +20,10 @@ lint: $(READY)  ## Style, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(READY)  ## The documentation as a site in site/, its links checked
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python docs/build.py
 
 fuzz: $(READY)  ## Hostile files of every kind for some minutes: SECONDS=30 for each target
 	$(BIN)/python -m fuzz --seconds $(or $(SECONDS),30)

@@ -1,4 +1,4 @@
-"""Speed figures in README and CHANGELOG, taken from RESULTS.md and RESULTS-peers.md, so that all quote the same run.
+"""Speed figures of README, docs/speed.md and CHANGELOG, from RESULTS.md and RESULTS-peers.md: all are of one run.
 
 `python -m benchmarks.quote` writes them between the markers. The benchmarks call it at their end, and a test compares.
 """
@@ -14,9 +14,9 @@ from rs_embed.embedders.cards import LOWER_PRECISIONS
 ROOT = Path(__file__).parents[1]
 _BEGIN, _END = "<!-- figures: written by python -m benchmarks.quote -->", "<!-- end of figures -->"
 
-README = """\
+SPEED = """\
 Measured on {machine}, with both sides alternating in one run
-(`make bench`, [RESULTS.md](benchmarks/RESULTS.md)):
+(`make bench`, `benchmarks/RESULTS.md`):
 
 | case (baseline) | times as fast |
 |---|---|
@@ -30,7 +30,7 @@ Measured on {machine}, with both sides alternating in one run
 | the same, 240 patches (against odc-stac) | **{cogs_240:.1f}** |
 
 Against the peers on the same 64 patches of 410 px, batches of 32 (`make bench-peers`,
-[RESULTS-peers.md](benchmarks/RESULTS-peers.md)):
+`benchmarks/RESULTS-peers.md`):
 
 | images/s (times rs-embed 0.3.1) | pooled | token grids | peak MiB |
 |---|---|---|---|
@@ -43,10 +43,15 @@ Against the peers on the same 64 patches of 410 px, batches of 32 (`make bench-p
 
 One cold embedding is {cold_peer} times as fast as rs-embed's. The float32 network alone runs at {share} % of the
 machine's fastest matrix product, and is busy for {busy} % of a run on local files
-([timeline](docs/images/timeline.png)). bf16 and int8 are never the default: on the bundled
+([timeline](images/timeline.png)). bf16 and int8 are never the default: on the bundled
 model their cosine with float32 is at least {bf16_cosine} and {int8_cosine}, and {bf16_words} % and {int8_words} % of
 the ten best hits for words are the same. Planning and writing cost {row_ms} ms per place (measured up to 100,000
 places). A million vectors are searched in {search_ms:.0f} ms. `make bench-gpu` measures CUDA."""
+
+README = """\
+On two cores without a GPU: {fp32[pooled_times]} times `rs-embed` 0.3.1 on the same patches, {int8[pooled_times]} times
+in int8; imagery from a STAC catalog {cogs_1:.1f} to {cogs_240:.1f} times as fast as odc-stac.
+[All figures, their commands and machines](docs/speed.md)."""
 
 CHANGELOG = """\
 * Speed on a CPU: packed products, `precision="bf16"` and `"int8"`; {fp32[pooled_times]} times rs-embed 0.3.1 pooled,
@@ -134,15 +139,15 @@ def quoted(text: str, figures: str) -> str:
 
 
 def pages(root: Path = ROOT) -> dict[Path, str]:
-    """Return README and CHANGELOG with the current figures."""
+    """Return the pages that quote figures, with the current ones."""
     ours, peers = (root / "benchmarks" / name for name in ("RESULTS.md", "RESULTS-peers.md"))
     values = Figures(ours.read_text(encoding="utf-8"), peers.read_text(encoding="utf-8")).values()
-    texts = {root / "README.md": README, root / "CHANGELOG.md": CHANGELOG}
+    texts = {root / "README.md": README, root / "docs" / "speed.md": SPEED, root / "CHANGELOG.md": CHANGELOG}
     return {p: quoted(p.read_text(encoding="utf-8"), text.format_map(values)) for p, text in texts.items()}
 
 
 def main() -> None:
-    """Write the current figures to both files."""
+    """Write the current figures to the pages."""
     for path, text in pages().items():
         path.write_text(text, encoding="utf-8")
 

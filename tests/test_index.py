@@ -6,6 +6,7 @@ import json
 import threading
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -687,6 +688,13 @@ def test_the_command_finds_writes_and_draws(sample, tmp_path, capsys):
     assert code == 0
     assert len(json.loads(out)["results"]) == 20
     assert run(capsys, "search", str(sample), "forest", "--out", str(tmp_path / "new" / "hits.json"))[0] == 0
+    layer = tmp_path / "hits.gpkg"
+    assert run(capsys, "search", str(sample), "forest", "--k", "7", "--out", str(layer))[0] == 0
+    frame = geopandas.read_file(layer, layer="hits")
+    assert list(frame["unique_id"]) == [feature["id"] for feature in document["features"]]
+    assert frame.crs.to_epsg() == 4326
+    code, _, err = run(capsys, "search", str(sample), "forest", "--out", str(tmp_path / "hits.txt"))
+    assert (code, "must end in one of .geojson" in err) == (2, True)
     code, _, err = run(capsys, "search", str(sample), "forest", "--plot", str(tmp_path / "hits.bmpx"))
     assert (code, "must end in one of .png" in err) == (2, True)
     assert run(capsys, "index", str(sample), "--rebuild", "--json")[:2] == (0, out_of_index)

@@ -86,7 +86,7 @@ PYPROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read
 DECLARED = [
     (re.match(r"[\w-]+", text)[0], extra)
     for extra, listed in [("", PYPROJECT["dependencies"]), *PYPROJECT["optional-dependencies"].items()]
-    if extra not in ("all", "test")
+    if extra not in ("all", "test", "docs")
     for text in listed
 ]
 AT = "PointBuffer(13.720948, 48.222307, 600)"

@@ -13,54 +13,81 @@ import pytest
 
 from rs_embed.cli.main import main
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-PYTHON = [code for language, code in BLOCKS if language == "python"]
-LINES = [line.partition(" #")[0].strip() for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
-COMMANDS = [line for line in LINES if line.startswith("rs-embed ")]
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ("python", "command-line", "map", "province", "own-files", "change")  # `docs/linear-probe.md` has its own test
 
 
-def test_the_python_examples_run(tmp_path, monkeypatch):
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Return the examples of a page that run: their language and their lines."""
+    return [(language, code) for language, code in re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)]
+
+
+def run(language: str, code: str, scope: dict[str, object], capsys: pytest.CaptureFixture[str]) -> None:
+    if language == "python":
+        exec(compile(code, "example", "exec"), scope)
+    for line in code.splitlines() if language == "sh" else ():
+        command = line.partition("   #")[0].strip()
+        if command.startswith("rs-embed "):
+            with pytest.raises(SystemExit) as stopped:
+                main(shlex.split(command)[1:])
+            assert not stopped.value.code, command
+            assert capsys.readouterr().out, command
+
+
+@pytest.mark.parametrize("block", blocks(README), ids=lambda block: block[1].split()[0])
+def test_each_example_of_the_readme_runs_by_itself(block, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    scope: dict[str, object] = {}
-    assert PYTHON
-    for code in PYTHON:
-        exec(compile(code, "README.md", "exec"), scope)
+    run(*block, {}, capsys)
 
 
-def test_the_commands_run_in_their_order(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("page", PAGES)
+def test_the_examples_of_the_docs_run_in_their_order(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for command in COMMANDS:
-        with pytest.raises(SystemExit) as stopped:
-            main(shlex.split(command)[1:])
-        assert not stopped.value.code, command
-        assert capsys.readouterr().out, command
+    found, scope = blocks((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")), {}
+    assert any(language in ("python", "sh") for language, _ in found)
+    for language, code in found:
+        run(language, code, scope, capsys)
 
 
 @pytest.mark.filterwarnings("ignore")  # scikit-learn's own, on folds where a class is rare
 def test_the_recipe_of_the_linear_probe_runs(tmp_path, monkeypatch, capsys):
-    text = (Path(__file__).parents[1] / "docs" / "linear-probe.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {}
-    for language, code in re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL):
-        if language == "python":
-            exec(compile(code, "linear-probe.md", "exec"), scope)
-        else:
-            with pytest.raises(SystemExit) as stopped:
-                main(shlex.split(code)[1:])
-            assert not stopped.value.code
+    for language, code in blocks((ROOT / "docs" / "linear-probe.md").read_text(encoding="utf-8")):
+        run(language, code, scope, capsys)
     accuracy = scope["accuracy"]
     assert set(accuracy) == {"vectors", "mean colour", "always the most frequent"}
     assert all(0 <= value <= 1 for value in accuracy.values())
 
 
+def test_the_readme_fits_on_a_few_screens():
+    assert len(README.splitlines()) <= 130
+
+
+def test_the_image_is_built_from_what_is_here():
+    """No engine is at hand: the file is compared with what it names."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    text = (ROOT / "Dockerfile").read_text()
+    version = re.search(r"^FROM python:([\d.]+)-", text, re.MULTILINE)
+    assert version is not None
+    assert project["requires-python"] == f">={version[1]}"
+    assert set(re.findall(r"'\.\[([\w,]+)\]'", text)[0].split(",")) <= set(project["optional-dependencies"])
+    assert (ROOT / re.findall(r"--constraint (\S+)", text)[0]).exists()
+    assert re.findall(r'ENTRYPOINT \["(\S+)"\]', text)[0] in project["scripts"]
+    assert re.search(r"^USER (?!root)", text, re.MULTILINE)
+
+
 def test_the_make_targets_and_files_exist():
-    root = Path(__file__).parents[1]
-    makefile = (root / "Makefile").read_text()
-    for target in re.findall(r"^make (\w+)", "\n".join(LINES), re.MULTILINE):
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^make (\w+)", README, re.MULTILINE)
+    assert {"demo", "test"} <= set(targets)
+    for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
     for link in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
-        assert (root / link).exists(), link
+        assert (ROOT / link).exists(), link
 
 
 def test_the_notebook_runs(tmp_path):

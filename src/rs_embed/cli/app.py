@@ -45,7 +45,8 @@ def _root(
 
 
 @cache
-def _app() -> typer.Typer:
+def new_app() -> typer.Typer:
+    """Return the command line as a typer application."""
     app = typer.Typer(
         help="Embed any place on Earth as a vector: Sentinel-2 imagery through RemoteCLIP.\n\n"
         "Exit codes: 0 success, 1 a request failed, 2 bad usage, 130 interrupted. With --debug, any command shows the "
@@ -63,7 +64,7 @@ def _app() -> typer.Typer:
 def run(arguments: Sequence[str]) -> int:
     """Run a command and return its exit code; bad usage is a SpecError."""
     try:
-        return _app()(args=split_coordinates(arguments), prog_name="rs-embed", standalone_mode=False) or 0
+        return new_app()(args=split_coordinates(arguments), prog_name="rs-embed", standalone_mode=False) or 0
     except typer.TyperException as error:  # an unknown option, a missing value
         raise SpecError(explain(error, arguments)) from error
     except typer.Abort:

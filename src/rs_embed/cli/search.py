@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rs_embed.search.results import SearchResults
 
 Yes = Annotated[bool, Option("--yes", help="Fetch weights that the dataset names and this machine lacks.")]
+_FOOTPRINTS = (".geojson", ".json", ".gpkg")
 MAP_REMEDY = "the build downloads them from npm and PyPI; install a wheel, or install the clone again with a network"
 
 
@@ -76,7 +77,7 @@ def search(
     k: Annotated[int, Option(help="Number of results.")] = 20,
     every_window: Annotated[bool, Option("--every-window", help="List every time range of a place.")] = False,
     exact: Annotated[bool, Option("--exact", help="Compare every row, however many there are.")] = False,
-    out: Annotated[Path | None, Option(help="Write the footprints as GeoJSON.")] = None,
+    out: Annotated[Path | None, Option(help="Write the footprints: .geojson, or .gpkg for a GIS.")] = None,
     plot: Annotated[Path | None, Option(help="Draw the quicklooks on a contact sheet.")] = None,
     yes: Yes = False,
     as_json: options.Json = False,
@@ -84,6 +85,8 @@ def search(
     """Find the rows most like some words, other rows, or a saved concept."""
     if plot is not None:
         options.check_ending("--plot", plot, options.PICTURES)
+    if out is not None:
+        options.check_ending("--out", out, _FOOTPRINTS)
     rows = _open_index(dataset, download=bool(text or negative) and _may_download(dataset, yes))
     found = rows.search(
         text,
@@ -116,7 +119,10 @@ def search(
 def _write_footprints(found: SearchResults, path: Path) -> None:
     make_folder(path.parent)
     with atomic_write(path) as part:
-        part.write_text(json.dumps(found.to_geojson(), indent=1) + "\n", encoding="utf-8")
+        if path.suffix.lower() == ".gpkg":
+            found.to_geodataframe().set_crs(4326, allow_override=True).to_file(part, driver="GPKG", layer="hits")
+        else:
+            part.write_text(json.dumps(found.to_geojson(), indent=1) + "\n", encoding="utf-8")
     print(f"wrote {len(found.hits)} footprint(s) to {path}", file=sys.stderr)
 
 

@@ -225,7 +225,7 @@ def test_hits_show_their_quicklooks_places_and_ids(index):
     again = pickle.loads(pickle.dumps(found))
     assert again == found
     assert page(again).pictures == []
-    assert found.to_dict().keys() == {"results", "notice", "searched", "exact", "recall"}
+    assert found.to_dict().keys() == {"results", "notice", "presence", "searched", "exact", "recall"}
 
 
 def test_everything_foreign_is_escaped():

@@ -42,6 +42,8 @@ class FileServer:
     corrupt_share: float = 0.0
     status_of: dict[str, list[int]] = field(default_factory=dict)
     """Path ending to statuses that are answered before the file is."""
+    instead: dict[str, Path] = field(default_factory=dict)
+    """Path to the file that is answered in its place."""
     retry_after: str = "1"
     """Header of the answers 429 and 503."""
     token: str | None = None
@@ -88,7 +90,7 @@ def serve_files(server: FileServer) -> Iterator[FileServer]:
             self._file(parts.path, corrupt=chance > 1 - server.corrupt_share)
 
         def _file(self, path: str, corrupt: bool) -> None:
-            file = server.root / path.lstrip("/")
+            file = server.instead.get(path, server.root / path.lstrip("/"))
             if not file.is_file():
                 self._send(404, b"", {})
                 return

@@ -15,9 +15,10 @@ from rasterio.control import GroundControlPoint
 from rasterio.shutil import copy as copy_raster
 
 from archive_server import FileServer, serve_files
+from rs_embed.errors import FetchError, UnusableImageryError
 from rs_embed.providers.block_files import BlockFile, open_block_file
 from rs_embed.providers.gdal import GdalFile
-from rs_embed.providers.http import FetchError, RangeReader, new_client
+from rs_embed.providers.http import RangeReader, new_client
 from rs_embed.providers.stac.cog import Cog
 
 TRANSFORM = Affine(10, 0, 499_980, 0, -10, 5_300_040)
@@ -264,7 +265,9 @@ def test_a_block_too_large_for_memory_is_refused_by_its_header(tmp_path):
     with rasterio.open(path, "w", **profile):
         pass
     assert path.stat().st_size < 10_000
-    with pytest.raises(FetchError, match=r"a block of 16384 x 16384 pixels is over 256 MB .*gdal_translate -of COG"):
+    with pytest.raises(
+        UnusableImageryError, match=r"a block of 16384 x 16384 pixels is over 256 MB .*gdal_translate -of COG"
+    ):
         asyncio.run(from_disk(path))
 
 
@@ -286,5 +289,22 @@ def test_control_points_that_bend_the_grid_are_refused_with_the_remedy(tmp_path)
     points = [GroundControlPoint(r, c, 500_000 + 10 * c + r * c, 5_300_000 - 10 * r) for r in (0, 99) for c in (0, 99)]
     with rasterio.open(path, "r+") as file:
         file.gcps = points, file.gcps[1]
-    with pytest.raises(FetchError, match=r"bend its grid: warp it first \(gdalwarp\)"):
+    with pytest.raises(UnusableImageryError, match=r"bend its grid: warp it first \(gdalwarp\)"):
         asyncio.run(from_disk(path))
+
+
+def test_what_no_attempt_can_read_is_told_from_what_failed(tmp_path):
+    """A format or a codec that is not read is refused; what may be damage on the way is asked for again."""
+    codec = write(tmp_path, **TILED).rename(tmp_path / "codec.tif")
+    entry = struct.pack("<HHI", 259, 3, 1)  # of the compression
+    data = codec.read_bytes().replace(entry + struct.pack("<I", 8), entry + struct.pack("<I", 50_009))
+    codec.write_bytes(data)
+    (tmp_path / "picture.tif").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    (tmp_path / "page.tif").write_bytes(b"<html>sign in</html>" + bytes(100))
+    with serve_files(FileServer(tmp_path)) as server:
+        for name, says in (("codec", "missing codec"), ("picture", "picture.tif is PNG, and only TIFF and JPEG 2000")):
+            with pytest.raises(UnusableImageryError, match=says):
+                asyncio.run(over_http(f"{server.url}/{name}.tif"))
+        with pytest.raises(FetchError) as caught:
+            asyncio.run(over_http(f"{server.url}/page.tif"))
+    assert not isinstance(caught.value, UnusableImageryError)

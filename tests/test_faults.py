@@ -118,6 +118,19 @@ def test_a_retry_that_fails_keeps_the_vector(archive, tmp_path):
     assert open_dataset(tmp_path / "ds").failures().num_rows == 0
 
 
+def test_a_scene_in_a_format_that_is_not_read_is_refused_and_not_tried_again(archive, stored, tmp_path):
+    provider, files = archive
+    [red] = (stored[0]).glob("*_20220613_*/B04.tif")
+    other = tmp_path / "other" / red.relative_to(stored[0])
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(50_000))
+    files.instead = {f"/{red.relative_to(stored[0])}": other}
+    summary = export(provider, tmp_path / "ds")
+    assert (summary.done, summary.failed, summary.lost) == (3, 0, 0)
+    [dropped] = next(iter(open_dataset(tmp_path / "ds")))["dropped_scenes"]
+    assert (dropped["kind"], "netCDF or HDF5" in dropped["reason"]) == ("refused", True)
+
+
 def test_places_that_lack_a_scene_are_refused_where_the_caller_wants_that(archive, tmp_path):
     provider, files = archive
     lose(files, "13")

@@ -513,7 +513,8 @@ def test_faults_that_pass_change_nothing(archive):
 def test_a_header_that_arrives_corrupt_is_asked_for_again(stored):
     import asyncio
 
-    from rs_embed.providers.http import FetchError, RangeReader
+    from rs_embed.errors import FetchError
+    from rs_embed.providers.http import RangeReader
     from rs_embed.providers.stac.cog import open_cog
 
     root, items = stored

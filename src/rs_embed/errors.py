@@ -88,6 +88,14 @@ class NoImageryError(ProviderError):
     """
 
 
+class FetchError(ProviderError):
+    """File that cannot be read; the text names the host and the file, never the query of an address."""
+
+
+class UnusableImageryError(FetchError):
+    """Imagery that was reached and cannot be used: asking again gives the same."""
+
+
 class ModelError(RSEmbedError):
     """Request that the model cannot serve.
 

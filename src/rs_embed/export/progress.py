@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NotRequired, TypedDict, TypeVar
 
 from rs_embed import settings
-from rs_embed.errors import NoImageryError, ProviderError, RSEmbedError
+from rs_embed.errors import NoImageryError, ProviderError, RSEmbedError, UnusableImageryError
 from rs_embed.export.folder import PartitionCounts
 
 T = TypeVar("T")
@@ -58,7 +58,7 @@ ProgressListener = Callable[[ExportEvent], None]
 
 def is_fault(result: object) -> bool:
     """Return True for an error of the source, which may be gone at another time."""
-    return isinstance(result, ProviderError) and not isinstance(result, NoImageryError)
+    return isinstance(result, ProviderError) and not isinstance(result, (NoImageryError, UnusableImageryError))
 
 
 @dataclass(slots=True)

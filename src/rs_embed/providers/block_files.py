@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from rs_embed.arrays import AnyArray
 from rs_embed.background import run_coroutine
+from rs_embed.errors import FetchError
 from rs_embed.providers.gdal import open_gdal
-from rs_embed.providers.ranges import ByteReader, FetchError, FileReader, is_remote
+from rs_embed.providers.ranges import ByteReader, FileReader, is_remote
 from rs_embed.providers.raster import BlockGrid, driver_by_name
 from rs_embed.providers.stac.cog import NotFastError, open_cog
 from rs_embed.providers.stac.offsets import DarkPixels

@@ -18,9 +18,10 @@ import numpy as np
 
 from rs_embed.arrays import AnyArray, BoolArray
 from rs_embed.background import Channel
+from rs_embed.errors import FetchError, UnusableImageryError
 from rs_embed.providers.base import PatchRequest
 from rs_embed.providers.block_files import BlockFile, open_block_file
-from rs_embed.providers.ranges import ByteReader, FetchError, is_remote
+from rs_embed.providers.ranges import ByteReader, is_remote
 from rs_embed.providers.raster import RasterPixels, has_value
 from rs_embed.providers.scenes import Scene
 from rs_embed.providers.stac.offsets import DarkPixels
@@ -53,7 +54,7 @@ class PlaceLayers:
     request: PatchRequest
     scenes: Sequence[Scene]  # newest first
     scale_and_offset: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict)  # as in `layers`
-    faults: dict[int, str] = field(default_factory=dict)  # reason why a scene cannot be read, by scene number
+    faults: dict[int, FetchError] = field(default_factory=dict)  # why a scene cannot be read, by scene number
     layers: dict[tuple[int, int], Layer] = field(default_factory=dict)  # by scene number and band number
     pending: int = 0  # headers and blocks that are still to come
 
@@ -79,9 +80,9 @@ class PlaceLayers:
             valid &= has_value(layer.values, stated_nodata)
         return RasterPixels(layer.values[None], valid, *self.scale_and_offset[scene, band])
 
-    def drop_scene(self, scene: int, reason: str) -> None:
+    def drop_scene(self, scene: int, error: FetchError) -> None:
         """Record why a scene cannot be read, and free its layers."""
-        self.faults.setdefault(scene, reason)
+        self.faults.setdefault(scene, error)
         for key in [key for key in self.layers if key[0] == scene]:
             del self.layers[key]
 
@@ -103,7 +104,7 @@ class _Target:
     def fill(self, block: AnyArray | FetchError | None, run: _BlockRun, col: int) -> None:
         """Copy the pixels of one block that lie on the place to the layer; an error drops the scene."""
         if isinstance(block, FetchError):
-            self.place.drop_scene(self.scene, str(block))
+            self.place.drop_scene(self.scene, block)
         elif block is not None:
             layer = self.place.layer(self.scene, self.band, block.dtype, run.file.nodata)
             values = block[run.bands.index(self.file_band)]
@@ -113,13 +114,12 @@ class _Target:
     def start(self, file: BlockFile) -> bool:
         """Take what the file's header says of the band; False where the file has no such band."""
         if self.file_band >= file.count:
-            self.place.drop_scene(
-                self.scene, f"its file has {file.count} band(s), and none has number {self.file_band + 1}"
-            )
+            missing = f"its file has {file.count} band(s), and none has number {self.file_band + 1}"
+            self.place.drop_scene(self.scene, UnusableImageryError(missing))
             return False
         reason = self._why_too_fine(file)
         if reason is not None:
-            self.place.drop_scene(self.scene, reason)
+            self.place.drop_scene(self.scene, UnusableImageryError(reason))
             return False
         self.place.scale_and_offset[self.scene, self.band] = file.scale_and_offset(self.file_band)
         return True
@@ -219,7 +219,7 @@ class _Sweep:
             file = await self._open_first(addresses, reader, with_overview=check_dark_pixels)
         except FetchError as error:
             for target in targets:
-                target.place.drop_scene(target.scene, str(error))
+                target.place.drop_scene(target.scene, error)
         else:
             for run in _block_runs(file, [target for target in targets if target.start(file)]):
                 self._runs.put_nowait((run.map_order, next(self._numbers), run))
@@ -230,13 +230,14 @@ class _Sweep:
 
     async def _open_first(self, addresses: _Addresses, reader: ByteReader | None, *, with_overview: bool) -> BlockFile:
         """Open a file at the first of its addresses where it can be read."""
-        faults = []
+        faults: list[FetchError] = []
         for address in addresses:
             try:
                 return await open_block_file(reader, address, with_overview=with_overview)
             except FetchError as error:
-                faults.append(str(error))
-        raise FetchError("; ".join(faults))
+                faults.append(error)
+        kind = UnusableImageryError if all(isinstance(e, UnusableImageryError) for e in faults) else FetchError
+        raise kind("; ".join(map(str, faults)))
 
     async def _work(self) -> None:
         """Fetch runs from the queue, and copy their pixels to the layers."""

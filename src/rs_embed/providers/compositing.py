@@ -9,7 +9,7 @@ import numpy as np
 
 from rs_embed.arrays import AnyArray, BoolArray, FloatArray
 from rs_embed.composite import SceneImage, clear_statistics, median, mosaic, shown_clear_frac
-from rs_embed.errors import ProviderError
+from rs_embed.errors import FetchError, ProviderError, UnusableImageryError
 from rs_embed.patch import DropKind, DroppedScene, Patch
 from rs_embed.providers.raster import RasterPixels
 from rs_embed.providers.scenes import Scene
@@ -39,9 +39,13 @@ class CompositeBuilder:
         is_mosaic = self.selection.request.sensor.composite == "mosaic"
         return is_mosaic and bool(np.logical_or.reduce([image.valid for image in self.images]).all())
 
-    def drop(self, scene: Scene, reason: str, kind: DropKind = "fault") -> None:
+    def drop(self, scene: Scene, reason: str, kind: DropKind) -> None:
         """Record why a scene contributes nothing."""
         self.dropped.append(DroppedScene(scene.id, reason, kind))
+
+    def drop_unread(self, scene: Scene, error: FetchError) -> None:
+        """Record the error that a scene's files gave."""
+        self.drop(scene, str(error), "refused" if isinstance(error, UnusableImageryError) else "fault")
 
     def add(self, scene: Scene, pixels: Sequence[RasterPixels]) -> None:
         """Add a scene's bands and, if it has one, its scene classification; drop a scene without a valid pixel."""

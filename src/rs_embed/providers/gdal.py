@@ -21,8 +21,9 @@ from rasterio.transform import from_gcps
 from rasterio.windows import Window
 
 from rs_embed.arrays import AnyArray
+from rs_embed.errors import FetchError, UnusableImageryError
 from rs_embed.providers.gdal_stream import Content
-from rs_embed.providers.ranges import ByteReader, FetchError, file_name
+from rs_embed.providers.ranges import ByteReader, file_name
 from rs_embed.providers.raster import BlockGrid, driver_by_name
 from rs_embed.providers.stac.offsets import DarkPixels, dark_pixels
 from rs_embed.retry import COG_BLOCK
@@ -36,6 +37,7 @@ _RUN_VALUES = 1 << 24  # values that it reads: a time series of years would fill
 _GCP_TOLERANCE_PX = 0.5  # largest distance of a control point from the affine transform through all of them
 _HEADER_PIECE_BYTES = 1 << 18
 _PEEK_BYTES = 64
+_NO_CODEC = "missing codec"  # in the words of GDAL
 _CLOSED = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_PAM_ENABLED": "NO",  # the file, and none beside it
@@ -152,7 +154,8 @@ def _read_header(source: _Source) -> GdalFile:
                 return GdalFile(source=source, grid=grid, nodata=nodata, tags=tags, **layout)
         except RasterioError as error:
             fault = _detail(error)
-    raise FetchError(f"{source.name}: its header cannot be read ({fault})")
+    kind = UnusableImageryError if _NO_CODEC in fault else FetchError
+    raise kind(f"{source.name}: its header cannot be read ({fault})")
 
 
 def _grid(dataset: DatasetReader) -> BlockGrid:
@@ -161,9 +164,9 @@ def _grid(dataset: DatasetReader) -> BlockGrid:
     dtype = np.dtype(dataset.dtypes[0])
     bands = dataset.count if dataset.interleaving == Interleaving.pixel else 1
     if dtype.kind not in "uif":
-        raise FetchError(f"its values are {dtype}, no real numbers")
+        raise UnusableImageryError(f"its values are {dtype}, no real numbers")
     if height * width * bands * dtype.itemsize > BLOCK_LIMIT_BYTES:
-        raise FetchError(
+        raise UnusableImageryError(
             f"a block of {width} x {height} pixels is over {BLOCK_LIMIT_BYTES >> 20} MB when decoded: "
             "write the file anew with smaller ones (gdal_translate -of COG)"
         )
@@ -183,9 +186,9 @@ def _georeference(dataset: DatasetReader) -> tuple[Affine, int | str]:
         for point in points:
             col, row = ~transform * (point.x, point.y)
             if max(abs(col - point.col), abs(row - point.row)) > _GCP_TOLERANCE_PX:
-                raise FetchError("its control points bend its grid: warp it first (gdalwarp)")
+                raise UnusableImageryError("its control points bend its grid: warp it first (gdalwarp)")
     if crs is None or transform == Affine.identity():
-        raise FetchError("it has no georeference")
+        raise UnusableImageryError("it has no georeference")
     return transform, crs.to_epsg() or crs.to_wkt()
 
 

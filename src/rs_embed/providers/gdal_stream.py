@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 
-from rs_embed.providers.ranges import FetchError
+from rs_embed.errors import FetchError
 
 
 @dataclass(slots=True)

@@ -18,7 +18,8 @@ import aiohttp
 from yarl import URL
 
 from rs_embed.certificates import ssl_context, untrusted
-from rs_embed.providers.ranges import JOIN_GAP_BYTES, FetchError
+from rs_embed.errors import FetchError
+from rs_embed.providers.ranges import JOIN_GAP_BYTES
 from rs_embed.retry import HTTP_RANGE, retry_after_s
 
 _MAX_CONNECTIONS = 64

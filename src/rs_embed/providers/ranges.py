@@ -10,13 +10,9 @@ from pathlib import PurePosixPath
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from rs_embed.errors import ProviderError
+from rs_embed.errors import FetchError
 
 JOIN_GAP_BYTES = 4096  # largest gap between two ranges that are fetched with one request
-
-
-class FetchError(ProviderError):
-    """A file that cannot be read; the text names the host and the file, never the query of an address."""
 
 
 class ByteReader(Protocol):

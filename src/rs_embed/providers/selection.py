@@ -13,7 +13,7 @@ from shapely import union_all
 from shapely.geometry.base import BaseGeometry
 
 from rs_embed import lonlat, outlines
-from rs_embed.errors import NoImageryError, ProviderError
+from rs_embed.errors import NoImageryError, ProviderError, UnusableImageryError
 from rs_embed.grid import lonlat_bounds, lonlat_text
 from rs_embed.patch import DroppedScene, listed
 from rs_embed.providers.base import PatchRequest
@@ -103,7 +103,9 @@ class Selection:
             )
         if any(scene.kind == "fault" for scene in unread):
             return ProviderError(f"{found}; {len(unread)} could not be read ({listed(unread)}): ask again later")
-        return ProviderError(f"{found}; {len(unread)} cannot be used ({listed(unread)}): leave them out of the source")
+        return UnusableImageryError(
+            f"{found}; {len(unread)} cannot be used ({listed(unread)}): leave them out of the source"
+        )
 
 
 def select_scenes(listed: Sequence[Scene], request: PatchRequest) -> Selection:

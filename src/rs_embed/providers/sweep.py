@@ -96,7 +96,7 @@ def _read(
             builder = pending[place.position]
             for number, scene in enumerate(place.scenes):
                 if number in place.faults:
-                    builder.drop(scene, place.faults[number])
+                    builder.drop_unread(scene, place.faults[number])
                 else:
                     builder.add(scene, place.take_pixels(number))
             if stop >= len(builder.selection.scenes) or builder.is_full:

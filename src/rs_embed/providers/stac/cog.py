@@ -13,8 +13,9 @@ from async_tiff import TIFF, ImageFileDirectory, Tile
 from async_tiff.enums import ExtraSamples
 
 from rs_embed.arrays import AnyArray
+from rs_embed.errors import FetchError, UnusableImageryError
 from rs_embed.providers.gdal import JPEG2000_MAGIC, MAX_OVERVIEW_PX
-from rs_embed.providers.ranges import JOIN_GAP_BYTES, ByteReader, FetchError, file_name
+from rs_embed.providers.ranges import JOIN_GAP_BYTES, ByteReader, file_name
 from rs_embed.providers.raster import BlockGrid
 from rs_embed.providers.stac.decoding import block_bytes, decode, is_planar, why_not_decodable
 from rs_embed.providers.stac.offsets import DarkPixels, dark_pixels
@@ -27,6 +28,16 @@ _HEADER_BYTES = 32_768
 _OVERVIEW_BYTES = 786_432  # length of a file's beginning that holds its header and its coarsest overview
 _MASK = 4  # bit of the subfile type of a transparency mask
 _PIXEL_IS_POINT = 2
+_OTHER_FORMATS = {
+    b"\x89HDF": "netCDF or HDF5",
+    b"CDF": "netCDF",
+    b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "gzip",
+    b"\x89PNG": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"NITF": "NITF",
+    b"GRIB": "GRIB",
+}
 _USER_DEFINED = 32_767  # a CRS without an EPSG code
 _TAG = re.compile(r'<Item ([^>]*)role="(scale|offset)"[^>]*>([^<]*)<')
 _SAMPLE = re.compile(r'sample="(\d+)"')
@@ -177,6 +188,9 @@ async def open_cog(reader: ByteReader, url: str, *, with_overview: bool = False)
             fault, is_possible = str(error), not isinstance(error, ImpossibleHeaderError)
     if beginning.startswith(MAGIC) and is_possible:
         raise NotFastError(f"its header is not understood ({fault})")
+    for magic, name in _OTHER_FORMATS.items():
+        if beginning.startswith(magic):
+            raise UnusableImageryError(f"{file_name(url)} is {name}, and only TIFF and JPEG 2000 are read over HTTP")
     raise FetchError(f"{file_name(url)}: its header cannot be read ({fault})")
 
 

@@ -255,12 +255,50 @@ def test_the_size_of_many_grids_is_told_first(tmp_path, caplog):
 def test_grids_of_places_that_are_tried_again_join_the_others(tmp_path):
     source = Picky(broken={15.1})
     export(places(4), tmp_path / "ds", backend=source, grid=True)
+    grids, parts = tmp_path / "ds" / "grids.zarr" / "part-000000", tmp_path / "ds" / ".rs-embed" / "parts"
+    grids.rename(parts / f"replaced.{grids.name}")  # the process died while it replaced them
     source.broken = set()
     export(places(4), tmp_path / "ds", backend=source, grid=True, retry_failed=True)
     data = open_dataset(tmp_path / "ds")
     assert len(vectors(tmp_path / "ds")) == 4
     for unique in vectors(tmp_path / "ds"):
         assert data.grid(unique).shape == (192, 7, 7)
+
+
+def test_files_of_processes_that_were_killed_are_removed_after_a_day(tmp_path):
+    export(places(1), tmp_path / "ds", backend=FakeProvider())
+    parts = tmp_path / "ds" / ".rs-embed" / "parts"
+    for name in (".aa.part.part-000001.parquet", ".bb.part.part-000001", ".cc.part.000001.json"):
+        (parts / name).mkdir() if name.endswith("1") else (parts / name).touch()
+    for name in (".aa.part.part-000001.parquet", ".bb.part.part-000001"):
+        os.utime(parts / name, (0, 0))
+    export(places(1), tmp_path / "ds", backend=FakeProvider())
+    assert [path.name for path in parts.iterdir()] == [".cc.part.000001.json"]
+
+
+def test_a_row_is_in_no_moment_of_a_retry_in_neither_file(tmp_path):
+    """The process may die between two files. A folder in the way of the second stops it there."""
+    folder = tmp_path / "ds"
+    failures, mark = folder / "failures" / "part-000000.parquet", folder / ".rs-embed" / "done" / "000000.json"
+
+    @dataclass
+    class Blocking(FakeProvider):
+        def fetch(self, requests):
+            failures.rename(tmp_path / "failures.parquet")
+            failures.mkdir()
+            yield from FakeProvider.fetch(self, requests)
+
+    export(places(3), folder, backend=Picky(broken={15.1}, name="fake"))
+    marked = mark.read_text()
+    with pytest.raises(RSEmbedError, match="cannot be written"):
+        export(places(3), folder, backend=Blocking(), retry_failed=True)
+    assert (len(vectors(folder)), mark.read_text()) == (3, marked)
+    failures.rmdir()
+    (tmp_path / "failures.parquet").rename(failures)
+    source = FakeProvider()
+    summary = export(places(3), folder, backend=source, retry_failed=True)
+    assert (summary.failed, source.asked) == (0, [])
+    assert (len(vectors(folder)), failures.exists()) == (3, False)
 
 
 # --- again, and on -------------------------------------------------------------------------------------
@@ -534,7 +572,7 @@ def test_twenty_kills_lose_nothing_double_nothing_and_fetch_nothing_finished_aga
             done = [int(mark) for mark in (logs / f"{k:03d}.done").read_text().split()]
             finished = {line for number in done for line in _corners(folder, number)}
     assert interrupted > kills / 3  # kills that came while there was work
-    assert not list((tmp_path / "killed").rglob("*.part"))
+    assert len(list((tmp_path / "killed" / ".rs-embed" / "parts").iterdir())) <= kills
 
 
 def _Named(backend: str) -> object:

@@ -78,6 +78,14 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def remove(path: Path) -> None:
+    """Remove a file if there is one; a refusal of the system is our error."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 def cannot_write(path: Path, error: OSError) -> RSEmbedError:
     """Return our error for a file or folder that the system refuses to write, with the remedy."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)

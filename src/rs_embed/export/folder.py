@@ -16,8 +16,9 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -33,11 +34,12 @@ from rs_embed.errors import RSEmbedError
 from rs_embed.export.checks import RESTORE, check_counts, inside, reading, regular_file
 from rs_embed.export.plans import PLAN_PARTITIONS, Keys, PlanFile, keys_of, read_plans, regroup
 from rs_embed.export.request import ExportRequest, differences
-from rs_embed.files import atomic_write, cannot_write, make_folder, read_json
+from rs_embed.files import atomic_write, cannot_write, make_folder, read_json, remove
 
 FORMAT = 1
 _MARK = re.compile(r"[0-9]{6,9}\.json")
 _FOLDERS = ("embeddings", "failures", "thumbnails", "grids.zarr", "concepts")
+_LEFTOVER_S = 86_400.0
 _STATE_FOLDERS = ("index", "done", "locks", "parts")
 _log = logging.getLogger("rs_embed")
 
@@ -213,6 +215,18 @@ class DatasetFolder:
         """Folder for files that are not complete yet."""
         return self._state / "parts"
 
+    def remove_leftovers(self) -> None:
+        """Remove temporary files of processes that were killed: those older than a day, by the clock of the disk."""
+        now = self._touch_lock("plan").stat().st_mtime
+        for path in self.scratch.glob(".*.part.*"):
+            with suppress(OSError):  # another run removes it too, or another user wrote it
+                if now - path.stat().st_mtime < _LEFTOVER_S:
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink()
+
     def done(self) -> dict[int, PartitionCounts]:
         """Return the finished partitions with their counts."""
         marks = sorted((self._state / "done").glob("*.json"))
@@ -239,8 +253,11 @@ class DatasetFolder:
         return self._state / "done" / f"{number:06d}.json"
 
     def finish(self, number: int, tables: Mapping[str, pa.Table], counts: PartitionCounts) -> None:
-        """Write a partition's tables by kind, then its mark. An empty table leaves no file."""
-        for kind in ("thumbnails", "failures", "embeddings"):
+        """Write a partition's tables by kind, then its mark. An empty table leaves no file.
+
+        Failures come after embeddings: a row that moves to these is never in neither, whenever the process dies.
+        """
+        for kind in ("thumbnails", "embeddings", "failures"):
             self.write_table(self.part(kind, number), tables.get(kind))
         self.write_text(self._mark(number), json.dumps(asdict(counts)))
 
@@ -250,21 +267,24 @@ class DatasetFolder:
             with self.writing(path) as part:
                 pq.write_table(table, part, compression="zstd", use_dictionary=_dictionary_columns(table.schema))
         else:
-            path.unlink(missing_ok=True)
+            remove(path)
 
     def forget_index(self) -> None:
         """Make the next search build its index anew: it would keep vectors that were replaced."""
         with self.lock("index"):
-            (self._state / "index" / "index.json").unlink(missing_ok=True)
+            remove(self._state / "index" / "index.json")
 
     def lock(self, name: str) -> FileLock:
         """Return a lock of the folder, not acquired yet. The system releases it on a crash."""
+        return FileLock(self._touch_lock(name), thread_local=False)
+
+    def _touch_lock(self, name: str) -> Path:
         file = inside(self.path, make_folder(self._state / "locks") / f"{name}.lock")
         try:
             file.touch()
         except OSError as error:  # the lock itself would raise it as it is
             raise cannot_write(file, error) from error
-        return FileLock(regular_file(self.path, file), thread_local=False)
+        return regular_file(self.path, file)
 
     def write_text(self, path: Path, text: str) -> None:
         """Write a text file atomically."""

@@ -46,11 +46,16 @@ def write_root(path: Path, request: ExportRequest, dim: int) -> None:
 
 
 def write_grids(path: Path, grids: Grids, scratch: Path) -> None:
-    """Write the grids of a partition as the group `path`, atomically; `scratch` is a folder on the same disk."""
+    """Write the grids of a partition as the group `path`, atomically; `scratch` is a folder on the same disk.
+
+    The caller holds the partition's lock. A folder cannot replace another in one step: `restore_grids` puts back the
+    earlier grids if the process dies between two.
+    """
     import zarr
 
-    part, old = (temporary_beside(path, make_folder(scratch)) for _ in range(2))
+    part, old = temporary_beside(path, make_folder(scratch)), _replaced(path, scratch)
     try:
+        restore_grids(path, scratch)
         group = zarr.open_group(part, mode="w", zarr_format=3)
         for name, members in sorted(_stackable(grids).items()):
             _write_group(group.create_group(name), members, grids)
@@ -61,8 +66,21 @@ def write_grids(path: Path, grids: Grids, scratch: Path) -> None:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        for leftover in (part, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_grids(path: Path, scratch: Path) -> None:
+    """Put back a partition's grids where a process died while it replaced them."""
+    old = _replaced(path, scratch)
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    elif old.exists():
+        os.replace(old, path)
+
+
+def _replaced(path: Path, scratch: Path) -> Path:
+    return scratch / f"replaced.{path.name}"
 
 
 def read_grid(path: Path, unique_id: str, name: str) -> xr.DataArray | None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from rs_embed.embedding import Embedding, EmbeddingFailure, Request, has_fault
 from rs_embed.errors import SpecError
 from rs_embed.export.folder import DatasetFolder, PartitionCounts
-from rs_embed.export.grids import read_grid, write_grids
+from rs_embed.export.grids import read_grid, restore_grids, write_grids
 from rs_embed.export.inputs import InputPlaces
 from rs_embed.export.partitions import PLAN_COLUMNS, parse_place
 from rs_embed.export.progress import Progress
@@ -170,6 +170,7 @@ def write_bad_rows(
 def _write_grids(folder: DatasetFolder, partition: Partition, rows: Sequence[ExportedRow]) -> None:
     """Write the token grids of a partition, together with those of an earlier run."""
     path = folder.grids(partition.number)
+    restore_grids(path, folder.scratch)
     old_ids = [] if partition.earlier is None else partition.earlier["unique_id"].to_pylist()
     stored = ((unique_id, read_grid(path, unique_id, "tokens")) for unique_id in old_ids)
     new = ((row.planned["unique_id"], row.outcome.tokens) for row in rows)
@@ -183,10 +184,12 @@ def _merge_earlier(
 ) -> dict[str, pa.Table]:
     """Return the new tables with the stored rows that they do not replace, in the order of the plan."""
     order = folder.rows(number)["unique_id"].combine_chunks()
-    merged = {}
+    merged: dict[str, pa.Table] = {}
     for kind, table in tables.items():
         stored = _read_if_there(folder, kind, number)
         if stored is not None:
+            if kind == "failures":  # a process that died had written the vectors of some, and not this file yet
+                stored = stored.filter(~_among(merged["embeddings"]))
             kept = stored.filter(~_among(written))
             table = pa.concat_tables([kept, table], promote_options="default").select(table.column_names)
             table = table.take(pc.sort_indices(pc.index_in(table["unique_id"], value_set=order)))

@@ -240,6 +240,7 @@ def _add_rows(local: Runner, rows: Rows, partition_size: int, report: CutListene
         _warn_of_size(total, embedder.size.grid**2 * dim)
     with folder.lock("plan"):
         folder.check_request(request)
+        folder.remove_leftovers()
         known = folder.planned_keys()
         tables = plan_tables(rows.places, rows.schedule, request, known, lambda done: report(done, total))
         folder.add_plan(request, tables, partition_size, versions())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -23,6 +24,8 @@ from fakes import NO_IMAGERY, FakeProvider, patch_of
 from local_archive import write_archive, write_places
 from rs_embed import (
     BBox,
+    CheckpointError,
+    EmbeddingIndex,
     OutputSpec,
     PointBuffer,
     ProviderError,
@@ -731,6 +734,38 @@ def test_a_card_of_another_weight_is_not_mixed_in(tmp_path, small):
     other = find_card(MODEL).checkpoint
     with pytest.raises(RSEmbedError, match="weights_sha256"):
         export_embeddings("remoteclip_s2rgb", file, tmp_path / "ds", checkpoint=other, **how)
+
+
+def test_a_config_or_tokenizer_that_changed_beside_equal_weights_is_not_mixed_in(tmp_path, small):
+    checkpoint = shutil.copytree(small, tmp_path / "weights")
+    folder = tmp_path / "ds"
+
+    def run(n: int) -> object:
+        how = {"temporal": JUNE, "chip_m": CHIP, "backend": FakeProvider(), "checkpoint": str(checkpoint)}
+        return export_embeddings("remoteclip_s2rgb", places(n), folder, **how)
+
+    run(1)
+    config, tokenizer = checkpoint / "config.json", checkpoint / "tokenizer.json"
+    plain = json.loads(config.read_text())
+    config.write_text(json.dumps(plain | {"note": "changes nothing"}, indent=2))
+    tokenizer.write_text("{}")  # was not there before
+    assert run(2).done == 2
+    config.write_text(json.dumps(plain | {"model_name": "s-quickgelu"}))
+    with pytest.raises(RSEmbedError, match=r'network: "gelu, .* in the folder, "quick_gelu, .*put back the config'):
+        run(3)
+    with pytest.raises(CheckpointError, match=r"config.json beside .* is not that of the rows .*put it back"):
+        EmbeddingIndex(folder).search(image=np.full((3, 64, 64), 900.0))
+    config.write_text(json.dumps(plain))
+    manifest = folder / ".rs-embed" / "manifest.json"
+    stored = json.loads(manifest.read_text())
+    stored["request"]["tokenizer_sha256"] = "0" * 64
+    manifest.write_text(json.dumps(stored))
+    with pytest.raises(RSEmbedError, match=r'tokenizer_sha256: "000.*put back the config and tokenizer'):
+        run(3)
+    for name in ("network", "tokenizer_sha256"):  # of a dataset that an earlier version began
+        del stored["request"][name]
+    manifest.write_text(json.dumps(stored))
+    assert run(3).done == 3
 
 
 def test_time_goes_where_it_is_said_to(tmp_path):

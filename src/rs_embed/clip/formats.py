@@ -19,6 +19,7 @@ Shape = tuple[int, ...]
 Layout = Literal["open_clip", "transformers"]
 
 CONFIG_FILES = ("config.json", "open_clip_config.json")
+TOKENIZER_FILE = "tokenizer.json"
 """Files beside weights that say what their shapes do not."""
 
 _PREFIXES = ("", "model.", "module.", "module.model.", "state_dict.")

@@ -16,8 +16,8 @@ from huggingface_hub.utils import _http
 
 from rs_embed import settings
 from rs_embed.certificates import ssl_context, untrusted
-from rs_embed.clip.formats import CONFIG_FILES
-from rs_embed.clip.tokenizer import TOKENIZER_FILE, Tokenizer
+from rs_embed.clip.formats import CONFIG_FILES, TOKENIZER_FILE
+from rs_embed.clip.tokenizer import Tokenizer
 from rs_embed.errors import CheckpointError
 from rs_embed.retry import HUB
 

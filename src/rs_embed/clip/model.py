@@ -54,6 +54,11 @@ class ClipConfig:
     projection: int  # length of the CLIP projection, shared by images and texts
     activation: Activation = "gelu"
 
+    @property
+    def settings(self) -> str:
+        """What the shapes of the weights do not tell, so that a config beside them decides it."""
+        return f"{self.activation}, {self.vision.heads} image heads, {self.text.heads} text heads"
+
 
 class QuickGELU(nn.Module):
     """The approximation of GELU that OpenAI's CLIP was trained with."""

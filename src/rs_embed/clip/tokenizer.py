@@ -20,7 +20,6 @@ from torch import Tensor
 
 from rs_embed.errors import CheckpointError
 
-TOKENIZER_FILE = "tokenizer.json"
 _FILE_BYTES = 64 << 20
 _MERGES_FILE = "bpe_simple_vocab_16e6.txt.gz"
 _MERGES = 49_152 - 256 - 2

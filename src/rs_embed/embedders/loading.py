@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from rs_embed.clip.checkpoint import open_checkpoint
-from rs_embed.clip.formats import CONFIG_FILES
+from rs_embed.clip.formats import CONFIG_FILES, TOKENIZER_FILE
 from rs_embed.clip.kernels import PRECISIONS, Int8Linear, PackedLinear, can_pack, fuse_gelu, has_bf16, replace_linear
-from rs_embed.clip.model import VisionTower
+from rs_embed.clip.model import ClipConfig, VisionTower
 from rs_embed.clip.weights import resolve
 from rs_embed.digest import digest_of
 from rs_embed.embedders.cards import ModelCard, shipped_folder
@@ -32,7 +32,7 @@ class _Images:
     """An image tower in memory."""
 
     tower: VisionTower
-    activation: str
+    config: ClipConfig
 
 
 _images: FileMemo[_Images] = FileMemo()
@@ -72,7 +72,8 @@ def load_embedder(card: ModelCard, *, checkpoint: object | None, device: str, pr
         device=where,
         checkpoint=reference.removeprefix("hf:"),
         digest=digest,
-        activation=loaded.activation,
+        activation=loaded.config.activation,
+        settings=loaded.config.settings,
         dtype=_DTYPES.get(precision, torch.float32),
     )
 
@@ -98,6 +99,12 @@ def find_weights(reference: str) -> Path:
     return file
 
 
+def tokenizer_sha256(weights: Path) -> str | None:
+    """Return the digest of the tokenizer beside weights; None where there is none."""
+    file = weights.with_name(TOKENIZER_FILE)
+    return digest_of(file).result() if file.is_file() else None
+
+
 @lru_cache(maxsize=16)
 def find_device(device: str) -> torch.device:
     """Return a device by name; `"auto"` is CUDA if the machine has it, else the CPU."""
@@ -121,4 +128,4 @@ def _load_images(file: Path, device: torch.device, precision: str) -> _Images:
         replace_linear(tower, PackedLinear)
     elif device.type == "cuda" and dtype != torch.float32:
         replace_linear(tower, fuse_gelu)
-    return _Images(tower, checkpoint.config.activation)
+    return _Images(tower, checkpoint.config)

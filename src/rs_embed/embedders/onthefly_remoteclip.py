@@ -34,6 +34,7 @@ class RemoteClipEmbedder:
     checkpoint: str  # reference of the loaded weights, as the user would write it
     digest: Future[str] | None  # of the weights file; None for a model object
     activation: str | None
+    settings: str | None = None  # what a config beside the weights decides; None for a model object
     transform: PixelTransform | None = None
     dtype: torch.dtype = torch.float32  # of the computation
 

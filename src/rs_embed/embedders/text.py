@@ -12,9 +12,9 @@ import torch
 
 from rs_embed.arrays import FloatArray
 from rs_embed.clip.checkpoint import open_checkpoint
-from rs_embed.clip.formats import CONFIG_FILES
+from rs_embed.clip.formats import CONFIG_FILES, TOKENIZER_FILE
 from rs_embed.clip.model import TextTower
-from rs_embed.clip.tokenizer import TOKENIZER_FILE, Tokenizer, clean
+from rs_embed.clip.tokenizer import Tokenizer, clean
 from rs_embed.digest import digest_of
 from rs_embed.embedders.cards import ModelCard
 from rs_embed.embedders.loading import find_device, find_weights

@@ -33,7 +33,7 @@ from filelock import FileLock
 from rs_embed.errors import RSEmbedError
 from rs_embed.export.checks import RESTORE, check_counts, inside, reading, regular_file
 from rs_embed.export.plans import PLAN_PARTITIONS, Keys, PlanFile, keys_of, read_plans, regroup
-from rs_embed.export.request import ExportRequest, differences
+from rs_embed.export.request import BESIDE_WEIGHTS, ExportRequest, differences
 from rs_embed.files import atomic_write, cannot_write, make_folder, read_json, remove
 
 FORMAT = 1
@@ -119,11 +119,15 @@ class DatasetFolder:
         """Check that a request is that of the folder."""
         if not self.exists:
             return
-        differing = list(differences(self.manifest()["request"], request.to_dict()))
+        old, new = self.manifest()["request"], request.to_dict()
+        unknown = {key: None for key in BESIDE_WEIGHTS if None in (old.get(key), new.get(key))}
+        differing = list(differences(old | unknown, new | unknown))
         if differing:
+            beside = any(text.startswith(BESIDE_WEIGHTS) for text in differing)
+            restore = "put back the config and tokenizer that were beside the weights, or " if beside else ""
             raise RSEmbedError(
                 f"{self.path} holds a dataset of another request ({'; '.join(differing)}): only places and time ranges "
-                "can be added; take another --out"
+                f"can be added; {restore}take another --out"
             )
 
     def add_plan(
@@ -152,10 +156,11 @@ class DatasetFolder:
         return rows
 
     def _write_manifest(self, request: ExportRequest, plans: Sequence[PlanFile], versions: Mapping[str, str]) -> None:
+        known = self.manifest() if self.exists else {}
         manifest = {
             "format": FORMAT,
-            "request": request.to_dict(),
-            "request_sha256": request.sha256(),
+            "request": known.get("request", request.to_dict()),
+            "request_sha256": known.get("request_sha256", request.sha256()),
             "versions": dict(versions),
             "first_partition": plans[0].first,
             "plans": [asdict(plan) for plan in plans],

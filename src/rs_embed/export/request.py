@@ -12,6 +12,9 @@ from rs_embed.embedding import Request
 from rs_embed.errors import SpecError
 from rs_embed.specs import InputPrep, OutputSpec, Place, SensorSpec, TemporalSpec, VectorType, check_choice
 
+BESIDE_WEIGHTS = ("network", "tokenizer_sha256")
+"""Fields that files beside the weights decide; one that either side does not know is no difference."""
+
 
 class VectorLengths(NamedTuple):
     """Lengths of the columns `embedding` and `embedding_projected`."""
@@ -38,6 +41,8 @@ class ExportRequest:
     grid: bool
     columns: tuple[tuple[str, str], ...]  # names and types of the user's columns
     chip_m: float | None = None  # side of all places; None for boxes, and squares of several sizes
+    network: str | None = None  # what a config beside the weights decides; None in datasets of earlier versions
+    tokenizer_sha256: str | None = None  # of the tokenizer beside the weights, by which words are searched
 
     def __post_init__(self) -> None:
         if self.output.mode == "grid":
@@ -89,7 +94,7 @@ class ExportRequest:
 _TEXT, _OPTIONAL = (str,), (str, type(None))
 _KINDS: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("model", "backend", "precision"), _TEXT),
-    **dict.fromkeys(("checkpoint", "weights_sha256"), _OPTIONAL),
+    **dict.fromkeys(("checkpoint", "weights_sha256", *BESIDE_WEIGHTS), _OPTIONAL),
     **dict.fromkeys(("normalise", "thumbnails", "grid"), (bool,)),
     "chip_m": (float, int, type(None)),
 }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rs_embed.embedders.loading import find_weights, tokenizer_sha256
 from rs_embed.errors import SpecError, import_extra, naming_missing
 from rs_embed.export.card import write_card
 from rs_embed.export.folder import DatasetFolder
@@ -164,6 +165,8 @@ def export_embeddings(
         grid=grid,
         columns=rows.places.column_types,
         chip_m=rows.places.chip_m,
+        network=embedder.settings,
+        tokenizer_sha256=tokenizer_sha256(find_weights(reference or card.checkpoint)),
     )
     lengths = vector_lengths(embedder, output)
     local = Runner(DatasetFolder(Path(out)), request, embedder, provider, lengths, on_lost_scene)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from rs_embed.clip.checkpoint import open_checkpoint
+from rs_embed.clip.formats import TOKENIZER_FILE
 from rs_embed.clip.weights import find_cached
 from rs_embed.digest import digest_of
 from rs_embed.embedders.cards import CARDS, PACKAGE, find_card
-from rs_embed.embedders.loading import find_weights
+from rs_embed.embedders.loading import find_weights, tokenizer_sha256
 from rs_embed.embedders.text import TextEmbedder, load_text_embedder
 from rs_embed.errors import CheckpointError
 from rs_embed.export.request import ExportRequest
@@ -65,3 +67,16 @@ class DatasetWeights:
                 f"{file} has the sha256 {found[:12]}…, but the rows were made with {expected[:12]}…: put those weights "
                 "there, or export again"
             )
+        known = self.request.network
+        if known is not None and known != (present := open_checkpoint(file).config.settings):
+            raise _other_file(file, "config.json", present, known)
+        known = self.request.tokenizer_sha256
+        if known is not None and known != (present := tokenizer_sha256(file) or "none"):
+            raise _other_file(file, TOKENIZER_FILE, present, known)
+
+
+def _other_file(weights: Path, name: str, present: str, known: str) -> CheckpointError:
+    return CheckpointError(
+        f"{name} beside {weights} is not that of the rows ({present:.60}; they were made with {known:.60}): put it "
+        "back, or export again"
+    )

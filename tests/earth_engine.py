@@ -381,7 +381,7 @@ class EarthEngine:
     start_fault: int | None = None
     """Status of the response to the first request of a client."""
     faults: list[Any] = field(default_factory=list)
-    """Statuses (or "cut") of the next responses, in this order."""
+    """Statuses (or "cut", or functions that answer) of the next responses, in this order."""
     delay_s: float = 0.0
     _now: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -440,6 +440,9 @@ def serving(folder: Path) -> Iterator[EarthEngine]:
             engine.asked.append(self.path)
             with engine.flight() as now:
                 fault = engine.faults.pop(0) if engine.faults else None
+                if callable(fault):
+                    fault(self)
+                    return
                 time.sleep(engine.delay_s)
                 try:
                     if isinstance(fault, tuple):

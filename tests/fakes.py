@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -162,6 +162,11 @@ class Hub:
     private: bool = False
     silent_s: float = 0.0
     """Wait before any answer."""
+    answer: Callable[[BaseHTTPRequestHandler, str], bool] | None = None
+    """Called with each request and its path; returns True once it has answered."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Sizes that it states, where they are not those of the files."""
+    etag: str | None = None
     requests: list[str] = field(default_factory=list)
     url: str = ""
     commit: str = "a" * 40
@@ -187,6 +192,8 @@ def serve_hub(hub: Hub) -> Iterator[Hub]:
             path = unquote(urlsplit(self.path).path)
             hub.requests.append(f"{self.command} {path}")
             time.sleep(hub.silent_s)
+            if hub.answer is not None and hub.answer(self, path):
+                return
             if hub.status is not None:
                 self._send(hub.status, b"{}", {}, with_body)
             elif hub.private:
@@ -203,7 +210,9 @@ def serve_hub(hub: Hub) -> Iterator[Hub]:
             elif revision not in ("", "main", "v1", hub.commit):
                 self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, with_body)
             else:
-                siblings = [{"rfilename": name} for name in hub.files]
+                siblings = [
+                    {"rfilename": name, "size": hub.sizes.get(name, len(body))} for name, body in hub.files.items()
+                ]
                 body = {"id": repo, "modelId": repo, "sha": hub.commit, "siblings": siblings, "private": False}
                 self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"}, with_body)
 
@@ -213,7 +222,11 @@ def serve_hub(hub: Hub) -> Iterator[Hub]:
             if body is None:
                 self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, with_body)
                 return
-            headers = {"ETag": f'"{sha256(body).hexdigest()}"', "X-Repo-Commit": hub.commit, "Accept-Ranges": "bytes"}
+            headers = {
+                "ETag": hub.etag or f'"{sha256(body).hexdigest()}"',
+                "X-Repo-Commit": hub.commit,
+                "Accept-Ranges": "bytes",
+            }
             cut = hub.cut if name.endswith("safetensors") else 0
             wanted = self.headers.get("Range", "")
             if not wanted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -114,3 +115,42 @@ def serve_world(world: World) -> Iterator[World]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+# --- answers below HTTP's rules, for any handler -----------------------------------------------------------
+
+CHUNK = b"10000\r\n" + bytes(1 << 16) + b"\r\n"
+
+
+def endless(handler: BaseHTTPRequestHandler) -> None:
+    begin(handler, b"Transfer-Encoding: chunked")
+    while True:
+        handler.wfile.write(CHUNK)
+
+
+def drip(handler: BaseHTTPRequestHandler) -> None:
+    begin(handler, b"Content-Length: 1000000")
+    while True:
+        handler.wfile.write(b" ")
+        time.sleep(0.1)
+
+
+def drip_headers(handler: BaseHTTPRequestHandler) -> None:
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+    while True:
+        handler.wfile.write(b"x")
+        time.sleep(0.1)
+
+
+def begin(handler: BaseHTTPRequestHandler, *headers: bytes, status: bytes = b"200 OK") -> None:
+    handler.close_connection = True
+    handler.wfile.write(b"\r\n".join((b"HTTP/1.1 " + status, *headers, b"Connection: close", b"", b"")))
+
+
+def send(handler: BaseHTTPRequestHandler, body: bytes, *headers: bytes) -> None:
+    begin(handler, b"Content-Length: %d" % len(body), *headers)
+    handler.wfile.write(body)
+
+
+def redirect(handler: BaseHTTPRequestHandler, target: str) -> None:
+    begin(handler, b"Location: " + target.encode(), b"Content-Length: 0", status=b"307 Temporary Redirect")

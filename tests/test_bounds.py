@@ -157,7 +157,7 @@ def test_a_redirect_elsewhere_is_refused_at_once(world, target, says):
 
 
 def test_no_redirect_leads_from_https_to_http():
-    from rs_embed.providers.http import may_redirect
+    from rs_embed.answers import may_redirect
 
     allowed = {(a, b) for a in ("http", "https") for b in ("http", "https", "file", "ftp", "") if may_redirect(a, b)}
     assert allowed == {("http", "http"), ("http", "https"), ("https", "https")}

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import ee
@@ -19,6 +24,7 @@ from google.auth.credentials import AnonymousCredentials
 from archive_server import FileServer, Tile, serve_files, serve_stac, write_items, write_scene
 from earth_engine import EarthEngine, serving
 from fakes import Hub, serve_hub, write_checkpoint
+from hostile_server import drip, drip_headers, endless, redirect, send
 from rs_embed import (
     BBox,
     EarthEngineProvider,
@@ -387,6 +393,47 @@ def test_a_refusal_is_one_error_with_its_remedy(engine, fault, says):
     assert isinstance(found, ProviderError)
     assert says in str(found)
     assert "\n" not in str(found)
+
+
+def _npy(shape: tuple[int, ...], names: str) -> bytes:
+    """Return the header of an NPY file that claims a size."""
+    stream = io.BytesIO()
+    descr = [(name, "<u2") for name in names.split()]
+    np.lib.format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": shape})
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (endless, "Earth Engine sends an answer of over 1 MB"),
+        (drip, "Earth Engine has not sent its answer within 1 s"),
+        (drip_headers, "Earth Engine cannot be reached"),
+        (lambda h: send(h, gzip.compress(bytes(1 << 23)), b"Content-Encoding: gzip"), "sends an answer of over 1 MB"),
+        (lambda h: redirect(h, h.path), "cannot be reached"),
+        (lambda h: redirect(h, "file:///etc/passwd"), "redirects from http to file, which is not followed"),
+        (lambda h: send(h, b"[" * 100_000), "no known shape .RecursionError"),
+        (lambda h: send(h, b"[1, 2]"), "no known shape .TypeError"),
+        (
+            lambda h: send(h, b'{"result": {"features": [{"properties": {"system:time_start": "x"}}]}}'),
+            "no list of scenes",
+        ),
+        (lambda h: send(h, _npy((10**9, 10**6), "valid")), "instead of bands of .64, 64."),
+        (lambda h: send(h, _npy((64, 64), "valid") + bytes(2 * 64 * 64)), "no band band_0, "),
+    ],
+)
+def test_an_answer_of_the_service_is_bounded(engine, monkeypatch, answer, says):
+    """The limits of production, divided so that a test takes seconds."""
+    limits = replace(session.EARTH_ENGINE, attempts=1, read_timeout_s=1.0, deadline_s=2.0)
+    monkeypatch.setattr(session, "EARTH_ENGINE", limits)
+    monkeypatch.setattr(session, "_ANSWER_BYTES", 1 << 20)
+    are_pixels = "bands" in says or "no band" in says
+    engine.faults = [*([None] if are_pixels else []), *[answer] * 40]
+    started = time.monotonic()
+    [found] = patches(resolve("gee"), [PLACES[0]], SensorSpec())
+    assert isinstance(found, ProviderError)
+    assert re.search(says, str(found))
+    assert time.monotonic() - started < 15  # on a busy machine
 
 
 def test_a_failure_of_one_request_does_not_take_all_its_places_along(engine):

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from shutil import disk_usage
 
 import pytest
 
 from fakes import Hub, serve_hub, write_checkpoint
+from hostile_server import drip, drip_headers, endless, redirect, send
 
 REPO = "owner/small"
 CODE = """
@@ -189,3 +196,87 @@ def test_clips_tokenizer_is_beside_the_weights_or_that_of_open_clip(tmp_path, sm
     expected.rules.save(str(copied / "tokenizer.json"))
     beside = hub.resolve_tokenizer(copied / "model.safetensors")
     assert beside.rules.get_vocab() == expected.rules.get_vocab()
+
+
+# --- a hub that means harm -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hostile(files, tmp_path, monkeypatch):
+    """A hub in this process, with the waits of production divided by 30."""
+    from huggingface_hub import constants
+
+    from rs_embed.clip import hub_client
+
+    monkeypatch.setattr(hub_client, "HUB", replace(hub_client.HUB, deadline_s=1.0))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    with serve_hub(Hub(dict(files))) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield hub
+
+
+def refusal(hub: Hub) -> str:
+    """The one error for a repo of the hub, which comes within seconds."""
+    from rs_embed import CheckpointError
+    from rs_embed.clip.weights import resolve
+
+    started = time.monotonic()
+    with pytest.raises(CheckpointError) as caught:
+        resolve(REPO)
+    assert time.monotonic() - started < 15  # on a busy machine
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (endless, "sends an answer of over 16 MB"),
+        (drip, "has sent .* bytes within"),
+        (drip_headers, "cannot be reached .TimeoutError"),
+        (lambda h: send(h, gzip.compress(bytes(1 << 20)), b"Content-Encoding: gzip"), "sends a compressed answer"),
+        (lambda h: redirect(h, h.path), "cannot be reached .TooManyRedirects"),
+        (lambda h: redirect(h, "file:///etc/passwd"), "redirects from http to file"),
+        (lambda h: send(h, b"{}", *[b"X-%d: " % i + b"x" * 60_000 for i in range(5)]), "cannot be reached"),
+        (lambda h: send(h, b"[" * 100_000), "as no hub does .RecursionError"),
+        (lambda h: send(h, b"[1, 2]"), "as no hub does .TypeError"),
+        (lambda h: send(h, b'{"id": "a", "siblings": 7}'), "as no hub does"),
+        (lambda h: send(h, b"<html>sign in</html>"), "as no hub does .JSONDecodeError"),
+    ],
+)
+def test_an_answer_of_a_hub_is_bounded(hostile, answer, says):
+    def api(handler: BaseHTTPRequestHandler, path: str) -> bool:
+        if path.startswith("/api/"):
+            answer(handler)
+        return path.startswith("/api/")
+
+    hostile.answer = api
+    assert re.search(says, refusal(hostile))
+
+
+def test_a_download_is_as_large_as_the_hub_has_stated_and_fits_the_disk(hostile, tmp_path):
+    def endless(handler: BaseHTTPRequestHandler, path: str) -> bool:
+        is_weights = handler.command == "GET" and path.endswith("safetensors")
+        if is_weights:
+            endless(handler)
+        return is_weights
+
+    hostile.answer = endless
+    size = len(hostile.files["model.safetensors"])
+    assert f"sends an answer of over {size >> 20} MB" in refusal(hostile)
+    assert sum(f.stat().st_size for f in (tmp_path / "cache").rglob("*")) < size
+    hostile.sizes = {"model.safetensors": 1 << 50}
+    assert "at most" in refusal(hostile)
+    hostile.sizes = {"model.safetensors": 60 << 30}
+    if disk_usage(tmp_path).free < 60 << 30:
+        assert re.search("has 64,425 MB, and .*cache has room for .*: make room, or set HF_HOME", refusal(hostile))
+    hostile.sizes = {"config.json": 40 << 20}
+    assert "config.json of the hub repo owner/small has 41,943,040 bytes, at most 33,554,432" in refusal(hostile)
+
+
+@pytest.mark.parametrize("field", ["commit", "etag"])
+def test_no_name_of_a_hub_leads_out_of_its_cache(hostile, tmp_path, field):
+    setattr(hostile, field, "../../../outside")
+    assert "names a file" in refusal(hostile)
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["cache"])

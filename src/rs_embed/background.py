@@ -14,6 +14,7 @@ stops the threads: each finishes the item it has, and takes no more. The consume
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import queue
 import sys
 import threading
@@ -167,6 +168,28 @@ def map_in_background(
                     iterator.close()
 
     return channel.consume([run] * workers)
+
+
+def within(seconds: float, call: Callable[[], T], is_late: Callable[[], bool] = lambda: True) -> T:
+    """Return the result of a call, or give it up as a TimeoutError: it goes on in a thread that nobody waits for.
+
+    After each period of `seconds` the call is given up if `is_late`.
+    """
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(call())
+        except BaseException as error:  # noqa: BLE001  (the caller raises it)
+            result.set_exception(error)
+
+    threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True).start()
+    while True:
+        try:
+            return result.result(timeout=seconds)
+        except TimeoutError:
+            if not result.done() and is_late():
+                raise
 
 
 def run_coroutine(coroutine: Coroutine[Any, Any, T]) -> T:

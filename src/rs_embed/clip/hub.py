@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
+from shutil import disk_usage
 from urllib.parse import urlsplit
 
-import httpx2
 import huggingface_hub
 from huggingface_hub import constants, errors
 from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.utils import _http
 
 from rs_embed import settings
-from rs_embed.certificates import ssl_context, untrusted
+from rs_embed.answers import UnreadableDownloadError
+from rs_embed.certificates import untrusted
+from rs_embed.clip import hub_client
 from rs_embed.clip.formats import CONFIG_FILES, TOKENIZER_FILE
 from rs_embed.clip.tokenizer import Tokenizer
 from rs_embed.errors import CheckpointError
@@ -23,6 +25,9 @@ from rs_embed.retry import HUB
 
 CLIP_TOKENIZER_REPO = "openai/clip-vit-base-patch32"
 _COMPANIONS = (*CONFIG_FILES, TOKENIZER_FILE)  # downloaded with the weights if the repo has them
+_API_BYTES = 16 << 20
+_COMPANION_BYTES = 32 << 20  # a tokenizer of a million words has about 60 bytes for each
+_LARGEST_BYTES = 64 << 30
 _REPO = re.compile(r"(?P<id>[\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?:@(?P<revision>[^:@]+))?(?::(?P<file>[^:]+))?")
 
 
@@ -47,7 +52,7 @@ def resolve_tokenizer(weights: Path) -> Tokenizer:
     if (file := _cached(repo, TOKENIZER_FILE)) is not None:
         return Tokenizer.from_file(file)
     try:
-        return Tokenizer.from_file(_download(repo, TOKENIZER_FILE))
+        return Tokenizer.from_file(_download(repo, TOKENIZER_FILE, None, most=_COMPANION_BYTES))
     except CheckpointError as error:
         tokenizer = Tokenizer.from_open_clip_merges()
         if tokenizer is None:
@@ -88,53 +93,51 @@ def snapshot(repo: HubRepo) -> Path | None:
     return found if found.is_dir() else None
 
 
-def download_weights(repo: HubRepo, name: str, names: list[str]) -> Path:
-    """Download one weights file of a repo and the files that belong to it, among the `names` that it has."""
-    if name not in names:
-        raise CheckpointError(f"the hub repo {repo} has no file {name!r} (it has {', '.join(sorted(names)[:8])})")
+def download_weights(repo: HubRepo, name: str, sizes: Mapping[str, int | None]) -> Path:
+    """Download one weights file of a repo and the files that belong to it; `sizes` are those of `list_files`."""
+    if name not in sizes:
+        raise CheckpointError(f"the hub repo {repo} has no file {name!r} (it has {', '.join(sorted(sizes)[:8])})")
     folder = PurePosixPath(name).parent
     for companion in _COMPANIONS:
-        if str(folder / companion) in names:
-            _download(repo, str(folder / companion))
-    return _download(repo, name)
+        if (beside := str(folder / companion)) in sizes:
+            _download(repo, beside, sizes[beside], most=_COMPANION_BYTES)
+    return _download(repo, name, sizes[name])
 
 
-def _trust_ca_bundle() -> None:
-    """Make the hub's client trust the CA bundle of the environment: it reads SSL_CERT_FILE alone itself."""
-    bundle = settings.ca_bundle()
-    if bundle is None or bundle.variable == "SSL_CERT_FILE":
-        return
-    constants.HF_HUB_DISABLE_XET = True  # its second way of downloading has connections of its own
-    if _http._GLOBAL_CLIENT_FACTORY is _http.default_client_factory:  # a caller's own client stays
-        hooks = {"request": [_http.hf_request_event_hook]}
-        client = partial(httpx2.Client, event_hooks=hooks, follow_redirects=True, timeout=None, verify=ssl_context())
-        huggingface_hub.set_client_factory(client)
+def list_files(repo: HubRepo) -> dict[str, int | None]:
+    """Return the names of the files of a repo with their sizes, as far as the hub tells them, from one request."""
 
-
-def list_files(repo: HubRepo) -> list[str]:
-    """Return the names of the files of a repo, from one request."""
-    _trust_ca_bundle()
-    try:
-        answer = huggingface_hub.HfApi().model_info(repo.id, revision=repo.revision, timeout=HUB.read_timeout_s)
-    except (errors.HfHubHTTPError, errors.HTTPError, errors.HFValidationError, OSError) as error:  # type: ignore[attr-defined]
-        raise CheckpointError(_fault(repo, error)) from None
-    return [file.rfilename for file in answer.siblings or ()]
-
-
-def _download(repo: HubRepo, name: str) -> Path:
-    _trust_ca_bundle()
-    try:
-        return Path(
-            huggingface_hub.hf_hub_download(
-                repo.id,
-                name,
-                revision=repo.revision,
-                cache_dir=settings.hub_cache_dir(),
-                etag_timeout=HUB.read_timeout_s,
-            )
+    def ask() -> dict[str, int | None]:
+        found = huggingface_hub.HfApi().model_info(
+            repo.id, revision=repo.revision, files_metadata=True, timeout=HUB.read_timeout_s
         )
-    except (errors.HfHubHTTPError, errors.HTTPError, errors.HFValidationError, OSError) as error:  # type: ignore[attr-defined]
-        raise CheckpointError(_fault(repo, error, name)) from None
+        named = [file for file in found.siblings or () if isinstance(file.rfilename, str)]
+        return {file.rfilename: file.size if isinstance(file.size, int) else None for file in named}
+
+    return hub_client.ask(ask, _API_BYTES, lambda error: CheckpointError(_fault(repo, error)))
+
+
+def _download(repo: HubRepo, name: str, size: int | None, most: int = _LARGEST_BYTES) -> Path:
+    """Download a file, of the size that the hub states and no more."""
+    cache = settings.hub_cache_dir() or Path(constants.HF_HUB_CACHE)
+    if (size or 0) > most:
+        raise CheckpointError(f"{name} of the hub repo {repo} has {size:,} bytes, at most {most:,} are fetched")
+    room = disk_usage(next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())).free
+    if (size or 0) > room:
+        raise CheckpointError(
+            f"{name} of the hub repo {repo} has {(size or 0) / 1e6:,.0f} MB, and {cache} has room for "
+            f"{room / 1e6:,.0f} MB: make room, or set HF_HOME to a folder on another disk"
+        )
+    download = partial(
+        huggingface_hub.hf_hub_download,
+        repo.id,
+        name,
+        revision=repo.revision,
+        cache_dir=cache,
+        etag_timeout=HUB.read_timeout_s,
+    )
+    limit = min(most, room) if size is None else size
+    return Path(hub_client.ask(download, limit, lambda error: CheckpointError(_fault(repo, error, name))))
 
 
 _WITHOUT = "; a local copy passed as checkpoint='FOLDER' works without the hub, as does the model clip_eurosat_s2rgb"
@@ -159,5 +162,9 @@ def _fault(repo: HubRepo, error: Exception, name: str | None = None) -> str:
         return f"{repo.id!r} is not a hub repo (owner/name)"
     if "onsistency" in str(error) or "ncomplete" in str(error):
         return f"{what} arrived cut short: try again{_WITHOUT}"
+    if isinstance(unread := error.__cause__ or error, UnreadableDownloadError):
+        return f"{hub} {unread}: {what} is not read{_WITHOUT}"
+    if isinstance(error, hub_client.NO_HUB):
+        return f"{hub} answered for {what} as no hub does ({type(error).__name__}): check HF_ENDPOINT{_WITHOUT}"
     reason = untrusted(error) or type(error).__name__
     return f"{what} is not cached and {hub} cannot be reached ({reason}): connect, or set HF_ENDPOINT{_WITHOUT}"

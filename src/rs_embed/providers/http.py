@@ -17,6 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 import aiohttp
 from yarl import URL
 
+from rs_embed.answers import redirect_fault
 from rs_embed.certificates import ssl_context, untrusted
 from rs_embed.errors import FetchError
 from rs_embed.providers.ranges import JOIN_GAP_BYTES
@@ -265,12 +266,7 @@ async def _check_redirect(
     session: aiohttp.ClientSession, context: object, redirect: aiohttp.TraceRequestRedirectParams
 ) -> None:
     """Refuse a redirect that leaves HTTP, or HTTPS for HTTP."""
-    source, target = redirect.response.url, redirect.response.headers.get("Location", "")
-    scheme = source.join(URL(target)).scheme
-    if not may_redirect(source.scheme, scheme):
-        raise _UnreadableError(f"redirects from {source.scheme} to {scheme}, which is not followed")
-
-
-def may_redirect(scheme: str, target: str) -> bool:
-    """Tell if a redirect from one scheme to another is followed: never to less than HTTPS from HTTPS, nor to a file."""
-    return target == "https" or (target == "http" and scheme == "http")
+    url = redirect.response.url
+    fault = redirect_fault(str(url), str(url.join(URL(redirect.response.headers.get("Location", "")))))
+    if fault is not None:
+        raise _UnreadableError(fault)

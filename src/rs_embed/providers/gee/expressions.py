@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from types import ModuleType
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib import format as npy
 from odc.geo.geobox import GeoBox
 from shapely.geometry import shape
 
@@ -17,9 +19,10 @@ from rs_embed.composite import shown_clear_share, visible_on_top
 from rs_embed.grid import epsg_of
 from rs_embed.lonlat import WORLD, Box
 from rs_embed.outlines import box_of, split
-from rs_embed.providers.gee.session import RequestTooLargeError, send
+from rs_embed.providers.gee.session import RequestTooLargeError, send, to_provider_error
 from rs_embed.providers.scenes import Scene
 from rs_embed.providers.selection import drop_duplicates
+from rs_embed.providers.stac.items import ODD_ITEM
 from rs_embed.sentinel2 import CLEAR_SCL, HARMONIZED_COLLECTION
 from rs_embed.specs import SensorSpec
 
@@ -50,8 +53,11 @@ def list_scenes(ee: ModuleType, bounds: Box, start: str, end: str) -> list[Scene
             raise
         middle = (first + (last - first) / 2).isoformat()
         return [*list_scenes(ee, bounds, start, middle), *list_scenes(ee, bounds, middle, end)]
-    dated = (f for f in response["features"] if f["properties"].get("system:time_start") is not None)
-    return drop_duplicates(map(_to_scene, dated), (HARMONIZED_COLLECTION,))
+    try:
+        dated = (f for f in response["features"] if f["properties"].get("system:time_start") is not None)
+        return drop_duplicates(map(_to_scene, dated), (HARMONIZED_COLLECTION,))
+    except ODD_ITEM as error:
+        raise to_provider_error(TypeError(f"no list of scenes: {error!r}")) from error
 
 
 def _to_scene(feature: dict[str, Any]) -> Scene:
@@ -140,11 +146,9 @@ def read_pixels(ee: ModuleType, image: Callable[[], Any], geobox: GeoBox, pixel_
 
     def request() -> CompositePixels:
         # The image is built here, so that errors of the client get their remedy.
-        body = {"expression": image(), "fileFormat": "NUMPY_NDARRAY", "grid": grid}
-        pixels: CompositePixels = ee.data.computePixels(body)
-        if pixels.shape != (height, width):
-            raise ValueError(f"got {pixels.shape} pixels instead of {(height, width)}")
-        return pixels
+        return _decode_npy(
+            ee.data.computePixels({"expression": image(), "fileFormat": "NPY", "grid": grid}), (height, width)
+        )
 
     try:
         return send(request)
@@ -152,6 +156,16 @@ def read_pixels(ee: ModuleType, image: Callable[[], Any], geobox: GeoBox, pixel_
         if height * width < _SMALLEST_PX:
             raise
         return _read_halves(ee, image, geobox, pixel_bytes)
+
+
+def _decode_npy(data: bytes, shape: tuple[int, int]) -> CompositePixels:
+    """Return the array of an NPY file; a ValueError refuses one of another shape before memory is taken for it."""
+    stream = io.BytesIO(data)
+    read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(stream)]
+    found, is_fortran, dtype = read_header(stream)
+    if found != shape or is_fortran or dtype.names is None or dtype.hasobject:
+        raise ValueError(f"got {dtype.names or dtype} of {found} pixels instead of bands of {shape}")
+    return np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape)
 
 
 def _read_halves(ee: ModuleType, image: Callable[[], Any], geobox: GeoBox, pixel_bytes: int) -> CompositePixels:
@@ -170,6 +184,9 @@ def decode_pixels(
 
     In a median, all scenes that observed the place count and are flagged; in a mosaic, those that lie on top.
     """
+    bits = [f"{name}_{i}" for name in ("seen", "clear") for i in range(0, n_scenes, _SCENES_PER_BAND)]
+    if missing := {"valid", *_band_names(sensor), *bits}.difference(pixels.dtype.names or ()):
+        raise to_provider_error(KeyError(f"no band {', '.join(sorted(missing))}"))
     valid = pixels["valid"] > 0
     dn = np.stack([pixels[name] for name in _band_names(sensor)]).astype(np.float32)
     dn[:, ~valid] = np.nan

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 import requests
 from requests.adapters import HTTPAdapter
 
+from rs_embed.answers import Bounds, UnreadableAnswerError, read_answer
+from rs_embed.background import within
 from rs_embed.certificates import TrustingAdapter, untrusted
 from rs_embed.errors import ProviderError, import_extra
 from rs_embed.retry import EARTH_ENGINE
@@ -24,6 +26,7 @@ T = TypeVar("T")
 
 PROJECT_VARIABLES = ("EE_PROJECT", "GOOGLE_CLOUD_PROJECT")
 IN_FLIGHT = 40  # concurrent requests of a project: https://developers.google.com/earth-engine/guides/usage
+_ANSWER_BYTES = 64 << 20  # the service's own limit is 48 MB
 _KEY_VARIABLE = "GOOGLE_APPLICATION_CREDENTIALS"
 _SCOPES = ("https://www.googleapis.com/auth/earthengine", "https://www.googleapis.com/auth/cloud-platform")
 _REGISTER = "https://console.cloud.google.com/earth-engine"
@@ -41,6 +44,7 @@ class UnknownServiceError(ProviderError):
     """Failure that no known remedy matches: it may concern only one of the places in a request."""
 
 
+_NO_ANSWER = (TypeError, KeyError, AttributeError)  # the client's, for JSON of another shape
 _TOO_LARGE = "the request is too large: use a smaller place, a shorter time range, or max_scenes"
 _REMEDIES = {  # by a pattern of the service's message; the first match counts
     r"no project found|project is required|required permission to use project|requires a quota project"
@@ -102,9 +106,15 @@ def _prepare_session(ee: Any) -> None:
     if not hasattr(state, "requests_session"):
         return  # another version of the client, which works with its own session
     session = state.requests_session = state.requests_session or requests.Session()
+    if _read not in session.hooks["response"]:
+        session.hooks["response"].append(_read)
     for scheme in ("https://", "http://"):
         if type(session.get_adapter(scheme)) is HTTPAdapter:  # a caller's own adapter stays
             session.mount(scheme, TrustingAdapter(pool_maxsize=IN_FLIGHT))
+
+
+def _read(response: requests.Response, **_: object) -> None:
+    read_answer(response, Bounds(_ANSWER_BYTES, EARTH_ENGINE.read_timeout_s))
 
 
 def _credentials(ee: Any) -> Any:
@@ -130,8 +140,8 @@ def send(request: Callable[[], T]) -> T:
     for attempt in range(1, EARTH_ENGINE.attempts + 1):
         try:
             with _in_flight:
-                return request()
-        except (EOFError, ValueError) as error:  # a truncated or malformed response
+                return within(EARTH_ENGINE.deadline_s, request)
+        except (EOFError, ValueError, RecursionError, *_NO_ANSWER) as error:  # a truncated or malformed response
             if attempt == EARTH_ENGINE.attempts:
                 raise to_provider_error(error) from None
             _log.info("Earth Engine's response was malformed (%s), attempt %s", error, attempt)
@@ -149,6 +159,10 @@ def to_provider_error(error: Exception) -> ProviderError:
     """Return a failure of the client as a one-line error with its remedy, without keys and tokens."""
     if isinstance(error, ProviderError):
         return error
+    if isinstance(error, UnreadableAnswerError):
+        return ProviderError(f"Earth Engine {error}: check HTTPS_PROXY, or try again later")
+    if isinstance(error, (RecursionError, *_NO_ANSWER)):
+        return ProviderError(f"Earth Engine's answer is of no known shape ({error!r:.200}): check HTTPS_PROXY")
     message = " ".join(str(error).split()) or type(error).__name__
     message = re.sub(r"(ya29\.|Bearer\s+)\S+", "…", message)
     if (problem := untrusted(message)) is not None:

@@ -16,10 +16,10 @@ from pystac_client import Client
 from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
 
+from rs_embed.answers import Bounds, UnreadableAnswerError, read_answer
 from rs_embed.certificates import TrustingAdapter, untrusted
 from rs_embed.errors import ProviderError
 from rs_embed.lonlat import parts
-from rs_embed.providers.http import may_redirect
 from rs_embed.providers.listings import ListingCache, Search
 from rs_embed.providers.scenes import Scene
 from rs_embed.providers.selection import drop_duplicates
@@ -31,7 +31,6 @@ from rs_embed.sentinel2 import asset_keys
 
 _ITEMS_PER_PAGE = 100  # larger pages make Earth Search fail
 _MOST_ITEMS = 50_000  # about twenty years of a degree
-_CHUNK_BYTES = 1 << 16
 _ANSWER_BYTES = 1 << 24  # a page of 100 whole items has about 3 MB
 _ANSWER_S = 30.0
 _NO_CATALOG = (TypeError, AttributeError, RecursionError)  # the client's, for JSON of another shape or endless depth
@@ -50,10 +49,6 @@ class _RefusedError(requests.RequestException):
         return f"answered {self.status}{asked}"
 
 
-class _UnreadableError(requests.RequestException):
-    """An answer that is not followed or not read to its end; the text is a predicate of the catalog."""
-
-
 class _CatalogConnection(StacApiIO):
     """The client's connection to a catalog, which asks again as `STAC_SEARCH` says."""
 
@@ -66,7 +61,7 @@ class _CatalogConnection(StacApiIO):
         """Return the text at an address; the client itself would open any other link as a file of this machine."""
         href = str(source.href if isinstance(source, Link) else source)
         if urlsplit(href).scheme not in ("http", "https"):
-            raise _UnreadableError(f"links to {href.partition('?')[0]!r:.80}, which is no address of a catalog")
+            raise UnreadableAnswerError(f"links to {href.partition('?')[0]!r:.80}, which is no address of a catalog")
         return super().read_text(source, *args, **kwargs)
 
     def request(
@@ -88,7 +83,7 @@ class _CatalogConnection(StacApiIO):
                 attempts += not asked_s
                 pause_s = asked_s or STAC_SEARCH.pause_s(attempts)
                 is_final = refusal.status not in STAC_SEARCH.statuses if refusal else untrusted(error) is not None
-                is_final |= isinstance(error.__context__, _UnreadableError)
+                is_final |= isinstance(error.__context__, UnreadableAnswerError)
                 if is_final or attempts >= STAC_SEARCH.attempts or time.monotonic() + pause_s > deadline:
                     raise
             time.sleep(pause_s)
@@ -101,18 +96,7 @@ def _refuse(response: requests.Response, **_: object) -> None:
 
 
 def _read(response: requests.Response, **_: object) -> None:
-    """Read an answer here, in bounded time and memory, and refuse a redirect to less than HTTPS."""
-    origin, target = urlsplit(response.url).scheme, urlsplit(response.headers.get("Location", response.url)).scheme
-    if response.is_redirect and target and not may_redirect(origin, target):
-        raise _UnreadableError(f"redirects from {origin} to {target}, which is not followed")
-    body, began_s = bytearray(), time.monotonic()
-    while chunk := response.raw.read1(_CHUNK_BYTES, decode_content=True):  # without waiting for a whole chunk
-        body += chunk
-        if len(body) > _ANSWER_BYTES:
-            raise _UnreadableError(f"sends an answer of over {_ANSWER_BYTES >> 20} MB")
-        if time.monotonic() - began_s > _ANSWER_S:
-            raise _UnreadableError(f"has not sent its answer within {_ANSWER_S:.0f} s")
-    response._content = bytes(body)  # what `Response.content` keeps once it has read everything
+    read_answer(response, Bounds(_ANSWER_BYTES, _ANSWER_S))
 
 
 @dataclass(slots=True)
@@ -158,7 +142,7 @@ class Searcher:
         refusal = cause if isinstance(cause, _RefusedError) else None
         if refusal and refusal.status not in STAC_SEARCH.statuses:
             return f"{catalog} {refusal}: check its address and its collections {', '.join(self.catalog.collections)}"
-        if isinstance(cause, _UnreadableError):
+        if isinstance(cause, UnreadableAnswerError):
             return f"{catalog} {cause}: check its address"
         return (
             f"{catalog} {refusal or f'cannot be reached or understood ({type(cause).__name__})'}, also when asked "
@@ -186,9 +170,9 @@ def _items(pages: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
         seen |= new.keys()
         yield from new.values()
         if not new and any(link.get("rel") == "next" for link in page.get("links") or ()):
-            raise _UnreadableError("links to further pages without further items")
+            raise UnreadableAnswerError("links to further pages without further items")
         if len(seen) > _MOST_ITEMS:
-            raise _UnreadableError(f"lists over {_MOST_ITEMS:,} items for one degree")
+            raise UnreadableAnswerError(f"lists over {_MOST_ITEMS:,} items for one degree")
 
 
 def _scenes(items: Iterable[Mapping[str, Any]], locate: Locate) -> Iterator[Scene]:

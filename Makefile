@@ -7,7 +7,7 @@ PEERS := benchmarks/data/peers
 PEER_PYTHON := benchmarks/data/rs-embed-peer/bin/python
 PYTHON312 ?= $(shell command -v python3.13 || command -v python3.12)
 
-.PHONY: demo test lint docs fuzz bench bench-peers bench-gpu train constraints clean
+.PHONY: demo test lint docs fuzz soak bench bench-peers bench-gpu train constraints clean
 
 demo: $(READY)  ## The main job on real Sentinel-2 imagery, with a picture
 	$(BIN)/rs-embed demo --out demo-output
@@ -27,6 +27,9 @@ docs: $(READY)  ## The documentation as a site in site/, its links checked
 
 fuzz: $(READY)  ## Hostile files of every kind for some minutes: SECONDS=30 for each target
 	$(BIN)/python -m fuzz --seconds $(or $(SECONDS),30)
+
+soak: $(READY)  ## One dataset under kills, faults and a full disk, compared with a calm run: MINUTES=30
+	$(BIN)/python -m soak --minutes $(or $(MINUTES),30)
 
 bench: $(READY)  ## Benchmarks against what a user would write otherwise (minutes)
 	@test -x $(PEERS)/bin/stackstac-is-there || { $(PYTHON) -m venv $(PEERS) && \

@@ -256,13 +256,13 @@ def test_an_answer_of_a_hub_is_bounded(hostile, answer, says):
 
 
 def test_a_download_is_as_large_as_the_hub_has_stated_and_fits_the_disk(hostile, tmp_path):
-    def endless(handler: BaseHTTPRequestHandler, path: str) -> bool:
+    def answer(handler: BaseHTTPRequestHandler, path: str) -> bool:
         is_weights = handler.command == "GET" and path.endswith("safetensors")
         if is_weights:
             endless(handler)
         return is_weights
 
-    hostile.answer = endless
+    hostile.answer = answer
     size = len(hostile.files["model.safetensors"])
     assert f"sends an answer of over {size >> 20} MB" in refusal(hostile)
     assert sum(f.stat().st_size for f in (tmp_path / "cache").rglob("*")) < size

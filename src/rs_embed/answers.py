@@ -1,13 +1,11 @@
-"""Bounds on the answers of servers: their size, their time, and where they lead. Each client has one that fits it."""
+"""Bounds on the answers of servers: their size, their time, and where they lead. The hub client has its own reader."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-import httpx2
 import requests
 import urllib3
 
@@ -17,10 +15,6 @@ _LEAST_BYTES_A_S = 8192  # a long answer that comes more slowly is given up once
 
 class UnreadableAnswerError(requests.RequestException):
     """Answer to requests that is not followed or not read to its end; the text is a predicate of the server."""
-
-
-class UnreadableDownloadError(httpx2.RequestError):
-    """The same for httpx2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,24 +73,3 @@ def read_answer(response: requests.Response, bounds: Bounds) -> None:
         response.close()
         raise UnreadableAnswerError(fault)
     response._content = bytes(body)  # what `Response.content` keeps once it has read everything
-
-
-@dataclass(slots=True)
-class BoundedStream(httpx2.SyncByteStream):
-    """Body of an answer to httpx2, which ends with an error where it leaves its bounds."""
-
-    stream: httpx2.SyncByteStream
-    bounds: Bounds
-    _began_s: float = field(default_factory=time.monotonic)
-
-    def __iter__(self) -> Iterator[bytes]:
-        received = 0
-        for chunk in self.stream:
-            received += len(chunk)
-            if fault := self.bounds.fault(received, self._began_s):
-                raise UnreadableDownloadError(fault)
-            yield chunk
-
-    def close(self) -> None:
-        """Close the connection."""
-        self.stream.close()

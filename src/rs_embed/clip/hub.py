@@ -15,7 +15,6 @@ from huggingface_hub import constants, errors
 from huggingface_hub.file_download import repo_folder_name
 
 from rs_embed import settings
-from rs_embed.answers import UnreadableDownloadError
 from rs_embed.certificates import untrusted
 from rs_embed.clip import hub_client
 from rs_embed.clip.formats import CONFIG_FILES, TOKENIZER_FILE
@@ -162,7 +161,7 @@ def _fault(repo: HubRepo, error: Exception, name: str | None = None) -> str:
         return f"{repo.id!r} is not a hub repo (owner/name)"
     if "onsistency" in str(error) or "ncomplete" in str(error):
         return f"{what} arrived cut short: try again{_WITHOUT}"
-    if isinstance(unread := error.__cause__ or error, UnreadableDownloadError):
+    if isinstance(unread := error.__cause__ or error, hub_client.UnreadableDownloadError):
         return f"{hub} {unread}: {what} is not read{_WITHOUT}"
     if isinstance(error, hub_client.NO_HUB):
         return f"{hub} answered for {what} as no hub does ({type(error).__name__}): check HF_ENDPOINT{_WITHOUT}"

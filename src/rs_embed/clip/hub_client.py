@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ import huggingface_hub
 from huggingface_hub import constants, errors
 from huggingface_hub.utils import _http
 
-from rs_embed.answers import BoundedStream, Bounds, UnreadableDownloadError, redirect_fault
+from rs_embed.answers import Bounds, redirect_fault
 from rs_embed.background import within
 from rs_embed.certificates import ssl_context
 from rs_embed.errors import CheckpointError
@@ -26,6 +26,31 @@ T = TypeVar("T")
 NO_HUB = (ValueError, TypeError, KeyError, AttributeError, RecursionError)  # the client's, for answers of another shape
 _SMALL_BYTES = 1 << 20  # bodies of redirects and errors
 _PLAIN_NAME = re.compile(r'[\w."/-]{1,200}')
+
+
+class UnreadableDownloadError(httpx2.RequestError):
+    """Answer that is not followed or not read to its end; the text is a predicate of the hub."""
+
+
+@dataclass(slots=True)
+class _BoundedStream(httpx2.SyncByteStream):
+    """Body of an answer, which ends with an error where it leaves its bounds."""
+
+    stream: httpx2.SyncByteStream
+    bounds: Bounds
+    _began_s: float = field(default_factory=time.monotonic)
+
+    def __iter__(self) -> Iterator[bytes]:
+        received = 0
+        for chunk in self.stream:
+            received += len(chunk)
+            if fault := self.bounds.fault(received, self._began_s):
+                raise UnreadableDownloadError(fault)
+            yield chunk
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.stream.close()
 
 
 @dataclass(slots=True)
@@ -93,4 +118,4 @@ def _bound(response: httpx2.Response) -> None:
         raise UnreadableDownloadError(fault)
     limit = exchange.limit_bytes if response.status_code in (200, 206) else _SMALL_BYTES
     if isinstance(response.stream, httpx2.SyncByteStream):
-        response.stream = BoundedStream(response.stream, Bounds(limit, HUB.deadline_s, is_long=True))
+        response.stream = _BoundedStream(response.stream, Bounds(limit, HUB.deadline_s, is_long=True))

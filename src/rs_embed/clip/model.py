@@ -56,7 +56,7 @@ class ClipConfig:
 
     @property
     def settings(self) -> str:
-        """What the shapes of the weights do not tell, so that a config beside them decides it."""
+        """Settings that the shapes of the weights do not tell, so that a config beside them decides."""
         return f"{self.activation}, {self.vision.heads} image heads, {self.text.heads} text heads"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from rs_embed.embedders.loading import find_weights, tokenizer_sha256
+from rs_embed.embedders.onthefly_remoteclip import RemoteClipEmbedder
 from rs_embed.errors import SpecError, import_extra, naming_missing
 from rs_embed.export.card import write_card
 from rs_embed.export.folder import DatasetFolder
@@ -20,7 +21,7 @@ from rs_embed.export.partition_io import write_bad_rows
 from rs_embed.export.partitions import PARTITION_SIZE, plan_tables
 from rs_embed.export.progress import Progress, ProgressListener
 from rs_embed.export.ray import RayRunner
-from rs_embed.export.request import ExportRequest
+from rs_embed.export.request import BESIDE_WEIGHTS, ExportRequest
 from rs_embed.export.rows import CutListener, Rows, RowsWanted
 from rs_embed.export.workers import REPORT_EVERY_S, Runner, vector_lengths
 from rs_embed.models import check_model, load_model
@@ -139,8 +140,8 @@ def export_embeddings(
         >>> summary.done, summary.failed
         (3, 0)
     """
-    card, sensor = check_model(model, sensor)
-    _check_run(Path(out), shard, engine, partition_size, grid, on_lost_scene)
+    (card, sensor), target = check_model(model, sensor), DatasetFolder(Path(out))
+    _check_run(target.path, shard, engine, partition_size, grid, on_lost_scene)
     provider, listener = resolve(backend), report or (lambda event: None)
     reference = _loadable(sensor.checkpoint if checkpoint is None else checkpoint)
     limits = Limits(card=card, scale_m=sensor.scale_m, output=output, prep=input_prep, allow_small=allow_small)
@@ -165,14 +166,18 @@ def export_embeddings(
         grid=grid,
         columns=rows.places.column_types,
         chip_m=rows.places.chip_m,
-        network=embedder.settings,
-        tokenizer_sha256=tokenizer_sha256(find_weights(reference or card.checkpoint)),
+        **_beside_weights(embedder, reference or card.checkpoint),
     )
-    lengths = vector_lengths(embedder, output)
-    local = Runner(DatasetFolder(Path(out)), request, embedder, provider, lengths, on_lost_scene)
+    local = Runner(target, request, embedder, provider, vector_lengths(embedder, output), on_lost_scene)
     main = local if engine == "local" else RayRunner(local, backend)
     _add_rows(local, rows, partition_size, _planning(listener, "planning"))
     return _run_all(main, local, rows, shard, listener, retry_failed)
+
+
+def _beside_weights(embedder: RemoteClipEmbedder, checkpoint: str) -> dict[str, str | None]:
+    """Return the fields of a request that files beside the weights decide."""
+    tokenizer = tokenizer_sha256(find_weights(checkpoint))
+    return dict(zip(BESIDE_WEIGHTS, (embedder.settings, tokenizer), strict=True))
 
 
 def _run_all(

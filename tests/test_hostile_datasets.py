@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -533,3 +534,14 @@ def test_sizes_that_are_only_claimed_take_no_memory(good, small, tmp_path):
     assert child.returncode == 0, child.stderr[-2000:]
     assert child.stdout.count("refused") == 5
     assert int(child.stdout.split()[-1]) < 300
+
+
+def test_the_command_waits_for_another_process_that_writes_to_the_index(folder, capsys):
+    """A search does not, and says that rows come later; this command says how many can be searched."""
+    write_vectors(folder, VECTORS, list("ghijkl"))
+    lock = DatasetFolder(folder).lock("index").acquire()
+    assert len(EmbeddingIndex(folder)) == 6
+    threading.Timer(0.5, lock.lock.release).start()
+    with pytest.raises(SystemExit) as stopped:
+        main(["index", str(folder), "--json"])
+    assert (stopped.value.code, json.loads(capsys.readouterr().out)["rows"]) == (0, 12)

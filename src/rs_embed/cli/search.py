@@ -35,6 +35,7 @@ def index(
     `rs-embed search` and `rs-embed serve` do it by themselves.
     """
     found = _open_index(dataset, rebuild=rebuild)
+    found.add()  # a search does not wait for another process that writes to the index; this command does
     facts = {"rows": len(found), "model": found.request.model, "folder": str(dataset)}
     typer.echo(json.dumps(facts) if as_json else f"{len(found):,} row(s) of {found.request.model} can be searched")
 

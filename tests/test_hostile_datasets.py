@@ -19,7 +19,8 @@ import shapely
 
 from rs_embed import CheckpointError, EmbeddingIndex, RSEmbedError, open_dataset
 from rs_embed.cli.main import main
-from rs_embed.export.folder import DatasetFolder, PartitionCounts
+from rs_embed.export.folder import DatasetFolder
+from rs_embed.export.plans import PartitionCounts
 from vector_dataset import write_vectors
 
 VECTORS = np.random.default_rng(0).normal(size=(6, 128)).astype(np.float32)

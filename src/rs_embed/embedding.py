@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rs_embed.arrays import AnyArray, FloatArray
+from rs_embed.cautions import warnings_of
 from rs_embed.errors import RSEmbedError, SpecError, missing_core
 from rs_embed.geotiff import write_geotiff
 from rs_embed.grid import epsg_of, lonlat_text, map_url
 from rs_embed.html import Fact, Link, Picture, result_html
-from rs_embed.inspection import imagery_warnings, missing_warnings
 from rs_embed.patch import Patch
 from rs_embed.pictures import png_of, quicklook, side_by_side, token_colours
 from rs_embed.specs import BBox, InputPrep, OutputSpec, Place, PointBuffer, SensorSpec, TemporalSpec
@@ -30,9 +30,7 @@ if TYPE_CHECKING:
     from rs_embed.embedders.chips import Chips
     from rs_embed.embedders.onthefly_remoteclip import Encoded, RemoteClipEmbedder
 
-MUCH_CROPPED = 0.1
 _SHOWN_PX = 160
-
 CLIP_PREPROCESS = "clip: resize shorter side (bicubic), centre crop, normalise"
 GRID_NOTE = "ViT tokens, not georeferenced pixels: a token mixes in what lies around its footprint"
 
@@ -267,7 +265,7 @@ def build_embedding(
         "model_input": model_input,
         "input_checks": input_checks,
         "versions": versions(),
-        "warnings": list(_warnings(patch, sensor, chips)),
+        "warnings": list(warnings_of(patch, sensor, chips)),
     }
     data = array if request.output.mode == "pooled" else token_grid(request, chips, patch, array)
     return Embedding(data, meta, preview)
@@ -330,15 +328,3 @@ def _fetched_facts(patch: Patch, sensor: SensorSpec) -> dict[str, Any]:
         "transform": [float(v) for v in patch.geobox.affine[:6]],
         "bounds": [box.left, box.bottom, box.right, box.top],
     }
-
-
-def _warnings(patch: Patch | None, sensor: SensorSpec, chips: Chips) -> Iterator[str]:
-    """Yield texts of the form `kind: detail; remedy`."""
-    if patch is not None:
-        yield from imagery_warnings(patch, sensor)
-    yield from missing_warnings(chips.valid_frac, sensor.fill_value)
-    if chips.cropped_frac > MUCH_CROPPED:
-        yield (
-            f"cropped: the model saw the middle of the place only, {chips.cropped_frac:.0%} was cut off; use a square "
-            "place, or input_prep='tile'"
-        )

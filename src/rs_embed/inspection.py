@@ -26,6 +26,8 @@ FEW_SCENES = 3
 HALF = 0.5
 """Share of pixels, clear or observed, under which a place is mostly something else than its ground."""
 LOW_FRAC = 0.8
+COARSE = 1.5
+"""Pixels of the source in units of the grid's, above which each is shown at least twice on a side somewhere."""
 """Share under which a warning says so."""
 THUMBNAIL_PX = 96
 _HISTOGRAM_BINS = 32
@@ -124,6 +126,12 @@ def imagery_warnings(patch: Patch, sensor: SensorSpec) -> Iterator[str]:
     yield from patch.warnings
     if patch.lost:
         yield f"lost scenes: {patch.lost_text}; ask again, or refuse such places with on_lost_scene='fail'"
+    gsd_m = patch.source_gsd_m
+    if gsd_m is not None and gsd_m > COARSE * sensor.scale_m:
+        yield (
+            f"coarse imagery: pixels of {gsd_m:.3g} m are repeated on a grid of {sensor.scale_m:g} m; use bands of "
+            f"{sensor.scale_m:g} m, or a scale_m of {gsd_m:.3g} with larger places"
+        )
     mask = "" if sensor.cloud_mask else "set cloud_mask='scl', or "
     shown = patch.shown_clear_frac
     if patch.clear_frac is not None and patch.clear_frac < HALF:

@@ -79,6 +79,8 @@ class Patch:
     """Share of the observed pixels that show the ground: the observation on top of a mosaic is clear, or more than half
     of a median's; None likewise."""
     warnings: tuple[str, ...] = ()
+    source_gsd_m: float | None = None
+    """Side of the source's pixels in ground metres, of the coarsest scene; None where the provider does not say."""
 
     def __post_init__(self) -> None:
         expected = (len(self.bands), *self.geobox.shape)

@@ -17,7 +17,7 @@ from rs_embed.cli.embed import classify, embed, inspect
 from rs_embed.cli.export import export, plan
 from rs_embed.cli.heatmap import heatmap
 from rs_embed.cli.models import models
-from rs_embed.cli.options import expand_groups
+from rs_embed.cli.options import Interrupted, expand_groups
 from rs_embed.cli.search import index, search, serve
 from rs_embed.cli.usage import explain, split_coordinates
 from rs_embed.errors import SpecError, visible
@@ -67,8 +67,8 @@ def run(arguments: Sequence[str]) -> int:
         return new_app()(args=split_coordinates(arguments), prog_name="rs-embed", standalone_mode=False) or 0
     except typer.TyperException as error:  # an unknown option, a missing value
         raise SpecError(explain(error, arguments)) from error
-    except typer.Abort:
-        raise KeyboardInterrupt from None
+    except (Interrupted, typer.Abort) as error:
+        raise KeyboardInterrupt(str(error)) from None
 
 
 class _VisibleFormatter(logging.Formatter):

@@ -204,6 +204,7 @@ def _summary_facts(summary: ExportSummary) -> dict[str, Any]:
         **asdict(summary),
         "folder": str(summary.folder),
         "slowest": [{"id": name, "seconds": round(seconds, 2)} for seconds, name in summary.slowest],
+        "warnings": dict(summary.warnings),
         "failures": [{"id": name, "error": error} for name, error in summary.failures],
     }
 
@@ -220,6 +221,10 @@ def summary_lines(summary: ExportSummary) -> Iterator[str]:
         yield visible(f"   {name}: {' '.join(error.split())}")
     if len(summary.failures) > 5 or summary.failed + summary.no_imagery > len(summary.failures):
         yield f"   all of them: {summary.folder / 'failures'}"
+    if summary.warnings:
+        yield "warnings: " + ", ".join(f"{places:,} place(s) {kind}" for kind, places in summary.warnings)
+    if not summary.done:
+        yield f"{summary.folder} holds no vector: a corrected command with the same --out starts it over"
     if summary.slowest:
         yield visible("slowest: " + ", ".join(f"{name} ({seconds:.1f} s)" for seconds, name in summary.slowest))
     yield f"dataset: {summary.folder} (geopandas.read_parquet('{summary.folder / 'embeddings'}'))"

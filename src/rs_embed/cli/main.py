@@ -27,8 +27,8 @@ def main(arguments: list[str] | None = None) -> None:
         if debug:
             raise
         code = _fail(str(error), 2 if isinstance(error, (SpecError, UnknownModelError)) else 1)
-    except KeyboardInterrupt:
-        code = _fail("interrupted", 130)
+    except KeyboardInterrupt as error:  # its text says what is kept
+        code = _fail(f"interrupted: {error}" if str(error) else "interrupted", 130)
     except (OSError, ModuleNotFoundError) as error:
         ours = missing_core(error) if isinstance(error, ModuleNotFoundError) else error
         if debug or ours is None:

@@ -120,6 +120,10 @@ class ModelOptions:
     precision: Annotated[str, Option(help="fp32, bf16, int8 (CPU) or fp16 (CUDA).")] = "fp32"
 
 
+class Interrupted(Exception):
+    """Command that Ctrl-C ended; its text says what is kept."""
+
+
 def check_ending(option: str, path: Path, allowed: Sequence[str]) -> None:
     """Refuse a file name with an unknown ending before anything is fetched."""
     if path.suffix.lower() not in allowed:
@@ -136,6 +140,12 @@ def expand_groups(command: Callable[..., None]) -> Callable[..., None]:
         parameters += [parameter] if group is None else inspect.signature(group, eval_str=True).parameters.values()
 
     def run(**values: Any) -> None:
+        try:
+            run_groups(**values)
+        except KeyboardInterrupt as error:  # Typer would exit without a word
+            raise Interrupted(str(error)) from None
+
+    def run_groups(**values: Any) -> None:
         built = {name: group(**{f.name: values.pop(f.name) for f in fields(group)}) for name, group in groups.items()}
         command(**built, **values)
 

@@ -137,7 +137,8 @@ def _lines(found: SearchResults) -> Iterator[str]:
     for hit in found.hits:
         likely = "" if hit.probability is None else f"  {hit.probability:4.0%} likely"
         place = f"{lonlat_text(hit.lon, hit.lat)}  {hit.start} to {hit.end}"
-        yield f"{hit.rank:>4}  {place}  above {hit.percentile:5.1f} %{likely}  {visible(hit.id)}"
+        warned = f"  (warnings: {', '.join(hit.warnings)})" if hit.warnings else ""
+        yield visible(f"{hit.rank:>4}  {place}  above {hit.percentile:5.1f} %{likely}  {hit.id}{warned}")
 
 
 def serve(

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ from rs_embed.errors import ModelError, NoImageryError
 from rs_embed.specs import InputPrep
 
 _MIN_CHIP_VALID = 0.5
+_SAMPLE_PX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +51,16 @@ class Chips:
     grid_hw: tuple[int, int]  # tokens of the patch, rows and columns
     token_affine: Affine
     """From (column, row) in the token grid to (column, row) in the patch's pixels."""
+    image_px: int
+    """Side of the network's input."""
     zoom: float
     """Patch pixels on a side of one input pixel: more than 1 loses detail, less than 1 interpolates."""
     cropped_frac: float
     """Share of the patch that no image shows."""
     valid_frac: float
     """Share of the patch's pixels that were observed; the others hold the fill value."""
+    contrast: float
+    """Standard deviation over the observed pixels, of the band where it is largest, in grey levels of 0…255."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +78,20 @@ class Preparation:
         valid_frac = float(valid.mean()) if dn.dtype.kind == "f" else 1.0
         if valid_frac == 0.0:
             raise NoImageryError(f"no pixel of the {dn.shape[2]} x {dn.shape[1]} px patch was observed: all are NaN")
+        contrast = self._contrast(dn, valid)
         if valid_frac < 1.0:
             dn = np.where(np.isnan(dn), np.float32(fill_value), dn)
         pixels: Any = dn.transpose(1, 2, 0) if self.stage == "dn" else to_uint8(dn, self.dn_range)  # (y, x, 3)
-        return self._tiled(pixels, valid, valid_frac) if prep == "tile" else self._resized(pixels, valid_frac)
+        chips = self._tiled(pixels, valid, valid_frac) if prep == "tile" else self._resized(pixels, valid_frac)
+        return replace(chips, contrast=contrast)
+
+    def _contrast(self, dn: AnyArray, valid: BoolArray) -> float:
+        """Return `Chips.contrast`, from a sample of about 64 x 64 pixels."""
+        step = max(1, min(dn.shape[1:]) // _SAMPLE_PX)
+        seen = valid[::step, ::step]
+        black, white = self.dn_range
+        sample = np.clip(dn[:, ::step, ::step].astype(np.float32), black, white)
+        return float(sample.std(axis=(1, 2), where=seen).max() * 255 / (white - black)) if seen.any() else np.inf
 
     def _resized(self, pixels: Any, valid_frac: float) -> Chips:
         """Shrink or enlarge the whole patch to one chip."""
@@ -90,9 +105,11 @@ class Preparation:
             corners=((0, 0),),
             grid_hw=(size.grid, size.grid),
             token_affine=Affine(x * size.patch_px, 0, left * x, 0, y * size.patch_px, top * y),
+            image_px=size.image_px,
             zoom=min(width, height) / size.image_px,
             cropped_frac=1.0 - min(width, height) / max(width, height),
             valid_frac=valid_frac,
+            contrast=np.inf,
         )
 
     def _tiled(self, pixels: AnyArray, valid: BoolArray, valid_frac: float) -> Chips:
@@ -116,9 +133,11 @@ class Preparation:
             corners=tuple((r // token, c // token) for r, c in seen),
             grid_hw=(rows, cols),
             token_affine=Affine.scale(token),
+            image_px=px,
             zoom=1.0,
             cropped_frac=1.0 - rows * cols * token**2 / (height * width),
             valid_frac=valid_frac,
+            contrast=np.inf,
         )
 
     def _finish(self, images: Sequence[Any]) -> tuple[tuple[Any, ...], npt.NDArray[np.int64] | None]:

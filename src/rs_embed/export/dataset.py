@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from rs_embed.embedders.cards import find_card
 from rs_embed.errors import RSEmbedError, SpecError, import_extra
 from rs_embed.export.checks import MAKE_AGAIN, reading
 from rs_embed.export.folder import DatasetFolder
-from rs_embed.export.request import ExportRequest
+from rs_embed.export.request import ExportRequest, VectorLengths
 from rs_embed.export.thumbnails import read_thumbnails
 from rs_embed.html import Fact, Picture, result_html
 from rs_embed.lonlat import meets
@@ -42,7 +43,9 @@ class EmbeddingDataset:
     _filter: pc.Expression | None = None
 
     def __repr__(self) -> str:
-        return f"EmbeddingDataset({str(self.path)!r}, {len(self):,} rows, {self.request.model})"
+        rows, folder = len(self), DatasetFolder(self.path)
+        none = "" if rows or self._filter is not None else f", {folder.failures:,} without a vector: see failures()"
+        return f"EmbeddingDataset({str(self.path)!r}, {rows:,} rows, {self.request.model}{none})"
 
     def _repr_html_(self) -> str:
         request, sensor = self.request, self.request.sensor
@@ -225,11 +228,23 @@ class EmbeddingDataset:
         with reading(self.path / kind):
             yield from self._dataset(kind, condition).to_batches(filter=condition)
 
+    def _no_rows(self, kind: str) -> pa.Table:
+        """Return an empty table with the columns of a kind, those of the rows that failed if there are any."""
+        from rs_embed.export.tables import partition_tables
+
+        failed = DatasetFolder(self.path).part_files("failures")
+        if kind != "thumbnails" and failed:
+            return _common_schema(failed).empty_table()
+        card, request = find_card(self.request.model), replace(self.request, thumbnails=True)
+        length = card.projection_dim if request.output.pooling == "projected" else card.token_dim
+        user = pa.table({"": pa.array([], pa.null())}).drop_columns([""])
+        return partition_tables([], user, request, VectorLengths(length, card.projection_dim))[kind]
+
     def _dataset(self, kind: str, condition: pc.Expression | None) -> ds.Dataset:
         """Open the files of one kind; errors tell a damaged file from a condition that does not fit."""
         files = DatasetFolder(self.path).part_files(kind)
         if not files:
-            return ds.dataset(pa.table({"status": pa.array([], pa.string())}))
+            return ds.dataset(self._no_rows(kind))
         schema = _common_schema(files)
         try:
             if condition is not None:

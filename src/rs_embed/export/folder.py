@@ -28,11 +28,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from rs_embed.errors import RSEmbedError
-from rs_embed.export.checks import RESTORE, check_counts, inside, reading, regular_file
-from rs_embed.export.plans import PLAN_PARTITIONS, Keys, PlanFile, keys_of, read_plans, regroup
+from rs_embed.export.checks import RESTORE, inside, reading, regular_file
+from rs_embed.export.plans import PLAN_PARTITIONS, Keys, PartitionCounts, PlanFile, keys_of, read_plans, regroup
 from rs_embed.export.request import BESIDE_WEIGHTS, ExportRequest, differences
 from rs_embed.files import atomic_write, cannot_write, make_folder, read_json, remove
 
@@ -42,20 +42,6 @@ _FOLDERS = ("embeddings", "failures", "thumbnails", "grids.zarr", "concepts")
 _LEFTOVER_S = 86_400.0
 _STATE_FOLDERS = ("index", "done", "locks", "parts")
 _log = logging.getLogger("rs_embed")
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionCounts:
-    """Number of rows of a finished partition by their status; invalid values are a ValueError."""
-
-    ok: int
-    partial: int
-    failed: int
-    no_imagery: int
-    lost: int = 0  # rows with a vector that lack scenes which could not be read
-
-    def __post_init__(self) -> None:
-        check_counts(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -108,27 +94,54 @@ class DatasetFolder:
         """Return the plans in the order in which they were added."""
         if not self.exists:
             return []
-        return list(read_plans(self._manifest, self._manifest.stat().st_mtime_ns))
+        return list(read_plans(self._manifest, self._manifest.stat().st_mtime_ns)[1])
 
     def partitions(self) -> range:
         """Return the numbers of all partitions."""
-        plans = self.plans()
-        return range(plans[0].first, plans[-1].first + plans[-1].partitions) if plans else range(0)
+        if not self.exists:
+            return range(0)
+        first, plans = read_plans(self._manifest, self._manifest.stat().st_mtime_ns)
+        return range(first, first + sum(plan.partitions for plan in plans))
+
+    def differing(self, request: ExportRequest) -> list[str]:
+        """Return a text for each value of a request that is not that of the folder."""
+        if not self.exists:
+            return []
+        old, new = self.manifest()["request"], request.to_dict()
+        unknown = {key: None for key in BESIDE_WEIGHTS if None in (old.get(key), new.get(key))}
+        return list(differences(old | unknown, new | unknown))
 
     def check_request(self, request: ExportRequest) -> None:
         """Check that a request is that of the folder."""
-        if not self.exists:
-            return
-        old, new = self.manifest()["request"], request.to_dict()
-        unknown = {key: None for key in BESIDE_WEIGHTS if None in (old.get(key), new.get(key))}
-        differing = list(differences(old | unknown, new | unknown))
-        if differing:
+        if differing := self.differing(request):
             beside = any(text.startswith(BESIDE_WEIGHTS) for text in differing)
             restore = "put back the config and tokenizer that were beside the weights, or " if beside else ""
             raise RSEmbedError(
                 f"{self.path} holds a dataset of another request ({'; '.join(differing)}): only places and time ranges "
                 f"can be added; {restore}take another --out"
             )
+
+    @property
+    def is_blank(self) -> bool:
+        """True for a dataset without a vector that no process works on: a mistaken command leaves one."""
+        if not self.exists or self.part_files("embeddings"):
+            return False
+        for file in (self._state / "locks").glob("[0-9]*.lock"):
+            try:
+                with self.lock(file.stem).acquire(blocking=False):
+                    continue
+            except Timeout:
+                return False
+        return True
+
+    def start_over(self, request: ExportRequest, versions: Mapping[str, str]) -> None:
+        """Forget all rows; new partitions get new numbers, so that no process mistakes them for those that it knew."""
+        plans, number = self.plans(), self.partitions().stop
+        for name in (*(self.path / n for n in ("failures", "thumbnails", "grids.zarr")), self._state / "done"):
+            shutil.rmtree(name, ignore_errors=True)
+        self._write_manifest(request, [], versions, number)
+        for plan in plans:
+            (self._state / plan.name).unlink(missing_ok=True)
 
     def add_plan(
         self, request: ExportRequest, tables: Iterable[pa.Table], size: int, versions: Mapping[str, str]
@@ -138,31 +151,31 @@ class DatasetFolder:
         The manifest, written last, makes them count. A plan has a limited number of partitions: each reader of one
         partition reads the footer of all.
         """
-        plans, rows = self.plans(), 0
+        plans, rows, number = self.plans(), 0, self.partitions().stop
         for table in regroup(tables, size * PLAN_PARTITIONS):
-            last = plans[-1] if plans else PlanFile(name="plan-000.parquet", first=0, partitions=0, places=0)
-            number = int(last.name[5:-8]) + 1 if plans else 0
             added = PlanFile(
                 name=f"plan-{number:03d}.parquet",
-                first=last.first + last.partitions,
+                first=number,
                 partitions=-(-table.num_rows // size),
                 places=table.num_rows,
             )
             with self.writing(self._state / added.name) as part:
                 pq.write_table(table, part, row_group_size=size, compression="zstd")
-            plans, rows = [*plans, added], rows + table.num_rows
+            plans, rows, number = [*plans, added], rows + table.num_rows, number + added.partitions
         if rows:
-            self._write_manifest(request, plans, versions)
+            self._write_manifest(request, plans, versions, plans[0].first)
         return rows
 
-    def _write_manifest(self, request: ExportRequest, plans: Sequence[PlanFile], versions: Mapping[str, str]) -> None:
-        known = self.manifest() if self.exists else {}
+    def _write_manifest(
+        self, request: ExportRequest, plans: Sequence[PlanFile], versions: Mapping[str, str], first: int
+    ) -> None:
+        known = self.manifest() if plans and self.exists else {}
         manifest = {
             "format": FORMAT,
             "request": known.get("request", request.to_dict()),
             "request_sha256": known.get("request_sha256", request.sha256()),
             "versions": dict(versions),
-            "first_partition": plans[0].first,
+            "first_partition": first,
             "plans": [asdict(plan) for plan in plans],
         }
         self.write_text(self._manifest, json.dumps(manifest, indent=1))
@@ -180,7 +193,9 @@ class DatasetFolder:
             return int(_metadata(path).row_group(group).num_rows)
 
     def _group(self, number: int) -> tuple[Path, int]:
-        plan = next(p for p in self.plans() if p.first <= number < p.first + p.partitions)
+        plan = next((p for p in self.plans() if p.first <= number < p.first + p.partitions), None)
+        if plan is None:
+            raise RSEmbedError(f"{self.path} was started over by another command meanwhile: run this one again")
         return regular_file(self.path, self._state / plan.name), number - plan.first
 
     def time_range(self) -> tuple[str, str]:
@@ -265,6 +280,18 @@ class DatasetFolder:
         for kind in ("thumbnails", "embeddings", "failures"):
             self.write_table(self.part(kind, number), tables.get(kind))
         self.write_text(self._mark(number), json.dumps(asdict(counts)))
+
+    @property
+    def failures(self) -> int:
+        """Number of rows without a vector."""
+        with reading(self.path / "failures"):
+            return sum(pq.read_metadata(file).num_rows for file in self.part_files("failures"))
+
+    @property
+    def why_empty(self) -> str:
+        """Sentence about a dataset without a vector."""
+        failed = f"no vector: its {self.failures:,} row(s) failed, see open_dataset(…).failures()"
+        return f"this dataset has {failed if self.failures else 'no rows yet'}"
 
     def write_table(self, path: Path, table: pa.Table | None) -> None:
         """Write a table atomically; an empty one leaves no file."""

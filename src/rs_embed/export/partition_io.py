@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,12 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from rs_embed.cautions import kinds_of
 from rs_embed.embedding import Embedding, EmbeddingFailure, Request, has_fault
 from rs_embed.errors import SpecError
-from rs_embed.export.folder import DatasetFolder, PartitionCounts
+from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.grids import read_grid, restore_grids, write_grids
 from rs_embed.export.inputs import InputPlaces
 from rs_embed.export.partitions import PLAN_COLUMNS, parse_place
+from rs_embed.export.plans import PartitionCounts
 from rs_embed.export.progress import Progress
 from rs_embed.export.request import ExportRequest, VectorLengths
 from rs_embed.export.tables import ExportedRow, partition_tables
@@ -57,7 +60,6 @@ class Partition:
         """Keep the result of a row, and count it."""
         self.outcomes[row] = outcome
         if isinstance(outcome.result, Embedding):
-            progress.count_warnings(outcome.result.meta["warnings"])
             seconds = time.perf_counter() - self.started_s
             progress.count_vector(self.ids[row], seconds, lost=outcome.result.lacks_scenes)
         else:
@@ -200,4 +202,6 @@ def _merge_earlier(
 def _count(tables: Mapping[str, pa.Table]) -> PartitionCounts:
     statuses = [s for kind in ("embeddings", "failures") for s in tables[kind]["status"].to_pylist()]
     ok, partial, failed, no_imagery = map(statuses.count, ("ok", "partial", "failed", "no_imagery"))
-    return PartitionCounts(ok, partial, failed, no_imagery, lost=len(_with_lost_scenes(tables["embeddings"])))
+    lost, texts = len(_with_lost_scenes(tables["embeddings"])), tables["embeddings"]["warnings"].to_pylist()
+    kinds = Counter(kind for warnings in texts for kind in kinds_of(warnings or ()))
+    return PartitionCounts(ok, partial, failed, no_imagery, lost=lost, warnings=dict(kinds))

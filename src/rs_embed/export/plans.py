@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -40,6 +40,27 @@ class PlanFile:
         check_counts(asdict(self), "first", "partitions", "places")
 
 
+@dataclass(frozen=True, slots=True)
+class PartitionCounts:
+    """Number of rows of a finished partition by their status; invalid values are a ValueError."""
+
+    ok: int
+    partial: int
+    failed: int
+    no_imagery: int
+    lost: int = 0  # rows with a vector that lack scenes which could not be read
+    warnings: Mapping[str, int] = field(default_factory=dict, compare=False)  # rows with a warning, by its kind
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.ok + self.partial + self.failed + self.no_imagery
+
+    def __post_init__(self) -> None:
+        check_counts(asdict(self), "ok", "partial", "failed", "no_imagery", "lost")
+        check_counts(self.warnings)
+
+
 def regroup(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
     """Yield the same rows in tables of so many rows."""
     waiting: list[pa.Table] = []
@@ -62,12 +83,14 @@ def keys_of(unique_ids: pa.ChunkedArray) -> Keys:
 
 
 @lru_cache(maxsize=8)
-def read_plans(manifest: Path, changed_ns: int) -> tuple[PlanFile, ...]:
-    """Parse the plans of a manifest, once for each change, because a run asks for every partition."""
+def read_plans(manifest: Path, changed_ns: int) -> tuple[int, tuple[PlanFile, ...]]:
+    """Parse the first number and the plans of a manifest, once for each change: a run asks for every partition."""
     with reading(manifest, RESTORE):
         values = read_json(manifest)
         plans = tuple(PlanFile(**plan) for plan in values["plans"])
-        before = list(accumulate((plan.partitions for plan in plans), initial=values.get("first_partition", 0)))
+        first = values.get("first_partition", 0)
+        check_counts({"first_partition": first})
+        before = list(accumulate((plan.partitions for plan in plans), initial=first))
         if [plan.first for plan in plans] != before[:-1]:
             raise ValueError("its plans do not follow each other")
-        return plans
+        return first, plans

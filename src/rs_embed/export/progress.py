@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NotRequired, TypedDict, TypeVar
 
 from rs_embed import settings
 from rs_embed.errors import NoImageryError, ProviderError, RSEmbedError, UnusableImageryError
-from rs_embed.export.folder import PartitionCounts
+from rs_embed.export.plans import PartitionCounts
 
 T = TypeVar("T")
 
@@ -97,8 +96,6 @@ class Progress:
     slowest: list[tuple[float, str]] = field(default_factory=list)
     """Ids of the slowest places, with the seconds from the start of their partition to the vector."""
     failures: list[tuple[str, str]] = field(default_factory=list)
-    warned: Counter[str] = field(default_factory=Counter)
-    """Number of places with a warning, by its kind."""
 
     @property
     def finished(self) -> int:
@@ -137,10 +134,6 @@ class Progress:
         self.done, self.lost = self.done + 1, self.lost + lost
         self.slowest = sorted([*self.slowest, (seconds, name)], reverse=True)[:_LISTED_SLOWEST]
 
-    def count_warnings(self, texts: Iterable[str]) -> None:
-        """Count the kinds of a place's warnings."""
-        self.warned.update({text.partition(":")[0] for text in texts})
-
     def count_failure(self, name: str, error: RSEmbedError, *, had_vector: bool = False) -> None:
         """Count a place that failed; one that had a vector keeps it."""
         if had_vector:
@@ -166,7 +159,6 @@ class Progress:
         self.failed += other.failed
         self.no_imagery += other.no_imagery
         self.lost += other.lost
-        self.warned += other.warned
         self.failures = [*self.failures, *other.failures][:_LISTED_FAILURES]
         self.slowest = sorted([*self.slowest, *other.slowest], reverse=True)[:_LISTED_SLOWEST]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from rs_embed.export.formats import ReadOptions
 from rs_embed.export.grids import write_root
 from rs_embed.export.limits import Limits
 from rs_embed.export.partition_io import write_bad_rows
-from rs_embed.export.partitions import PARTITION_SIZE, plan_tables
+from rs_embed.export.partitions import PARTITION_SIZE, among, plan_tables
+from rs_embed.export.plans import keys_of
 from rs_embed.export.progress import Progress, ProgressListener
 from rs_embed.export.ray import RayRunner
 from rs_embed.export.request import BESIDE_WEIGHTS, ExportRequest
@@ -63,7 +65,9 @@ class ExportSummary:
     failures: tuple[tuple[str, str], ...]
     """Ids and reasons of the first failures."""
     bad_rows: tuple[str, ...]
-    """Lines of the input that are not places, each with its reason."""
+    """Lines of the input that cannot be asked for, each with its reason."""
+    warnings: tuple[tuple[str, int], ...]
+    """Kinds of warnings and the number of places that have them, in the column `warnings`."""
 
 
 @naming_missing()
@@ -192,7 +196,16 @@ def _run_all(
     numbers = local.folder.partitions()[slice(shard[0], None, shard[1]) if shard else slice(None)]
     bad_rows = rows.bad_rows
     counted = len(bad_rows) if shard is None or shard[0] == 0 else 0
-    return _summary(local.folder, _run(main, local, numbers, listener, retry_failed, counted), bad_rows)
+    try:
+        progress = _run(main, local, numbers, listener, retry_failed, counted)
+    except KeyboardInterrupt:
+        kept = sum(counts.rows for n, counts in local.folder.done().items() if n in numbers)
+        total = sum(map(local.folder.rows_in, numbers))
+        text = f"{kept:,} of {total:,} rows are kept in {local.folder.path}; the same command goes on from there"
+        raise KeyboardInterrupt(text) from None
+    marks = (counts.warnings for n, counts in local.folder.done().items() if n in numbers)
+    warnings = sum(map(Counter, marks), Counter[str]()).most_common()
+    return _summary(local.folder, progress, bad_rows, tuple(warnings))
 
 
 def _check_run(
@@ -212,7 +225,9 @@ def _check_run(
         import_extra("ray", extra="ray")
 
 
-def _summary(folder: DatasetFolder, progress: Progress, bad_rows: tuple[str, ...]) -> ExportSummary:
+def _summary(
+    folder: DatasetFolder, progress: Progress, bad_rows: tuple[str, ...], warnings: tuple[tuple[str, int], ...]
+) -> ExportSummary:
     return ExportSummary(
         folder=folder.path,
         places=progress.total,
@@ -224,6 +239,7 @@ def _summary(folder: DatasetFolder, progress: Progress, bad_rows: tuple[str, ...
         slowest=tuple(progress.slowest),
         failures=tuple(progress.failures),
         bad_rows=bad_rows,
+        warnings=warnings,
     )
 
 
@@ -241,12 +257,19 @@ def _planning(listener: ProgressListener, what: Literal["cutting", "planning"]) 
 
 
 def _add_rows(local: Runner, rows: Rows, partition_size: int, report: CutListener) -> None:
-    """Plan the rows that are not planned yet; another request than the folder's is refused."""
+    """Plan the rows that are not planned yet; another request than the folder's is refused.
+
+    A dataset without a vector, as a mistaken command leaves it, is started over by a command for other rows or with
+    other settings.
+    """
     folder, request, embedder, total = local.folder, local.request, local.embedder, len(rows.schedule)
     dim = vector_lengths(embedder, OutputSpec.pooled()).embedding if request.grid else 0
     if request.grid:
         _warn_of_size(total, embedder.size.grid**2 * dim)
     with folder.lock("plan"):
+        if folder.is_blank and (folder.differing(request) or not _knows_any(folder, request, rows)):
+            _log.warning("%s held no vector: it is started over", folder.path)
+            folder.start_over(request, versions())
         folder.check_request(request)
         folder.remove_leftovers()
         known = folder.planned_keys()
@@ -255,6 +278,13 @@ def _add_rows(local: Runner, rows: Rows, partition_size: int, report: CutListene
         write_bad_rows(folder, request, rows.places, rows.schedule.faults, local.lengths)
     if request.grid:
         write_root(folder.grids(), request, dim)
+
+
+def _knows_any(folder: DatasetFolder, request: ExportRequest, rows: Rows) -> bool:
+    """Tell if any of the rows is planned already."""
+    known, none = folder.planned_keys(), folder.planned_keys()[:0]
+    tables = plan_tables(rows.places, rows.schedule, request, none)
+    return any(among(keys_of(table["unique_id"]), known).any() for table in tables)
 
 
 def _run(
@@ -278,8 +308,6 @@ def _run(
     main.run([n for n in numbers if n not in done], progress, listener)
     local.run(failed, progress, listener, retry=True)
     listener(progress.event("finished"))
-    for kind, places in progress.warned.items():  # each kind once, whatever the number of places
-        _log.warning("%s: %s place(s), see the column `warnings`", kind, f"{places:,}")
     write_card(local.folder, local.request, local.lengths)
     return progress
 

@@ -54,6 +54,7 @@ class PlaceLayers:
     request: PatchRequest
     scenes: Sequence[Scene]  # newest first
     scale_and_offset: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict)  # as in `layers`
+    gsd_m: dict[tuple[int, int], float] = field(default_factory=dict)  # likewise
     faults: dict[int, FetchError] = field(default_factory=dict)  # why a scene cannot be read, by scene number
     layers: dict[tuple[int, int], Layer] = field(default_factory=dict)  # by scene number and band number
     pending: int = 0  # headers and blocks that are still to come
@@ -78,7 +79,7 @@ class PlaceLayers:
         valid, stated_nodata = layer.valid, self.scenes[scene].files[name].nodata
         if stated_nodata is not None:
             valid &= has_value(layer.values, stated_nodata)
-        return RasterPixels(layer.values[None], valid, *self.scale_and_offset[scene, band])
+        return RasterPixels(layer.values[None], valid, *self.scale_and_offset[scene, band], self.gsd_m[scene, band])
 
     def drop_scene(self, scene: int, error: FetchError) -> None:
         """Record why a scene cannot be read, and free its layers."""
@@ -122,6 +123,7 @@ class _Target:
             self.place.drop_scene(self.scene, UnusableImageryError(reason))
             return False
         self.place.scale_and_offset[self.scene, self.band] = file.scale_and_offset(self.file_band)
+        self.place.gsd_m[self.scene, self.band] = file.grid.gsd_m
         return True
 
     def _why_too_fine(self, file: BlockFile) -> str | None:

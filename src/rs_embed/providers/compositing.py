@@ -32,6 +32,7 @@ class CompositeBuilder:
     """Doubts about the source, for the metadata."""
     images: list[SceneImage] = field(default_factory=list)
     dropped: list[DroppedScene] = field(default_factory=list)
+    gsd_m: float = 0.0  # of the coarsest scene so far
 
     @property
     def is_full(self) -> bool:
@@ -68,6 +69,7 @@ class CompositeBuilder:
             return
         scl = np.where(classes[0].valid, classes[0].values[0], 0).astype(np.uint8) if classes else None
         image = SceneImage(dn, valid, scl, scene.record(rules), (*scene.warnings, *warnings))
+        self.gsd_m = max(self.gsd_m, *(band.gsd_m for band in bands))
         self.images.append(image.masked() if sensor.cloud_mask == "scl" else image)
 
     def _rules(
@@ -90,9 +92,7 @@ class CompositeBuilder:
                 )
             if rules[name].offset is None:
                 reason = rules[name].reason
-                unknown[reason] = (
-                    f"the DN offset of scene {scene.id} is unknown ({reason}); its pixels are used as they are"
-                )
+                unknown[reason] = f"unknown DN offset: scene {scene.id} ({reason}); its pixels are used as they are"
         return rules, [*contradictions.values(), *unknown.values()]
 
     def build(self) -> Patch | ProviderError:
@@ -114,6 +114,7 @@ class CompositeBuilder:
             n_clear=n_clear,
             shown_clear_frac=shown_clear_frac(images, on_top=on_top),
             warnings=(*self.selection.warnings, *(text for i in images for text in i.warnings), *self.notes),
+            source_gsd_m=self.gsd_m,
         )
 
 

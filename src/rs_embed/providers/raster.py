@@ -23,6 +23,7 @@ from rs_embed.lonlat import Box, wrap
 _EDGE_PX = 1e-6  # a target centre this close to a source pixel's edge belongs to the pixel right of or below it
 _DRIVERS = {".jp2": "JP2OpenJPEG", ".img": "HFA", ".nc": "netCDF"}  # a VRT under another name may lead to any host
 _FILL_VALUE_BELOW = -1001  # DN 0 with the offset of 2022 taken off is -1000
+_DEGREE_M = 111_320.0  # of latitude
 _STRIP_PX = 1 << 18  # pixels of a strip: the coordinates of a large grid in another CRS would fill the memory
 
 
@@ -34,6 +35,7 @@ class RasterPixels:
     valid: BoolArray  # (y, x), True where every band has a value
     scale: float
     offset: float  # tags of the file: reflectance = value * scale + offset; 1 and 0 when it has none
+    gsd_m: float  # side of the file's pixels on the ground
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,13 @@ class BlockGrid:
     width: int
     block_height: int = 1024
     block_width: int = 1024
+
+    @property
+    def gsd_m(self) -> float:
+        """Height of a pixel in ground metres."""
+        crs = _crs(self.crs)
+        unit_m = _DEGREE_M if crs.is_geographic else crs.axis_info[0].unit_conversion_factor
+        return float(np.hypot(self.transform.b, self.transform.e) * unit_m)
 
     def blocks_under(self, geobox: GeoBox) -> tuple[tuple[int, int], ...]:
         """Return row and column of each block that another grid needs."""

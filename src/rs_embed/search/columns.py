@@ -11,12 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import shapely
 
+from rs_embed.cautions import kinds_of
+
 PLACE_COLUMNS = ["id", "centre_lon", "centre_lat"]
 """Columns that all time ranges of one place share: ids are unique within one input only."""
 TIME_COLUMNS = ["datetime_start", "datetime_end"]
 DATASET_COLUMNS = ["unique_id", *PLACE_COLUMNS, "bbox", "geometry", *TIME_COLUMNS, "status", "scene_ids"]
-STORED_COLUMNS = [*DATASET_COLUMNS, "unlike_training", "part"]
-"""Columns of the index's rows; `part` is the dataset's file that a row came from."""
+STORED_COLUMNS = [*DATASET_COLUMNS, "warnings", "unlike_training", "part"]
+"""Columns of the index's rows: `warnings` has their kinds, `part` is the dataset's file that a row came from."""
 BOUNDS = ("xmin", "ymin", "xmax", "ymax")
 
 _PLAIN = re.compile(r"[^./\\\0][^/\\\0]*\.parquet")
@@ -53,8 +55,16 @@ _FITS: Mapping[str, Callable[[pa.DataType], bool]] = {
     "bbox": _is_box,
     "geometry": lambda kind: kind == pa.binary(),
     "unlike_training": pa.types.is_boolean,
-    "scene_ids": lambda kind: pa.types.is_list(kind) and _is_text(kind.value_type),
+    **dict.fromkeys(("scene_ids", "warnings"), lambda kind: pa.types.is_list(kind) and _is_text(kind.value_type)),
 }
+
+
+def warning_kinds(table: pa.Table) -> pa.Array:
+    """Return the kinds of the rows' warnings; none where the dataset states none, or something else."""
+    kind = pa.list_(pa.string())
+    if "warnings" not in table.column_names or not _FITS["warnings"](table.schema.field("warnings").type):
+        return pa.array([[]] * len(table), kind)
+    return pa.array([kinds_of(text or "" for text in row or ()) for row in table["warnings"].to_pylist()], kind)
 
 
 def usable_rows(table: pa.Table) -> npt.NDArray[np.bool_]:

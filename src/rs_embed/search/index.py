@@ -216,7 +216,7 @@ class EmbeddingIndex:
         )
         rows = self._rows
         if not len(rows):
-            return SearchResults(notice="this dataset has no rows yet")
+            return SearchResults(notice=self.folder.why_empty)
         encoder = QueryEncoder(self.request, self.concepts, rows, self.weights)
         encoded = encoder.encode(query)
         candidates = rows.select(bbox, time, encoded.example_ids, every_window)

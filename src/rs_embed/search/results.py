@@ -64,6 +64,8 @@ class Hit:
     scene_ids: tuple[str, ...]
     unlike_training: bool | None = None
     """True where the imagery is unlike all that the model was trained on; None for models that cannot tell."""
+    warnings: tuple[str, ...] = ()
+    """Kinds of the row's warnings, such as "few pixels": its vector may mean little."""
 
     def caption(self) -> list[str | Link]:
         """Return the lines that go below the row's quicklook on a page."""

@@ -223,6 +223,7 @@ class Rows:
                 end=utc_day(row["datetime_end"]),
                 status=row["status"],
                 scene_ids=tuple(row["scene_ids"]),
+                warnings=tuple(row["warnings"] or ()),
             )
             for rank, (i, row) in enumerate(zip(chosen, rows, strict=True), start=1)
         )

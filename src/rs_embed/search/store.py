@@ -27,7 +27,7 @@ from rs_embed.export.dataset import vectors_of
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.request import ExportRequest
 from rs_embed.files import cannot_write, make_folder
-from rs_embed.search.columns import DATASET_COLUMNS, STORED_COLUMNS, check_table, usable_rows
+from rs_embed.search.columns import DATASET_COLUMNS, STORED_COLUMNS, check_table, usable_rows, warning_kinds
 from rs_embed.search.rows import Rows
 from rs_embed.search.vectors import EXACT_UP_TO
 
@@ -190,11 +190,12 @@ class IndexStore:
         with reading(file):
             stored = pq.ParquetFile(file)
             others = ("embedding", "norm") if statistics is not None else ()
-            wanted = {*DATASET_COLUMNS, column, *others}.intersection(stored.schema_arrow.names)
+            wanted = {*DATASET_COLUMNS, "warnings", column, *others}.intersection(stored.schema_arrow.names)
             table = stored.read(sorted(wanted))
             check_table(table, DATASET_COLUMNS)
+            shown = table.select(DATASET_COLUMNS).append_column("warnings", warning_kinds(table))
             if not len(table):
-                empty = table.select(DATASET_COLUMNS).append_column("unlike_training", pa.nulls(0, pa.bool_()))
+                empty = shown.append_column("unlike_training", pa.nulls(0, pa.bool_()))
                 return _Part(empty, np.empty((0, 0), np.float32), 0)
             vectors, good = vectors_of(table, column)
             dim = rows.file.header["dim"]
@@ -208,7 +209,7 @@ class IndexStore:
             known = set(rows.table["unique_id"].to_pylist())
             keep &= np.array([unique_id not in known for unique_id in table["unique_id"].to_pylist()], bool)
         unlike = self._unlike_training(table, statistics)
-        shown = table.select(DATASET_COLUMNS).append_column("unlike_training", unlike)
+        shown = shown.append_column("unlike_training", unlike)
         return _Part(shown.filter(pa.array(keep)), vectors[keep], int((~good).sum()))
 
     def _unlike_training(self, table: pa.Table, statistics: TrainingStatistics | None) -> pa.Array:

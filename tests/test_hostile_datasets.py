@@ -540,9 +540,17 @@ def test_sizes_that_are_only_claimed_take_no_memory(good, small, tmp_path):
 def test_the_command_waits_for_another_process_that_writes_to_the_index(folder, capsys):
     """A search does not, and says that rows come later; this command says how many can be searched."""
     write_vectors(folder, VECTORS, list("ghijkl"))
-    lock = DatasetFolder(folder).lock("index").acquire()
+    is_held, is_over = threading.Event(), threading.Event()
+
+    def hold() -> None:  # in a thread of its own: one that waits for its own lock is an error
+        with DatasetFolder(folder).lock("index"):
+            is_held.set()
+            is_over.wait(60)
+
+    threading.Thread(target=hold, daemon=True).start()
+    assert is_held.wait(60)
     assert len(EmbeddingIndex(folder)) == 6
-    threading.Timer(0.5, lock.lock.release).start()
+    threading.Timer(1.0, is_over.set).start()
     with pytest.raises(SystemExit) as stopped:
         main(["index", str(folder), "--json"])
     assert (stopped.value.code, json.loads(capsys.readouterr().out)["rows"]) == (0, 12)

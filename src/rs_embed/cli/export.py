@@ -219,6 +219,8 @@ def summary_lines(summary: ExportSummary) -> Iterator[str]:
         yield f"{summary.lost:,} of them lack scenes that could not be read (column dropped_scenes): --retry-failed"
     for name, error in summary.failures[:5]:
         yield visible(f"   {name}: {' '.join(error.split())}")
+    for line in summary.bad_rows[:5]:
+        yield visible(f"   {line}")
     if len(summary.failures) > 5 or summary.failed + summary.no_imagery > len(summary.failures):
         yield f"   all of them: {summary.folder / 'failures'}"
     if summary.warnings:

@@ -64,7 +64,7 @@ def get_embedding(
     Raises:
         SpecError, ModelError, ProviderError: as `get_embeddings_batch`.
 
-    Example:
+    Examples:
         >>> from rs_embed import PointBuffer, TemporalSpec, get_embedding, list_samples
         >>> sample = list_samples()[0]
         >>> place, month = PointBuffer(sample.lon, sample.lat, 600), TemporalSpec.range(sample.start, sample.end)
@@ -135,7 +135,7 @@ def get_embeddings_batch(
         ModelError: for a request that the model cannot serve: no time range, other bands, a grid without tokens.
         ProviderError: for an unknown backend, or imagery that cannot be fetched.
 
-    Example:
+    Examples:
         >>> from rs_embed import PointBuffer, TemporalSpec, get_embeddings_batch, list_samples
         >>> samples = list_samples()
         >>> found = get_embeddings_batch(
@@ -215,7 +215,7 @@ def fetch_patch(
         NoImageryError: for a place and time without a valid pixel.
         ProviderError: for an unknown backend, or a source that cannot be read.
 
-    Example:
+    Examples:
         >>> from rs_embed import PointBuffer, TemporalSpec, fetch_patch, list_samples
         >>> sample = list_samples()[0]
         >>> place = PointBuffer(sample.lon, sample.lat, buffer_m=600)
@@ -259,7 +259,7 @@ def inspect_provider_patch(
     Returns:
         JSON-ready `{ok, report, sensor, temporal, backend, artifacts}`.
 
-    Example:
+    Examples:
         >>> from rs_embed import PointBuffer, TemporalSpec, inspect_provider_patch, list_samples
         >>> sample = list_samples()[0]
         >>> place, month = PointBuffer(sample.lon, sample.lat, 600), TemporalSpec.range(sample.start, sample.end)
@@ -309,7 +309,7 @@ def inspect_gee_patch(
     Returns:
         JSON-ready `{ok, report, sensor, temporal, backend, artifacts}`.
 
-    Example:
+    Examples:
         `backend="sample"` stands for Earth Engine here, which needs an account.
 
         >>> from rs_embed import PointBuffer, TemporalSpec, inspect_gee_patch, list_samples

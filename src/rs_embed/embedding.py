@@ -39,7 +39,7 @@ GRID_NOTE = "ViT tokens, not georeferenced pixels: a token mixes in what lies ar
 class Embedding:
     """Vector or token grid of one place, with its metadata.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from rs_embed import get_embedding
         >>> pixels = np.random.default_rng(0).integers(0, 3000, (3, 64, 64))
@@ -131,7 +131,7 @@ def has_fault(dropped_scenes: Sequence[Mapping[str, Any]] | None) -> bool:
 class EmbeddingFailure:
     """Place without an embedding, and the error.
 
-    Example:
+    Examples:
         >>> from rs_embed import PointBuffer, TemporalSpec, get_embeddings_batch
         >>> june, nowhere = TemporalSpec.range("2017-06-01", "2017-07-01"), PointBuffer(0, 0, 600)
         >>> [failure] = get_embeddings_batch(

@@ -36,7 +36,7 @@ class RSEmbedError(Exception):
         results: set by a batch that stopped early: one slot a request, in order; a finished
             place holds its `Embedding`, a failed one its `EmbeddingFailure`, the others `None`.
 
-    Example:
+    Examples:
         >>> from rs_embed import RSEmbedError, open_dataset
         >>> try:
         ...     open_dataset("no-such-folder")
@@ -55,7 +55,7 @@ class RSEmbedError(Exception):
 class SpecError(RSEmbedError, ValueError):
     """Invalid place, time range, sensor or output.
 
-    Example:
+    Examples:
         >>> from rs_embed import PointBuffer
         >>> PointBuffer(13.72, 48.22, buffer_m=-1)
         Traceback (most recent call last):
@@ -66,7 +66,7 @@ class SpecError(RSEmbedError, ValueError):
 class ProviderError(RSEmbedError):
     """Imagery that cannot be fetched.
 
-    Example:
+    Examples:
         >>> from rs_embed import PointBuffer, TemporalSpec, fetch_patch
         >>> june = TemporalSpec.range("2022-06-01", "2022-07-01")
         >>> fetch_patch(PointBuffer(13.72, 48.22, 600), june, backend="local:no-such-folder")
@@ -78,7 +78,7 @@ class ProviderError(RSEmbedError):
 class NoImageryError(ProviderError):
     """Place and time range for which the source has no valid pixel.
 
-    Example:
+    Examples:
         >>> from rs_embed import NoImageryError, PointBuffer, TemporalSpec, fetch_patch
         >>> try:
         ...     fetch_patch(PointBuffer(0, 0, 600), TemporalSpec.range("2022-06-01", "2022-07-01"), backend="sample")
@@ -99,7 +99,7 @@ class UnusableImageryError(FetchError):
 class ModelError(RSEmbedError):
     """Request that the model cannot serve.
 
-    Example:
+    Examples:
         >>> from rs_embed import PointBuffer, get_embedding
         >>> get_embedding("clip_eurosat_s2rgb", spatial=PointBuffer(13.72, 48.22, 600), backend="sample")
         Traceback (most recent call last):
@@ -110,7 +110,7 @@ class ModelError(RSEmbedError):
 class CheckpointError(ModelError):
     """Weights that are missing, incomplete, unsafe or of another network.
 
-    Example:
+    Examples:
         >>> from rs_embed import embed_text
         >>> embed_text("clip_eurosat_s2rgb", "lake", checkpoint="/no/such/file.safetensors")
         Traceback (most recent call last):
@@ -121,7 +121,7 @@ class CheckpointError(ModelError):
 class UnknownModelError(ModelError):
     """Model name that is not in the table of cards.
 
-    Example:
+    Examples:
         >>> from rs_embed import describe_model
         >>> describe_model("remotclip")
         Traceback (most recent call last):

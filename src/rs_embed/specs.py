@@ -39,7 +39,7 @@ class BBox:
     Raises:
         SpecError: for a box that is empty, reversed or beyond UTM's latitudes.
 
-    Example:
+    Examples:
         >>> from rs_embed import BBox
         >>> BBox(13.5, 48.0, 14.0, 48.5).centre
         (13.75, 48.25)
@@ -81,7 +81,7 @@ class PointBuffer:
     Raises:
         SpecError: for a point off the globe or beyond UTM's latitudes, or a buffer that is not positive.
 
-    Example:
+    Examples:
         >>> from rs_embed import PointBuffer
         >>> PointBuffer(13.72, 48.22, buffer_m=600)  # 1,200 m a side
         PointBuffer(lon=13.72, lat=48.22, buffer_m=600.0, crs='EPSG:4326')
@@ -137,7 +137,7 @@ class TemporalSpec:
     Raises:
         SpecError: for a text that is no day, or a range that is empty or reversed.
 
-    Example:
+    Examples:
         >>> from rs_embed import TemporalSpec
         >>> summer = TemporalSpec.range("2022-06-01", "2022-09-01")
         >>> summer.start, summer.end  # the last day is 31 August
@@ -203,7 +203,7 @@ class SensorSpec:
     Raises:
         SpecError: for a field out of its range, with the value.
 
-    Example:
+    Examples:
         >>> from rs_embed import SensorSpec
         >>> sensor = SensorSpec(cloudy_pct=20, cloud_mask="scl", max_scenes=5)
         >>> sensor.composite, sensor.scale_m
@@ -269,7 +269,7 @@ class OutputSpec:
     Raises:
         SpecError: for a value that is not among these.
 
-    Example:
+    Examples:
         >>> from rs_embed import OutputSpec
         >>> OutputSpec.pooled("projected")  # the space that texts share
         OutputSpec(mode='pooled', pooling='projected')

@@ -50,7 +50,7 @@ def embed_text(
         ModelError: for an empty text, or weights that are missing.
         SpecError: for a template without `{}`.
 
-    Example:
+    Examples:
         >>> from rs_embed import embed_text
         >>> embed_text("clip_eurosat_s2rgb", ["river", "forest"]).shape
         (2, 128)
@@ -90,7 +90,7 @@ def zero_shot(
         ModelError: for embeddings of another model or output, fewer than two labels, or a label without any word
             that the model knows.
 
-    Example:
+    Examples:
         >>> from rs_embed import OutputSpec, PointBuffer, TemporalSpec, get_embedding, list_samples, zero_shot
         >>> sample = list_samples()[0]
         >>> place, month = PointBuffer(sample.lon, sample.lat, 320), TemporalSpec.range(sample.start, sample.end)

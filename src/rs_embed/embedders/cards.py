@@ -104,7 +104,7 @@ def find_card(model: str) -> ModelCard:
 def list_models() -> list[str]:
     """Return the names of the models, without their aliases.
 
-    Example:
+    Examples:
         >>> from rs_embed import list_models
         >>> list_models()
         ['remoteclip_s2rgb', 'remoteclip_s2rgb_bright', 'clip_eurosat_s2rgb']
@@ -121,7 +121,7 @@ def describe_model(model: str) -> dict[str, Any]:
     Raises:
         UnknownModelError: for an unknown name.
 
-    Example:
+    Examples:
         >>> from rs_embed import describe_model
         >>> card = describe_model("remoteclip")
         >>> card["name"], card["backbone"], card["projection_dim"]

@@ -154,7 +154,7 @@ def plan_export(
         SpecError: for an input that cannot be read, or a rate that is not positive.
         ProviderError: for a backend that does not answer.
 
-    Example:
+    Examples:
         >>> from rs_embed import PointBuffer, TemporalSpec, list_samples, plan_export
         >>> sample = list_samples()[0]
         >>> place, month = PointBuffer(sample.lon, sample.lat, 600), TemporalSpec.range(sample.start, sample.end)

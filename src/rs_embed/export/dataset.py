@@ -305,7 +305,7 @@ def open_dataset(folder: str | Path) -> EmbeddingDataset:
     Raises:
         RSEmbedError: for a folder without a dataset.
 
-    Example:
+    Examples:
         >>> from rs_embed import open_dataset
         >>> data = open_dataset("dataset")  # that of the example of `export_embeddings`
         >>> len(data), data.to_numpy().shape

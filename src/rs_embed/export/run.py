@@ -135,7 +135,7 @@ def export_embeddings(
         SpecError: for an input that cannot be read, or places that are too small.
         RSEmbedError: if the folder holds a dataset of another request.
 
-    Example:
+    Examples:
         >>> from rs_embed import PointBuffer, TemporalSpec, export_embeddings, list_samples
         >>> sample = list_samples()[0]
         >>> month = TemporalSpec.range(sample.start, sample.end)

@@ -36,7 +36,7 @@ class Sample:
 def list_samples() -> list[Sample]:
     """Return the places, dates and labels of the imagery that `backend="sample"` serves.
 
-    Example:
+    Examples:
         >>> from rs_embed import list_samples
         >>> samples = list_samples()
         >>> len(samples), samples[0].width_px, samples[0].date

@@ -163,7 +163,7 @@ def heat_map(
         NoImageryError: for a place where no window is at least three quarters observed.
         ProviderError: for imagery that cannot be read.
 
-    Example:
+    Examples:
         >>> from rs_embed import PointBuffer, TemporalSpec, heat_map, list_samples
         >>> sample = list_samples()[0]
         >>> place, month = PointBuffer(sample.lon, sample.lat, 400), TemporalSpec.range(sample.start, sample.end)

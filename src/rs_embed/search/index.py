@@ -42,7 +42,7 @@ class EmbeddingIndex:
     Raises:
         RSEmbedError: for a folder without a dataset, or with an index of other weights.
 
-    Example:
+    Examples:
         >>> from rs_embed import EmbeddingIndex
         >>> index = EmbeddingIndex("dataset")  # that of the example of `export_embeddings`
         >>> found = index.search("forest", k=2)

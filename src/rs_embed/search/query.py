@@ -237,7 +237,7 @@ def text_query(
         ModelError: for an empty text, an unknown model, or weights that cannot be loaded.
         SpecError: for a template without `{}`.
 
-    Example:
+    Examples:
         >>> from rs_embed import text_query
         >>> text_query("clip_eurosat_s2rgb", "river", negatives="forest").shape
         (128,)

@@ -102,7 +102,7 @@ class EarthEngineProvider:
         project: the Cloud project that is charged. By default `EE_PROJECT`, `GOOGLE_CLOUD_PROJECT`, or the project of
             the credentials.
 
-    Example:
+    Examples:
         >>> from rs_embed import EarthEngineProvider
         >>> EarthEngineProvider("my-project")  # asks for credentials when it first fetches
         EarthEngineProvider(project='my-project')

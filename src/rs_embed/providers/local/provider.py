@@ -37,7 +37,7 @@ class LocalProvider(ArchiveProvider):
     Raises:
         ProviderError: when there is no usable scene; the error says what was found instead.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> import rs_embed
         >>> folder = Path(rs_embed.__file__).parent / "providers" / "sample_data"  # any folder of yours

@@ -48,7 +48,7 @@ class StacProvider:
     Raises:
         ProviderError: when the catalog is unknown, a URL has no collection, or `offset` is none of the two.
 
-    Example:
+    Examples:
         >>> from rs_embed import StacProvider
         >>> StacProvider("https://host/v1", collection="sentinel-2-l2a").name
         'stac:https://host/v1#sentinel-2-l2a'

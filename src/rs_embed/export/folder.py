@@ -339,8 +339,14 @@ def _checked(manifest: object, path: Path) -> dict[str, Any]:
     return manifest
 
 
-@lru_cache(maxsize=64)
 def _metadata(path: Path) -> pq.FileMetaData:
+    """Return the metadata of a plan, read once for each state of the file: a path may be relative."""
+    status = path.stat()
+    return _metadata_of(path, status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=64)
+def _metadata_of(path: Path, *state: int) -> pq.FileMetaData:
     """Read the footer of a plan, which never changes, once: its size grows with the number of partitions."""
     return pq.read_metadata(path)
 

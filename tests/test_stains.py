@@ -115,6 +115,15 @@ def test_a_partition_that_another_command_started_over_is_one_error(tmp_path):
         DatasetFolder(tmp_path / "ds").rows(0)
 
 
+def test_a_dataset_of_the_same_relative_name_in_another_folder_is_another_one(tmp_path, monkeypatch):
+    for n in (2, 7):
+        (tmp_path / str(n)).mkdir()
+        monkeypatch.chdir(tmp_path / str(n))
+        places = [PointBuffer(15 + k / 100, 48, 320) for k in range(n)]
+        export(Path("ds"), places, partition_size=10)
+        assert len(DatasetFolder(Path("ds")).rows(0)) == n
+
+
 def test_another_size_of_places_is_refused_as_other_settings_are(tmp_path):
     file = write_csv(tmp_path / "p.csv", "a,15,48,2022-06-01,2022-07-01")
     export(tmp_path / "ds", file, chip_m=640)

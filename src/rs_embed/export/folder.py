@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,17 @@ from filelock import FileLock, Timeout
 
 from rs_embed.errors import RSEmbedError
 from rs_embed.export.checks import RESTORE, inside, reading, regular_file
-from rs_embed.export.plans import PLAN_PARTITIONS, Keys, PartitionCounts, PlanFile, keys_of, read_plans, regroup
+from rs_embed.export.plans import (
+    PLAN_PARTITIONS,
+    Keys,
+    PartitionCounts,
+    PlanFile,
+    count_rows,
+    keys_of,
+    read_partition,
+    read_plans,
+    regroup,
+)
 from rs_embed.export.request import BESIDE_WEIGHTS, ExportRequest, differences
 from rs_embed.files import atomic_write, cannot_write, make_folder, read_json, remove
 
@@ -94,13 +104,13 @@ class DatasetFolder:
         """Return the plans in the order in which they were added."""
         if not self.exists:
             return []
-        return list(read_plans(self._manifest, self._manifest.stat().st_mtime_ns)[1])
+        return list(read_plans(self._manifest)[1])
 
     def partitions(self) -> range:
         """Return the numbers of all partitions."""
         if not self.exists:
             return range(0)
-        first, plans = read_plans(self._manifest, self._manifest.stat().st_mtime_ns)
+        first, plans = read_plans(self._manifest)
         return range(first, first + sum(plan.partitions for plan in plans))
 
     def differing(self, request: ExportRequest) -> list[str]:
@@ -182,15 +192,11 @@ class DatasetFolder:
 
     def rows(self, number: int) -> pa.Table:
         """Read the planned rows of one partition."""
-        path, group = self._group(number)
-        with reading(path, RESTORE):
-            return pq.ParquetFile(path, metadata=_metadata(path)).read_row_group(group)
+        return read_partition(*self._group(number))
 
     def rows_in(self, number: int) -> int:
         """Return the number of rows of a partition."""
-        path, group = self._group(number)
-        with reading(path, RESTORE):
-            return int(_metadata(path).row_group(group).num_rows)
+        return count_rows(*self._group(number))
 
     def _group(self, number: int) -> tuple[Path, int]:
         plan = next((p for p in self.plans() if p.first <= number < p.first + p.partitions), None)
@@ -337,18 +343,6 @@ def _checked(manifest: object, path: Path) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         raise RSEmbedError(f"{path} has format {manifest.get('format')!r:.40}, this version reads {FORMAT}")
     return manifest
-
-
-def _metadata(path: Path) -> pq.FileMetaData:
-    """Return the metadata of a plan, read once for each state of the file: a path may be relative."""
-    status = path.stat()
-    return _metadata_of(path, status.st_ino, status.st_mtime_ns, status.st_size)
-
-
-@lru_cache(maxsize=64)
-def _metadata_of(path: Path, *state: int) -> pq.FileMetaData:
-    """Read the footer of a plan, which never changes, once: its size grows with the number of partitions."""
-    return pq.read_metadata(path)
 
 
 def _dictionary_columns(schema: pa.Schema) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 
@@ -13,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from rs_embed.export.checks import RESTORE, check_counts, reading
-from rs_embed.files import read_json
+from rs_embed.files import FileMemo, read_json
 
 PLAN_PARTITIONS = 4096
 """Partitions of one plan, at most: each reader of one of them reads a footer that lists all."""
@@ -82,9 +82,33 @@ def keys_of(unique_ids: pa.ChunkedArray) -> Keys:
     return np.frombuffer(bytes.fromhex(texts), f"S{_KEY_BYTES}")
 
 
-@lru_cache(maxsize=8)
-def read_plans(manifest: Path, changed_ns: int) -> tuple[int, tuple[PlanFile, ...]]:
-    """Parse the first number and the plans of a manifest, once for each change: a run asks for every partition."""
+_plans: FileMemo[tuple[int, tuple[PlanFile, ...]]] = FileMemo(keep=8)
+_footers: FileMemo[pq.FileMetaData] = FileMemo(keep=64)
+
+
+def read_plans(manifest: Path) -> tuple[int, tuple[PlanFile, ...]]:
+    """Return the first number and the plans of a manifest, parsed once a state: a run asks for every partition."""
+    return _plans.get(manifest, lambda: _parse_plans(manifest))
+
+
+def read_partition(plan: Path, group: int) -> pa.Table:
+    """Read the rows of one partition, a row group of a plan."""
+    with reading(plan, RESTORE):
+        return pq.ParquetFile(plan, metadata=_footer(plan)).read_row_group(group)
+
+
+def count_rows(plan: Path, group: int) -> int:
+    """Return the number of rows of one partition."""
+    with reading(plan, RESTORE):
+        return int(_footer(plan).row_group(group).num_rows)
+
+
+def _footer(plan: Path) -> pq.FileMetaData:
+    """Return the footer of a plan, read once a state of the file: its size grows with the number of partitions."""
+    return _footers.get(plan, lambda: pq.read_metadata(plan))
+
+
+def _parse_plans(manifest: Path) -> tuple[int, tuple[PlanFile, ...]]:
     with reading(manifest, RESTORE):
         values = read_json(manifest)
         plans = tuple(PlanFile(**plan) for plan in values["plans"])

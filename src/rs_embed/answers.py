@@ -31,11 +31,16 @@ class Bounds:
         if received > self.limit_bytes:
             return f"sends an answer of over {_size(self.limit_bytes)}"
         elapsed_s = time.monotonic() - began_s
-        if elapsed_s <= self.seconds or (self.is_long and received >= elapsed_s * _LEAST_BYTES_A_S):
+        if not (drips(received, elapsed_s, self.seconds) if self.is_long else elapsed_s > self.seconds):
             return None
         if self.is_long:
             return f"has sent {received:,} bytes within {elapsed_s:.0f} s"
         return f"has not sent its answer within {self.seconds:.0f} s"
+
+
+def drips(received: int, elapsed_s: float, seconds: float) -> bool:
+    """Tell if a long answer is given up: it comes too slowly once so many seconds have passed."""
+    return elapsed_s > seconds and received < elapsed_s * _LEAST_BYTES_A_S
 
 
 def _size(limit_bytes: int) -> str:

@@ -17,17 +17,16 @@ from urllib.parse import urlsplit, urlunsplit
 import aiohttp
 from yarl import URL
 
-from rs_embed.answers import redirect_fault
+from rs_embed.answers import drips, redirect_fault
 from rs_embed.certificates import ssl_context, untrusted
 from rs_embed.errors import FetchError
-from rs_embed.providers.ranges import JOIN_GAP_BYTES
+from rs_embed.providers.ranges import JOIN_GAP_BYTES, ByteReader
 from rs_embed.retry import HTTP_RANGE, retry_after_s
 
 _MAX_CONNECTIONS = 64
 _RENEW_TOKEN_BEFORE_S = 300.0
 _MAX_REDIRECTS = 5
 _TOKEN_BYTES = 1 << 16  # longest answer of a service that issues tokens
-_LEAST_BYTES_A_S = 8192  # an answer that comes more slowly is given up once the time limit has passed
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 _READ_AHEAD_BYTES = 1 << 20  # of one answer, before its connection is made to wait
 
@@ -99,7 +98,7 @@ async def _read(response: aiohttp.ClientResponse, start: int, stop: int) -> _Ans
         if position >= stop and received < announced:
             break  # an answer that ends here is read to its end, which keeps the connection
         elapsed_s = time.monotonic() - began_s
-        if elapsed_s > HTTP_RANGE.deadline_s and received < elapsed_s * _LEAST_BYTES_A_S:
+        if drips(received, elapsed_s, HTTP_RANGE.deadline_s):
             return _Failure(f"only {received} bytes in {elapsed_s:.0f} s", is_transient=False)
     file_bytes = int(size) if size.isdecimal() else None
     if file_bytes is None and response.status == 200 and position < stop:
@@ -169,25 +168,17 @@ class SasTokens:
             return _Failure(f"{no_token} ({type(error).__name__})", is_transient=False)
 
 
-@dataclass(slots=True, repr=False)  # async-tiff asks for the repr again and again
-class RangeReader:
-    """Reader of byte ranges, by unsigned addresses: an obspec `GetRangeAsync` and `GetRangesAsync` for async-tiff."""
+@dataclass(slots=True, repr=False)
+class RangeReader(ByteReader):
+    """Reader of byte ranges over HTTP, by unsigned addresses; ranges that are close together share a request."""
 
     client: aiohttp.ClientSession
     in_flight: asyncio.Semaphore
     signer: Signer | None = None
-    faults: dict[str, str] = field(default_factory=dict)  # by address, since async-tiff replaces our errors by its own
-    beginnings: dict[str, bytes] = field(default_factory=dict)  # of files, read ahead; ranges inside cause no request
-    sizes: dict[str, int] = field(default_factory=dict)  # bytes of each file that the server has told
     _signing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def get_range_async(
-        self, path: str, *, start: int, end: int | None = None, length: int | None = None
-    ) -> bytes:
-        """Fetch the bytes from `start` to `end` (exclusive) of a file, fewer at its end."""
-        stop = end if end is not None else start + (length or 0)
-        if min(stop, self.sizes.get(path, stop)) <= len(self.beginnings.get(path, b"")):
-            return self.beginnings[path][start:stop]
+    async def fetch(self, path: str, start: int, stop: int) -> bytes:
+        """Fetch bytes, and ask again while that may help."""
         deadline = time.monotonic() + HTTP_RANGE.deadline_s
         attempt, renew_token = 0, False
         while True:
@@ -204,17 +195,8 @@ class RangeReader:
                 raise FetchError(self.faults[path])
             await asyncio.sleep(pause_s)
 
-    async def get_ranges_async(
-        self,
-        path: str,
-        *,
-        starts: Sequence[int],
-        ends: Sequence[int] | None = None,
-        lengths: Sequence[int] | None = None,
-    ) -> list[bytes]:
+    async def fetch_several(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Fetch several ranges of a file; ranges that are close together share a request."""
-        stops = ends if ends is not None else [a + n for a, n in zip(starts, lengths or (), strict=True)]
-        ranges = list(zip(starts, stops, strict=True))
         joined: list[tuple[int, int]] = []
         for start, stop in sorted(ranges):
             if joined and start - joined[-1][1] <= JOIN_GAP_BYTES:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Protocol
 from urllib.parse import urlsplit
 
 from rs_embed.errors import FetchError
@@ -15,45 +15,22 @@ from rs_embed.errors import FetchError
 JOIN_GAP_BYTES = 4096  # largest gap between two ranges that are fetched with one request
 
 
-class ByteReader(Protocol):
+@dataclass(slots=True, repr=False, kw_only=True)  # async-tiff asks for the repr again and again
+class ByteReader(ABC):
     """A reader of byte ranges: an obspec `GetRangeAsync` and `GetRangesAsync`, which async-tiff asks."""
 
-    faults: dict[str, str]  # by address, since async-tiff replaces our errors by its own
-    beginnings: dict[str, bytes]  # of files, read ahead; ranges inside cause no request
-    sizes: dict[str, int]  # bytes of each file, where they are known
+    faults: dict[str, str] = field(default_factory=dict)  # by address, since async-tiff replaces our errors by its own
+    beginnings: dict[str, bytes] = field(default_factory=dict)  # of files, read ahead; ranges inside cause no request
+    sizes: dict[str, int] = field(default_factory=dict)  # bytes of each file, where they are known
 
     async def get_range_async(
         self, path: str, *, start: int, end: int | None = None, length: int | None = None
     ) -> bytes:
         """Fetch the bytes from `start` to `end` (exclusive) of a file, fewer at its end."""
-
-    async def get_ranges_async(
-        self,
-        path: str,
-        *,
-        starts: Sequence[int],
-        ends: Sequence[int] | None = None,
-        lengths: Sequence[int] | None = None,
-    ) -> Sequence[bytes]:
-        """Fetch several ranges of a file."""
-
-
-@dataclass(slots=True, repr=False)  # async-tiff asks for the repr again and again
-class FileReader:
-    """Reader of byte ranges of local files; each read opens its file, so that thousands of files are no limit."""
-
-    faults: dict[str, str] = field(default_factory=dict)
-    beginnings: dict[str, bytes] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)
-
-    async def get_range_async(
-        self, path: str, *, start: int, end: int | None = None, length: int | None = None
-    ) -> bytes:
-        """Read the bytes from `start` to `end` (exclusive) of a file, fewer at its end."""
         stop = end if end is not None else start + (length or 0)
         if min(stop, self.sizes.get(path, stop)) <= len(self.beginnings.get(path, b"")):
             return self.beginnings[path][start:stop]
-        return (await self.get_ranges_async(path, starts=[start], ends=[stop]))[0]
+        return await self.fetch(path, start, stop)
 
     async def get_ranges_async(
         self,
@@ -63,10 +40,31 @@ class FileReader:
         ends: Sequence[int] | None = None,
         lengths: Sequence[int] | None = None,
     ) -> list[bytes]:
-        """Read several ranges of a file."""
+        """Fetch several ranges of a file."""
         stops = ends if ends is not None else [a + n for a, n in zip(starts, lengths or (), strict=True)]
+        return await self.fetch_several(path, list(zip(starts, stops, strict=True)))
+
+    @abstractmethod
+    async def fetch(self, path: str, start: int, stop: int) -> bytes:
+        """Fetch bytes that were not read ahead."""
+
+    @abstractmethod
+    async def fetch_several(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Fetch several ranges (start and stop) of a file, in their order."""
+
+
+@dataclass(slots=True, repr=False)
+class FileReader(ByteReader):
+    """Reader of byte ranges of local files; each read opens its file, so that thousands of files are no limit."""
+
+    async def fetch(self, path: str, start: int, stop: int) -> bytes:
+        """Read bytes that were not read ahead."""
+        return (await self.fetch_several(path, [(start, stop)]))[0]
+
+    async def fetch_several(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Read several ranges of a file."""
         try:
-            return await asyncio.to_thread(self._read, path, list(zip(starts, stops, strict=True)))
+            return await asyncio.to_thread(self._read, path, ranges)
         except OSError as error:
             self.faults[path] = f"{file_name(path)} cannot be read ({error.strerror})"
             raise FetchError(self.faults[path]) from error

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,23 +17,24 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmarks.fake_request import request_of
 from benchmarks.machine import peak_mib
 from rs_embed.embedders.cards import find_card
 from rs_embed.embedders.chips import Chips, ChipSize, Preparation
 from rs_embed.embedders.onthefly_remoteclip import Encoded, RemoteClipEmbedder
-from rs_embed.embedding import versions
 from rs_embed.export.card import write_card
 from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.formats import ReadOptions
 from rs_embed.export.inputs import read_places
 from rs_embed.export.partitions import PARTITION_SIZE, plan_tables
 from rs_embed.export.progress import Progress
-from rs_embed.export.request import ExportRequest, VectorLengths
+from rs_embed.export.request import VectorLengths
 from rs_embed.export.schedule import schedule
 from rs_embed.export.workers import Runner
 from rs_embed.patch import Patch, SceneRecord
 from rs_embed.providers.base import FetchPlan, PatchRequest
-from rs_embed.specs import InputPrep, OutputSpec, SensorSpec, TemporalSpec
+from rs_embed.specs import InputPrep, OutputSpec, TemporalSpec
+from rs_embed.versions import versions
 
 SIZES = (10_000, 30_000, 100_000)
 JUNE = TemporalSpec.range("2022-06-01", "2022-07-01")
@@ -94,6 +96,8 @@ def run_one(n: int, root: Path) -> dict[str, float]:
     file.write_text("\n".join(["id,lon,lat,label", *lines]))
     folder = DatasetFolder(root / f"ds-{n}")
     card = find_card("remoteclip_s2rgb")
+    digest: Future[str] = Future()
+    digest.set_result("0" * 64)
     embedder = _Embedder(
         preparation=_Preparation((0, 1), ChipSize(32, 32)),
         card=card,
@@ -101,7 +105,7 @@ def run_one(n: int, root: Path) -> dict[str, float]:
         size=ChipSize(32, 32),
         device=torch.device("cpu"),
         checkpoint="fake",
-        digest="0" * 64,
+        digest=digest,
         activation="gelu",
     )
     seconds = {}
@@ -113,21 +117,7 @@ def run_one(n: int, root: Path) -> dict[str, float]:
 
     found = read_places(file, ReadOptions(chip_m=320))
     lap("read")
-    request = ExportRequest(
-        model=card.name,
-        sensor=SensorSpec(),
-        output=OutputSpec.pooled(),
-        backend="fake",
-        input_prep="resize",
-        checkpoint=None,
-        precision="fp32",
-        weights_sha256="0" * 64,
-        dtype="float32",
-        normalise=False,
-        thumbnails=False,
-        grid=False,
-        columns=(("label", "int64"),),
-    )
+    request = request_of(card.name, columns=(("label", "int64"),))
     tables = plan_tables(found, schedule(found, JUNE, None), request, folder.planned_keys())
     folder.add_plan(request, tables, PARTITION_SIZE, versions())
     lap("plan")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import shapely
 
+from benchmarks.fake_request import request_of
 from benchmarks.machine import peak_mib
 from rs_embed import plan_export
 from rs_embed.embedders.cards import find_card
@@ -21,7 +22,6 @@ from rs_embed.export.folder import DatasetFolder
 from rs_embed.export.formats import ReadOptions
 from rs_embed.export.limits import Limits
 from rs_embed.export.partitions import PARTITION_SIZE, plan_tables
-from rs_embed.export.request import ExportRequest
 from rs_embed.export.rows import RowsWanted
 from rs_embed.providers.base import FetchPlan, PatchRequest
 from rs_embed.specs import OutputSpec, SensorSpec, TemporalSpec
@@ -55,22 +55,7 @@ def report(chips: int = 10_000_000) -> list[str]:
     region, card, sensor = country(chips), find_card("remoteclip_s2rgb"), SensorSpec()
     wanted = RowsWanted(source=region, chip_m=CHIP_M, read=ReadOptions(max_places=None), temporal=JUNE, every=None)
     limits = Limits(card=card, scale_m=10, output=OutputSpec.pooled())
-    request = ExportRequest(
-        model=card.name,
-        sensor=sensor,
-        output=OutputSpec.pooled(),
-        backend="fake",
-        input_prep="resize",
-        checkpoint=None,
-        precision="fp32",
-        weights_sha256="0" * 64,
-        dtype="float32",
-        normalise=False,
-        thumbnails=False,
-        grid=False,
-        columns=(),
-        chip_m=CHIP_M,
-    )
+    request = request_of(card.name, chip_m=CHIP_M)
     seconds, started = {}, time.perf_counter()
 
     def lap(name: str) -> None:

@@ -50,7 +50,7 @@ def get_embedding(
         temporal: the time range.
         sensor: the imagery to fetch; the model's defaults when None.
         output: a pooled vector or a token grid.
-        backend: "sample", "local:<folder>", …, "auto", or an object that is a `Provider`.
+        backend: "sample", "local:FOLDER", …, "auto", or an object that is a `Provider`.
         device: "auto", "cpu", "cuda", …
         input_prep: "resize" shows the model the whole place at once; "tile" cuts it at native resolution.
         input_chw: pixels instead of a fetch: raw DN, (3, y, x), bands B4, B3, B2; see `get_embeddings_batch`.
@@ -116,7 +116,7 @@ def get_embeddings_batch(
         temporal: one time range for all, or one for each.
         sensor: the imagery to fetch; the model's defaults when None.
         output: a pooled vector or a token grid.
-        backend: "sample", "local:<folder>", …, "auto", or an object that is a `Provider`.
+        backend: "sample", "local:FOLDER", …, "auto", or an object that is a `Provider`.
         device: "auto", "cpu", "cuda", …
         input_prep: "resize" shows the model the whole place at once; "tile" cuts it at native resolution.
         input_chws: pixels instead of fetches: raw DN, (3, y, x) each, NaN or masked (`numpy.ma`) where not observed;

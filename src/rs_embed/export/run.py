@@ -282,8 +282,8 @@ def _add_rows(local: Runner, rows: Rows, partition_size: int, report: CutListene
 
 def _knows_any(folder: DatasetFolder, request: ExportRequest, rows: Rows) -> bool:
     """Tell if any of the rows is planned already."""
-    known, none = folder.planned_keys(), folder.planned_keys()[:0]
-    tables = plan_tables(rows.places, rows.schedule, request, none)
+    known = folder.planned_keys()
+    tables = plan_tables(rows.places, rows.schedule, request, known[:0])
     return any(among(keys_of(table["unique_id"]), known).any() for table in tables)
 
 

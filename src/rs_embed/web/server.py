@@ -25,7 +25,6 @@ from pydantic import BaseModel
 from rs_embed.errors import RSEmbedError
 from rs_embed.search.concepts import Concept
 from rs_embed.search.index import EmbeddingIndex
-from rs_embed.search.query import known_words
 from rs_embed.search.results import SearchResults
 from rs_embed.specs import bounds_of
 from rs_embed.web.gazetteer import Town, gazetteer
@@ -40,7 +39,7 @@ from rs_embed.web.params import (
     TownParams,
     box_edges,
 )
-from rs_embed.web.suggestions import Suggestions
+from rs_embed.web.suggestions import Suggestions, readable_words
 from rs_embed.web.tables import csv_of
 
 _REFRESH_S = 3.0
@@ -197,7 +196,7 @@ def _add_dataset(app: FastAPI, index: EmbeddingIndex, save_concepts: bool) -> No
             "extent": index.extent,
             "dense_extent": index.dense_extent,
             "time": index.time_range,
-            "words": _known_words(index),
+            "words": readable_words(index),
             "thumbnails": index.request.thumbnails,
             "concepts": index.concepts.names(),
             "saves_concepts": save_concepts,
@@ -315,14 +314,6 @@ def server_config(app: FastAPI) -> uvicorn.Config:
         timeout_keep_alive=5,
         timeout_graceful_shutdown=5,
     )
-
-
-def _known_words(index: EmbeddingIndex) -> list[str]:
-    """Return words that the model can read; none if its text side cannot be loaded (a search will say why)."""
-    try:
-        return known_words(index.weights.texts())
-    except RSEmbedError:
-        return []
 
 
 def _unique_id(index: EmbeddingIndex, id: str) -> str:

@@ -28,13 +28,17 @@ class Suggestions:
             return self._found[1]
 
 
+def readable_words(index: EmbeddingIndex) -> list[str]:
+    """Return words that the model can read; none if its text side cannot be loaded (a search will say why)."""
+    try:
+        return known_words(index.weights.texts())
+    except RSEmbedError:
+        return []
+
+
 def _present(index: EmbeddingIndex) -> Iterator[tuple[float, str, str]]:
     """Yield likelihood, word and best place for each word that the dataset shows."""
-    try:
-        words = known_words(index.weights.texts())
-    except RSEmbedError:  # a search will say why
-        return
-    for word in words:
+    for word in readable_words(index):
         found = index.search(word)
         if found.presence == "present":
             yield found.hits[0].probability or 0.0, word, found.hits[0].unique_id

@@ -25,8 +25,7 @@ def main() -> None:
     shutil.copytree(ROOT / "docs", PAGES, ignore=shutil.ignore_patterns("*.py", "notebooks", "__pycache__"))
     (PAGES / "design" / "index.md").write_text(_decisions(), encoding="utf-8")
     (PAGES / "commands.md").write_text(_commands(), encoding="utf-8")
-    zensical = Path(sys.executable).parent / "zensical"
-    subprocess.run([zensical, "build", "--strict", "--clean"], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-m", "zensical", "build", "--strict", "--clean"], check=True, cwd=ROOT)
 
 
 def _commands() -> str:

@@ -15,7 +15,7 @@ from rs_embed.export.limits import PLACES_A_S, Limits
 from rs_embed.export.partitions import PARTITION_SIZE
 from rs_embed.export.rows import Rows, RowsWanted
 from rs_embed.html import Fact, result_html
-from rs_embed.providers.base import FetchPlan, Provider
+from rs_embed.providers.base import FetchPlan, PatchRequest, Provider
 from rs_embed.providers.gee.expressions import bytes_per_pixel
 from rs_embed.providers.registry import resolve
 from rs_embed.specs import (
@@ -170,14 +170,15 @@ def plan_export(
     wanted = RowsWanted(source=places, chip_m=chip_m, read=read or ReadOptions(), temporal=temporal, every=every)
     found = wanted.find(limits, sample=_SAMPLE)
     numbers = _neighbours(len(found.schedule))
+    requests = found.patch_requests(sensor, numbers)
     return ExportPlan(
         rows=found.total,
-        fetch=provider.plan(found.patch_requests(sensor, numbers)),
+        fetch=provider.plan(requests),
         bad_rows=found.bad_rows,
         write_bytes=found.total * limits.row_bytes,
         grid_bytes=found.total * 4 * card.token_dim * (card.image_px // card.patch_px) ** 2 if grid else 0,
         mbit_s=mbit_s,
-        alternatives=tuple(_alternatives(found, numbers, sensor, provider)),
+        alternatives=tuple(_alternatives(found, numbers, requests, sensor, provider)),
     )
 
 
@@ -189,14 +190,14 @@ def _neighbours(rows: int) -> list[int]:
 
 
 def _alternatives(
-    rows: Rows, numbers: Sequence[int], sensor: SensorSpec, provider: Provider
+    rows: Rows, numbers: Sequence[int], requests: Sequence[PatchRequest], sensor: SensorSpec, provider: Provider
 ) -> Iterator[tuple[str, FetchPlan]]:
-    yield "max_scenes=3", provider.plan(rows.patch_requests(replace(sensor, max_scenes=3), numbers))
+    few = replace(sensor, max_scenes=3)
+    yield "max_scenes=3", provider.plan([replace(request, sensor=few) for request in requests])
     if not rows.places.boxes:
         half = replace(rows, places=replace(rows.places, half_m=rows.places.half_m / 2))
         yield "half the chip", provider.plan(half.patch_requests(sensor, numbers))
     if provider.name != "gee":
-        requests = rows.patch_requests(sensor, numbers)
         pixels, n = sum(prod(request.geobox.shape) for request in requests), len(requests)
         read_bytes = pixels * bytes_per_pixel(1, sensor)
         composites = FetchPlan(scenes_of=(1,) * n, covered=(1.0,) * n, read_bytes=read_bytes, requests=n)
